@@ -1,0 +1,154 @@
+"""Files that are whole or not there: atomic writes, JSONL with line numbers, names that are safe as folder names.
+
+What is written here appears under its final name by one rename, so a process that is killed leaves whole files and
+temporaries (`.*.partial`) that mean nothing. Nothing is synced to disk: a power cut may take back the last seconds.
+"""
+
+import errno
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from t2l_jax.errors import UserError
+
+PARTIAL_SUFFIX = ".partial"
+MAX_NAME_BYTES = 200  # file systems allow 255; the rest is room for suffixes
+
+
+@contextmanager
+def explained(path: Path, action: str = "written") -> Iterator[None]:
+    """Turn the system's refusal to read or write `path` (disk full, no permission, ...) into a UserError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(f"no space left on the disk of {path}: free some, or choose another disk") from error
+        culprit = f" ({error.filename})" if error.filename and str(error.filename) != str(path) else ""
+        raise UserError(f"{path} cannot be {action}: {error.strerror or error}{culprit}") from error
+
+
+def partial_path(folder: Path) -> Path:
+    """A fresh temporary name in `folder`, on the same file system, hence one rename away from any name beside it."""
+    return folder / f".{secrets.token_hex(8)}{PARTIAL_SUFFIX}"
+
+
+def remove_partials(folder: Path) -> None:
+    """Delete the temporaries that killed processes left in `folder`. Only for a folder nobody else is writing to."""
+    for path in folder.glob(f".*{PARTIAL_SUFFIX}"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def atomic_write(path: str | Path, data: bytes | str) -> None:
+    """Write a whole file or leave what was there before. Text is written as UTF-8. Parent folders are made."""
+    path = Path(path)
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = partial_path(path.parent)
+        try:
+            partial.write_bytes(data.encode() if isinstance(data, str) else data)
+            partial.replace(path)
+        except BaseException:
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def atomic_folder(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
+    """Yield a temporary folder to fill; it becomes `path` when the block ends well, and is deleted when it does not.
+
+    A folder that exists and is not empty is a UserError, unless `replace` says to delete it (just before the rename).
+    """
+    path = Path(path)
+    if not replace:
+        refuse_existing(path)
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = partial_path(path.parent)
+        partial.mkdir()
+        try:
+            yield partial
+            if replace and path.exists():
+                old = partial_path(path.parent)
+                path.rename(old)
+                partial.rename(path)
+                shutil.rmtree(old)
+            else:
+                partial.rename(path)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+
+def refuse_existing(path: Path) -> None:
+    """Raise UserError where something stands at `path`, an empty folder excepted."""
+    with explained(path, "read"):
+        if path.is_dir() and not any(path.iterdir()):
+            return
+        if os.path.lexists(path):
+            raise UserError(f"{path} exists already and is not overwritten: choose another place, or delete it first")
+
+
+def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (line number from 1, object) for every line of a JSONL file that is not blank.
+
+    Raises UserError with file and line for text that is not UTF-8, not JSON, or not an object.
+    """
+    path = Path(path)
+    with explained(path, "read"), path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                yield number, _json_object(line, f"{path}, line {number}")
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """The object in a JSON file; UserError where it is missing, not UTF-8, not JSON, or not an object."""
+    path = Path(path)
+    with explained(path, "read"):
+        data = path.read_bytes()
+    return _json_object(data, str(path))
+
+
+def _json_object(data: bytes, where: str) -> dict[str, Any]:
+    try:
+        text = data.decode()
+        value = json.loads(text)
+        if "\\u" in text:  # half of a surrogate pair is valid JSON, and cannot be written as UTF-8 later
+            json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where}: not UTF-8 text (byte {error.start}): save the file as UTF-8") from error
+    except UnicodeEncodeError as error:
+        raise UserError(f"{where}: holds half of a UTF-16 surrogate pair: write the character itself") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{where}: not JSON: {error.msg} at column {error.colno}") from error
+    except RecursionError as error:
+        raise UserError(f"{where}: not usable JSON: brackets nested too deeply") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{where}: expected a JSON object {{...}}, got {type(value).__name__}")
+    return value
+
+
+def check_name(name: str) -> str:
+    """Return a task's or adapter's name if it can be used as a folder name, else raise UserError."""
+    problem = None
+    if not isinstance(name, str) or not name.strip():
+        problem = "is empty"
+    elif "/" in name or "\\" in name:
+        problem = "holds a path separator"
+    elif name.startswith("."):
+        problem = "starts with a dot"
+    elif not name.isprintable() or name != name.strip():
+        problem = "holds control characters, or spaces at its ends"
+    elif len(name.encode()) > MAX_NAME_BYTES:
+        problem = f"is longer than {MAX_NAME_BYTES} bytes"
+    if problem:
+        raise UserError(f"the name {str(name)[:80]!r} {problem}: use letters, digits, '_', '-' and '.'")
+    return name

@@ -1,0 +1,134 @@
+import errno
+from pathlib import Path
+
+import pytest
+
+from t2l_jax.errors import UserError
+from t2l_jax.io.files import atomic_folder, atomic_write, check_name, explained, read_json, read_jsonl, remove_partials
+
+
+def fail_halfway(folder: Path) -> None:
+    (folder / "a").write_text("1")
+    raise KeyboardInterrupt
+
+
+def full_disk(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_atomic_write_replaces_and_makes_parents(tmp_path):
+    path = tmp_path / "a" / "b.txt"
+    atomic_write(path, "first")
+    atomic_write(path, "zweite, grün")
+    assert path.read_text(encoding="utf-8") == "zweite, grün"
+    assert [p.name for p in path.parent.iterdir()] == ["b.txt"]
+
+
+def test_atomic_write_on_a_full_disk_keeps_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "x.json"
+    atomic_write(path, b"old")
+    monkeypatch.setattr(Path, "replace", full_disk)
+    with pytest.raises(UserError, match=r"no space left on the disk of .*x\.json"):
+        atomic_write(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_a_really_full_disk():
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    with pytest.raises(UserError, match="no space left"), explained(Path("/dev/full")):
+        Path("/dev/full").write_bytes(b"x")
+
+
+def test_writing_below_a_file_is_explained(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written: "):
+        atomic_write(tmp_path / "file" / "child", "text")
+
+
+def test_atomic_folder_appears_whole(tmp_path):
+    target = tmp_path / "deep" / "out"
+    with atomic_folder(target) as folder:
+        (folder / "a").write_text("1")
+        assert not target.exists()
+        assert folder.parent == target.parent
+    assert (target / "a").read_text() == "1"
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_atomic_folder_leaves_nothing_after_a_failure(tmp_path):
+    with pytest.raises(KeyboardInterrupt), atomic_folder(tmp_path / "out") as folder:
+        fail_halfway(folder)
+    with pytest.raises(UserError, match="no space left"), atomic_folder(tmp_path / "out"):
+        full_disk()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_atomic_folder_refuses_what_exists_unless_told(tmp_path):
+    target = tmp_path / "out"
+    target.mkdir()
+    with atomic_folder(target) as folder:  # an empty folder may be filled
+        (folder / "old").write_text("")
+    with pytest.raises(UserError, match="exists already"), atomic_folder(target):
+        pass
+    with atomic_folder(target, replace=True) as folder:
+        (folder / "new").write_text("")
+    assert [p.name for p in target.iterdir()] == ["new"]
+    assert list(tmp_path.iterdir()) == [target]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="exists already"), atomic_folder(tmp_path / "file"):
+        pass
+
+
+def test_remove_partials(tmp_path):
+    (tmp_path / ".12.partial").mkdir()
+    (tmp_path / ".12.partial" / "x").write_text("")
+    (tmp_path / ".34.partial").write_text("")
+    (tmp_path / "kept.partial").write_text("")
+    remove_partials(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["kept.partial"]
+
+
+def test_read_jsonl(tmp_path):
+    path = tmp_path / "t.jsonl"
+    path.write_text('{"a": 1}\n\n  \n{"b": "grün"}', encoding="utf-8")
+    assert list(read_jsonl(path)) == [(1, {"a": 1}), (4, {"b": "grün"})]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b'{"a": 1', "not JSON"),
+        (b"[1]", "expected a JSON object"),
+        (b'{"a": "\xff"}', "not UTF-8"),
+        (rb'{"a": "\ud800"}', "surrogate"),
+        (b"[" * 100_000, "nested too deeply"),
+    ],
+)
+def test_read_jsonl_names_file_and_line(tmp_path, line, message):
+    path = tmp_path / "t.jsonl"
+    path.write_bytes(b'{"a": "\\u00e9"}\n' + line + b"\n")
+    with pytest.raises(UserError, match=rf"t\.jsonl, line 2: .*{message}"):
+        list(read_jsonl(path))
+
+
+def test_read_missing(tmp_path):
+    with pytest.raises(UserError, match=r"none\.jsonl cannot be read: No such file"):
+        list(read_jsonl(tmp_path / "none.jsonl"))
+    with pytest.raises(UserError, match="cannot be read: Is a directory"):
+        read_json(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a", "task 1", "été-2_x.y", "0000", "a..b", "x" * 200])
+def test_check_name_accepts(name):
+    assert check_name(name) == name
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", " ", ".", "..", "../x", "a/b", "a\\b", ".hidden", "a\nb", "a\0b", "\ud800", "x ", "é" * 101, None, 3],
+)
+def test_check_name_refuses(name):
+    with pytest.raises(UserError, match="the name"):
+        check_name(name)
