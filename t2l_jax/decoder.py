@@ -1,0 +1,330 @@
+"""The base LLM: one scanned Flax decoder for the Llama family, with an adapter per task as an ordinary argument.
+
+Axes: B any batch axes (rows; or tasks, rows), S sequence, C cache slots, L layers, D model width, H query heads,
+K key/value heads, h head width, V vocabulary.
+
+The layers are one set of parameters stacked on a leading axis, so that compile time does not grow with depth. What
+differs between families (Llama, SmolLM2, Mistral, Gemma 2, Qwen 2 and 3) is data in `DecoderConfig`, never a subclass.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float, Int
+
+from t2l_jax.errors import UserError
+from t2l_jax.lora import Adapter, LoraModule, LoraSpec, lora_delta
+
+GLOBAL_WINDOW = 2**30  # wider than any sequence: a layer that sees everything before it
+
+
+@dataclass(frozen=True)
+class Llama3Scaling:
+    """Llama 3.1's stretching of low rotary frequencies beyond the length of pre-training."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_length: int
+
+
+@dataclass(frozen=True)
+class AttentionConfig:
+    """Heads, rotary positions and masks. `windows` holds each layer's sliding window (None: the whole past)."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    windows: tuple[int | None, ...]
+    rope_theta: float = 10_000.0
+    rope_scaling: Llama3Scaling | None = None
+    scale: float | None = None  # of the scores; None: 1/sqrt(head_dim)
+    softcap: float | None = None
+    qkv_bias: bool = False
+    out_bias: bool = False
+    qk_norm: bool = False
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """A decoder of the Llama family. Every field changes the logits."""
+
+    vocab_size: int
+    width: int
+    num_layers: int
+    mlp_width: int
+    attention: AttentionConfig
+    activation: Literal["silu", "gelu_tanh", "gelu"] = "silu"
+    mlp_bias: bool = False
+    norm_eps: float = 1e-6
+    norm_offset: float = 0.0  # added to every norm's scale (Gemma stores scale - 1)
+    post_norms: bool = False  # also normalise what attention and MLP return (Gemma 2)
+    embed_scale: float = 1.0
+    logit_softcap: float | None = None
+    tied_head: bool = True
+
+    def projection_widths(self) -> dict[str, tuple[int, int]]:
+        """Projection name -> (input width, output width), in the order of `lora.PROJECTIONS`."""
+        query = self.attention.num_heads * self.attention.head_dim
+        key_value = self.attention.num_kv_heads * self.attention.head_dim
+        return {
+            "q_proj": (self.width, query),
+            "k_proj": (self.width, key_value),
+            "v_proj": (self.width, key_value),
+            "o_proj": (query, self.width),
+            "gate_proj": (self.width, self.mlp_width),
+            "up_proj": (self.width, self.mlp_width),
+            "down_proj": (self.mlp_width, self.width),
+        }
+
+    def lora_spec(
+        self, names: tuple[str, ...] = ("q_proj", "v_proj"), rank: int = 8, alpha: float = 16.0, rslora: bool = True
+    ) -> LoraSpec:
+        """The spec of an adapter for this decoder."""
+        widths = self.projection_widths()
+        unknown = [name for name in names if name not in widths]
+        if unknown:
+            raise UserError(f"this decoder has no projection {', '.join(unknown)}: choose among {', '.join(widths)}")
+        return LoraSpec(
+            tuple(LoraModule(name, *widths[name]) for name in names), self.num_layers, rank, alpha, rslora
+        )
+
+    def check_adapter(self, spec: LoraSpec) -> None:
+        """Raise UserError where a spec's layers or widths are another model's."""
+        widths = self.projection_widths()
+        if spec.num_layers != self.num_layers:
+            raise UserError(f"the adapter has {spec.num_layers} layers, the base model {self.num_layers}: not its base")
+        for module in spec.modules:
+            if (module.d_in, module.d_out) != widths[module.name]:
+                raise UserError(
+                    f"the adapter's {module.name} is {module.d_in} -> {module.d_out}, the base model's "
+                    f"{widths[module.name][0]} -> {widths[module.name][1]}: not its base"
+                )
+
+
+@struct.dataclass
+class Cache:
+    """Keys and values of the tokens seen so far, and what the mask needs to know about them.
+
+    `slot` is where the next tokens go; `segments` is 0 for a slot that holds nothing.
+    """
+
+    keys: Float[Array, "L *B C K h"]
+    values: Float[Array, "L *B C K h"]
+    positions: Int[Array, "*B C"]
+    segments: Int[Array, "*B C"]
+    slot: Int[Array, ""]
+
+
+def init_cache(config: DecoderConfig, batch_shape: tuple[int, ...], length: int, dtype: Any = jnp.float32) -> Cache:
+    """An empty cache with room for `length` tokens a row."""
+    kv = (config.num_layers, *batch_shape, length, config.attention.num_kv_heads, config.attention.head_dim)
+    blank = jnp.zeros((*batch_shape, length), jnp.int32)
+    return Cache(jnp.zeros(kv, dtype), jnp.zeros(kv, dtype), blank, blank, jnp.zeros((), jnp.int32))
+
+
+def rope_frequencies(config: AttentionConfig) -> Float[Array, "h/2"]:
+    """Radians per position of each pair of channels (RoFormer, arXiv 2104.09864; Llama 3.1's scaling on top)."""
+    half = config.head_dim // 2
+    freq = 1.0 / config.rope_theta ** (jnp.arange(half, dtype=jnp.float32) / half)
+    scaling = config.rope_scaling
+    if scaling is None:
+        return freq
+    # Turns completed within the original length decide: few turns are slowed down, many kept, in between blended.
+    turns = scaling.original_length * freq / (2 * math.pi)
+    blend = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    blend = jnp.clip(blend, 0.0, 1.0)
+    return blend * freq + (1 - blend) * freq / scaling.factor
+
+
+def rotate(x: Float[Array, "*B S N h"], angles: Float[Array, "*B S h/2"]) -> Float[Array, "*B S N h"]:
+    """Rotate the channel pairs (j, j + h/2) of every head by the angles of its position."""
+    cos, sin = jnp.cos(angles)[..., None, :], jnp.sin(angles)[..., None, :]
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+
+
+def attend(
+    q: Float[Array, "*B S H h"],
+    k: Float[Array, "*B C K h"],
+    v: Float[Array, "*B C K h"],
+    mask: Array,
+    config: AttentionConfig,
+) -> Float[Array, "*B S H*h"]:
+    """Grouped-query attention, softmax in float32. `mask` [*B, S, C] is True where a query may look."""
+    groups = config.num_heads // config.num_kv_heads
+    q = q.reshape(*q.shape[:-2], config.num_kv_heads, groups, config.head_dim)
+    scale = config.head_dim**-0.5 if config.scale is None else config.scale
+    scores = scale * jnp.einsum("...skgh,...ckh->...kgsc", q, k, preferred_element_type=jnp.float32)
+    if config.softcap is not None:
+        scores = config.softcap * jnp.tanh(scores / config.softcap)
+    scores = jnp.where(mask[..., None, None, :, :], scores, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    out = jnp.einsum("...kgsc,...ckh->...skgh", weights, v)
+    return out.reshape(*out.shape[:-3], config.num_heads * config.head_dim)
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square normalisation in float32 over the last axis."""
+
+    config: DecoderConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*B d"]) -> Float[Array, "*B d"]:
+        scale = self.param("scale", nn.initializers.constant(1 - self.config.norm_offset), (x.shape[-1],))
+        x32 = x.astype(jnp.float32)
+        x32 = x32 * jax.lax.rsqrt(jnp.mean(x32**2, axis=-1, keepdims=True) + self.config.norm_eps)
+        return (x32 * (scale.astype(jnp.float32) + self.config.norm_offset)).astype(x.dtype)
+
+
+class Layer(nn.Module):
+    """One decoder layer. `lora` is this layer's slice of an adapter: name -> {a: [*T, r, i], b: [*T, o, r]}."""
+
+    config: DecoderConfig
+    lora_scale: float
+    lora_dropout: float
+    train: bool
+
+    @nn.compact
+    def __call__(self, carry, lora, window, index, angles, places):  # noqa: ANN001 (the shapes that nn.scan hands over)
+        x, cache = carry
+        norm_in = RMSNorm(self.config, name="attn_norm")(x)
+        out, cache = self.attention(norm_in, cache, lora, window, index, angles, places)
+        x = x + (RMSNorm(self.config, name="post_attn_norm")(out) if self.config.post_norms else out)
+        out = self.mlp(RMSNorm(self.config, name="mlp_norm")(x), lora)
+        x = x + (RMSNorm(self.config, name="post_mlp_norm")(out) if self.config.post_norms else out)
+        return (x, cache), None
+
+    def project(self, name: str, x, lora, use_bias: bool = False):  # noqa: ANN001
+        """x W (+ bias) + scale * (drop(x) aᵀ) bᵀ."""
+        d_in, d_out = self.config.projection_widths()[name]
+        out = nn.Dense(d_out, use_bias=use_bias, dtype=x.dtype, name=name)(x)
+        if name in lora:
+            if self.lora_dropout:
+                x = nn.Dropout(self.lora_dropout, deterministic=not self.train)(x)
+            weights = jax.tree.map(lambda leaf: leaf.astype(x.dtype), lora[name])
+            out = out + self.lora_scale * lora_delta(x, weights["a"], weights["b"])
+        return out
+
+    def attention(self, x, cache, lora, window, index, angles, places):  # noqa: ANN001
+        config = self.config.attention
+        q = self.project("q_proj", x, lora, config.qkv_bias).reshape(*x.shape[:-1], config.num_heads, -1)
+        k = self.project("k_proj", x, lora, config.qkv_bias).reshape(*x.shape[:-1], config.num_kv_heads, -1)
+        v = self.project("v_proj", x, lora, config.qkv_bias).reshape(*x.shape[:-1], config.num_kv_heads, -1)
+        if config.qk_norm:
+            q, k = RMSNorm(self.config, name="q_norm")(q), RMSNorm(self.config, name="k_norm")(k)
+        q, k = rotate(q, angles), rotate(k, angles)
+        if cache is not None:
+            cache, k, v = write_cache(cache, k, v, index)
+        distance, visible = places
+        out = attend(q, k, v, visible & (distance < window), config)
+        return self.project("o_proj", out, lora, config.out_bias), cache
+
+    def mlp(self, x, lora):  # noqa: ANN001
+        act = {"silu": nn.silu, "gelu_tanh": nn.gelu, "gelu": lambda h: nn.gelu(h, approximate=False)}
+        gate = act[self.config.activation](self.project("gate_proj", x, lora, self.config.mlp_bias))
+        up = self.project("up_proj", x, lora, self.config.mlp_bias)
+        return self.project("down_proj", gate * up, lora, self.config.mlp_bias)
+
+
+def write_cache(cache: Cache, k, v, index):  # noqa: ANN001, ANN201
+    """Put new keys and values at the cache's slot of layer `index`; return the cache and that layer's whole k and v."""
+    start = (index, *(0,) * (k.ndim - 3), cache.slot, 0, 0)
+    keys = jax.lax.dynamic_update_slice(cache.keys, k[None].astype(cache.keys.dtype), start)
+    values = jax.lax.dynamic_update_slice(cache.values, v[None].astype(cache.values.dtype), start)
+    layer = [jax.lax.dynamic_index_in_dim(array, index, keepdims=False) for array in (keys, values)]
+    return cache.replace(keys=keys, values=values), *layer
+
+
+class Decoder(nn.Module):
+    """Tokens [*B, S] to final hidden states [*B, S, D], and `logits` from hidden states.
+
+    An adapter with batch axes takes them from the first axes of the tokens: an adapter batch [T] with tokens [T, R, S]
+    serves R rows of each of T tasks, with tokens [T, S] one row each; an adapter without batch axes serves all rows.
+    """
+
+    config: DecoderConfig
+    dtype: Any = jnp.float32  # of the activations
+    lora_dropout: float = 0.0
+    train: bool = False  # dropout on
+    remat: bool = False  # recompute a layer's activations in the backward pass instead of keeping them
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: Int[Array, "*B S"],
+        adapter: Adapter | None = None,
+        *,
+        segments: Int[Array, "*B S"] | None = None,
+        positions: Int[Array, "*B S"] | None = None,
+        cache: Cache | None = None,
+        embed_noise: Float[Array, "*B S D"] | None = None,
+    ) -> tuple[Float[Array, "*B S D"], Cache | None]:
+        """Final hidden states, and the cache with these tokens in it.
+
+        `segments`: 0 is padding, equal numbers attend to each other (default: one segment). `positions` default to
+        0, 1, 2, ... `embed_noise` is added to the input embeddings (NEFTune).
+        """
+        config = self.config
+        segments = jnp.ones_like(tokens) if segments is None else segments
+        positions = jnp.broadcast_to(jnp.arange(tokens.shape[-1]), tokens.shape) if positions is None else positions
+        embedding = self.param("embedding", nn.initializers.normal(0.02), (config.vocab_size, config.width))
+        x = embedding[tokens].astype(self.dtype) * jnp.asarray(config.embed_scale, self.dtype)
+        if embed_noise is not None:
+            x = x + embed_noise.astype(self.dtype)
+        if cache is not None:
+            cache = _place(cache, positions, segments)
+        seen = (positions, segments) if cache is None else (cache.positions, cache.segments)
+        distance = positions[..., :, None] - seen[0][..., None, :]
+        visible = (distance >= 0) & (segments[..., :, None] == seen[1][..., None, :]) & (segments[..., :, None] > 0)
+        angles = positions[..., None].astype(jnp.float32) * rope_frequencies(config.attention)
+        (x, cache), _ = self._layers(adapter)(
+            (x, cache),
+            {} if adapter is None else adapter.weights,
+            jnp.asarray([GLOBAL_WINDOW if w is None else w for w in config.attention.windows]),
+            jnp.arange(config.num_layers),
+            angles,
+            (distance, visible),
+        )
+        if cache is not None:
+            cache = cache.replace(slot=cache.slot + tokens.shape[-1])
+        if not config.tied_head:
+            self.param("head", nn.initializers.normal(0.02), (config.vocab_size, config.width))
+        return RMSNorm(config, name="final_norm")(x), cache
+
+    def _layers(self, adapter: Adapter | None) -> nn.Module:
+        """The stack of layers as one scanned module: parameters and the adapter's layer axis are scanned over."""
+        layer_axis = 0 if adapter is None else len(adapter.batch_shape)
+        layer = nn.remat(Layer, prevent_cse=False) if self.remat else Layer
+        scanned = nn.scan(
+            layer,
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=(layer_axis, 0, 0, nn.broadcast, nn.broadcast),
+            length=self.config.num_layers,
+        )
+        scale = 1.0 if adapter is None else adapter.spec.scale
+        return scanned(self.config, scale, self.lora_dropout, self.train, name="layers")
+
+
+def logits(config: DecoderConfig, params: dict[str, Any], hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
+    """Scores over the vocabulary, float32. Kept apart from the decoder so that they are computed where needed only."""
+    head = params["embedding"] if config.tied_head else params["head"]
+    scores = jnp.einsum("...d,vd->...v", hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    if config.logit_softcap is not None:
+        scores = config.logit_softcap * jnp.tanh(scores / config.logit_softcap)
+    return scores
+
+
+def _place(cache: Cache, positions: Int[Array, "*B S"], segments: Int[Array, "*B S"]) -> Cache:
+    """Note positions and segments of the tokens about to be written at the cache's slot."""
+    start = (*(0,) * (positions.ndim - 1), cache.slot)
+    return cache.replace(
+        positions=jax.lax.dynamic_update_slice(cache.positions, positions.astype(jnp.int32), start),
+        segments=jax.lax.dynamic_update_slice(cache.segments, segments.astype(jnp.int32), start),
+    )

@@ -1,0 +1,168 @@
+"""LoRA as pure functions: the shape of an adapter, its algebra, and its effect on a projection.
+
+Axes: T tasks or rows (any leading batch axes), L layers, r rank, i input width, o output width.
+
+Source: Hu et al., arXiv 2106.09685; rsLoRA: Kalajdzievski, arXiv 2312.03732. Orientation of A and B is PEFT's.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from t2l_jax.errors import UserError
+
+# The projections of a Llama-family layer that can carry LoRA, in the order in which every spec lists them.
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True)
+class LoraModule:
+    """One adapted projection: its name in PROJECTIONS and the widths of its input and output."""
+
+    name: str
+    d_in: int
+    d_out: int
+
+
+@dataclass(frozen=True)
+class LoraSpec:
+    """The shape and scale of an adapter: which projections, how many layers, rank, alpha, rsLoRA or not.
+
+    `modules` is kept in the order of PROJECTIONS whatever order it was given in, so that equal sets are equal specs.
+    """
+
+    modules: tuple[LoraModule, ...]
+    num_layers: int
+    rank: int = 8
+    alpha: float = 16.0
+    rslora: bool = True
+
+    def __post_init__(self) -> None:
+        names = [module.name for module in self.modules]
+        for name in names:
+            if name not in PROJECTIONS:
+                raise UserError(f"LoRA cannot target {name!r}: choose among {', '.join(PROJECTIONS)}")
+        if len(set(names)) != len(names) or not names:
+            raise UserError(f"LoRA needs each target module once and at least one, got {names}")
+        if self.rank < 1 or self.num_layers < 1 or self.alpha <= 0:
+            raise UserError(
+                f"LoRA needs rank, layers and alpha above zero, got {self.rank}, {self.num_layers}, {self.alpha}"
+            )
+        ordered = tuple(sorted(self.modules, key=lambda module: PROJECTIONS.index(module.name)))
+        object.__setattr__(self, "modules", ordered)
+
+    @property
+    def scale(self) -> float:
+        """What A and B's product is multiplied by: alpha / r, or alpha / sqrt(r) with rsLoRA."""
+        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(module.name for module in self.modules)
+
+    @property
+    def size(self) -> int:
+        """The number of weights in one adapter."""
+        return self.num_layers * self.rank * sum(module.d_in + module.d_out for module in self.modules)
+
+    def shapes(self) -> dict[str, dict[str, tuple[int, ...]]]:
+        """Module name -> shapes of `a` and `b` of one adapter."""
+        layers, rank = self.num_layers, self.rank
+        return {m.name: {"a": (layers, rank, m.d_in), "b": (layers, m.d_out, rank)} for m in self.modules}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for a config file; `from_dict` is its inverse."""
+        return {
+            "modules": {m.name: [m.d_in, m.d_out] for m in self.modules},
+            "num_layers": self.num_layers,
+            "rank": self.rank,
+            "alpha": self.alpha,
+            "rslora": self.rslora,
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "LoraSpec":
+        modules = tuple(LoraModule(name, *widths) for name, widths in data["modules"].items())
+        return cls(**{**data, "modules": modules})
+
+
+@struct.dataclass
+class Adapter:
+    """One adapter, or many: a pytree of `a` [*batch, L, r, i] and `b` [*batch, L, o, r] per module.
+
+    `spec` travels along as static data, so the scale is never lost and `jax.tree.map` adds, averages or scales the
+    weights alone. Leading batch axes mean "many adapters".
+    """
+
+    weights: dict[str, dict[str, Float[Array, "..."]]]
+    spec: LoraSpec = struct.field(pytree_node=False)
+
+    @property
+    def batch_shape(self) -> tuple[int, ...]:
+        return self.weights[self.spec.names[0]]["a"].shape[:-3]
+
+    def __len__(self) -> int:
+        if not self.batch_shape:
+            raise TypeError("a single adapter has no length: its leading axis is the layer, not a batch")
+        return self.batch_shape[0]
+
+    def __getitem__(self, index: Any) -> "Adapter":
+        """Index or slice the leading batch axis."""
+        if not self.batch_shape:
+            raise IndexError("a single adapter cannot be indexed: it has no batch axis")
+        return jax.tree.map(lambda leaf: leaf[index], self)
+
+
+def init_adapter(key: PRNGKeyArray, spec: LoraSpec, dtype: Any = jnp.float32) -> Adapter:
+    """The usual start of LoRA training: A ~ U(±1/sqrt(i)), B = 0, hence a delta of exactly zero."""
+    keys = jax.random.split(key, len(spec.modules))
+    shapes = spec.shapes()
+    weights = {}
+    for module_key, module in zip(keys, spec.modules, strict=True):
+        bound = 1 / math.sqrt(module.d_in)
+        shape = shapes[module.name]
+        weights[module.name] = {
+            "a": jax.random.uniform(module_key, shape["a"], dtype, -bound, bound),
+            "b": jnp.zeros(shape["b"], dtype),
+        }
+    return Adapter(weights, spec)
+
+
+def lora_delta(
+    x: Float[Array, "*batch i"], a: Float[Array, "*adapters r i"], b: Float[Array, "*adapters o r"]
+) -> Float[Array, "*batch o"]:
+    """(x aᵀ) bᵀ, unscaled. The batch axes of a and b are the first ones of x: one matmul per task, no copies per row."""
+    if a.ndim > 2:
+        return jax.vmap(lora_delta)(x, a, b)
+    return (x @ a.T) @ b.T
+
+
+def dense_delta(adapter: Adapter) -> dict[str, Float[Array, "*batch L i o"]]:
+    """The change that the adapter makes to each projection's kernel [L, i, o], scale included."""
+    return {
+        name: adapter.spec.scale * jnp.einsum("...ri,...or->...io", w["a"], w["b"])
+        for name, w in adapter.weights.items()
+    }
+
+
+def stack(adapters: Sequence[Adapter]) -> Adapter:
+    """Adapters of one spec as one Adapter with a new leading axis."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *adapters)
+
+
+
+def merge(params: dict[str, Any], adapter: Adapter) -> dict[str, Any]:
+    """Decoder parameters with one adapter's delta added to the kernels: a specialised model that needs no adapter."""
+    if adapter.batch_shape:
+        raise UserError(f"only one adapter can be merged, got a batch of shape {adapter.batch_shape}: index it first")
+    layers = dict(params["layers"])
+    for name, delta in dense_delta(adapter).items():
+        kernel = layers[name]["kernel"]
+        layers[name] = {**layers[name], "kernel": (kernel + delta).astype(kernel.dtype)}
+    return {**params, "layers": layers}
