@@ -1,0 +1,190 @@
+"""A base model's files as decoder parameters, tensor by tensor, and its tokenizer."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from t2l_jax.decoder import Decoder, DecoderConfig
+from t2l_jax.errors import UserError
+from t2l_jax.io import sources
+from t2l_jax.io.gguf_file import gguf_config
+from t2l_jax.io.hf_config import decoder_config
+from t2l_jax.io.readers import Tensor, read_json, tensors, weight_files
+
+Params = dict[str, Any]
+Placement = Callable[[str], jax.sharding.Sharding | None]  # path of a parameter, such as "layers/q_proj/kernel"
+
+BLOCK_BYTES = 2**25  # what is read from a file at a time: all that loading needs beside the parameters
+_LAYER_NAMES = {
+    "attn_norm": "input_layernorm",
+    "mlp_norm": "post_attention_layernorm",
+    "q_proj": "self_attn.q_proj",
+    "k_proj": "self_attn.k_proj",
+    "v_proj": "self_attn.v_proj",
+    "o_proj": "self_attn.o_proj",
+    "q_norm": "self_attn.q_norm",
+    "k_norm": "self_attn.k_norm",
+    "gate_proj": "mlp.gate_proj",
+    "up_proj": "mlp.up_proj",
+    "down_proj": "mlp.down_proj",
+}
+_FOUR_NORMS = {
+    "post_attn_norm": "post_attention_layernorm",
+    "mlp_norm": "pre_feedforward_layernorm",
+    "post_mlp_norm": "post_feedforward_layernorm",
+}
+_TOP_NAMES = {"embedding": "model.embed_tokens", "final_norm/scale": "model.norm", "head": "lm_head"}
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where a checkpoint's tensor goes: the parameter's path, the layer in it, and whether its matrix is turned."""
+
+    path: str
+    layer: int | None
+    turned: bool
+    shape: tuple[int, ...]  # in the checkpoint
+
+
+def load_config(source: str) -> DecoderConfig:
+    """The decoder that a source describes. Reads no weights."""
+    path = sources.resolve(source)
+    file = path if path.is_file() else path / "config.json"
+    if file.suffix != ".gguf" and not file.is_file():
+        file = weight_files(path)[0]
+    return gguf_config(file) if file.suffix == ".gguf" else decoder_config(read_json(file), file)
+
+
+def load_base(source: str, dtype: Any = jnp.float32, sharding: Placement | None = None) -> tuple[DecoderConfig, Params]:
+    """A base model's config and parameters in `dtype`, each created where `sharding` places it.
+
+    Tensors are read a block of rows at a time and written into parameters that are already in place, so that host
+    memory holds one block beside them. Raises UserError where the files are missing, cut short or of another model:
+    every parameter must be found once, and everything found must have a place.
+    """
+    path = sources.resolve(source)
+    config = load_config(str(path))
+    shapes = parameter_shapes(config)
+    slots = checkpoint_slots(config, shapes)
+    place = sharding or (lambda _: None)
+    flat: dict[str, Array] = {}
+    filled: dict[str, Path] = {}
+    for tensor in tensors(path):
+        slot = slots.get(tensor.name)
+        if slot is None:
+            if _is_harmless(tensor, config):
+                continue
+            raise UserError(f"{tensor.file}: tensor {tensor.name} has no place in this {_family(config)}")
+        if tensor.name in filled:
+            raise UserError(f"{tensor.file}: tensor {tensor.name} is also in {filled[tensor.name]}; keep one of them")
+        _check_shape(tensor, slot)
+        if slot.path not in flat:
+            flat[slot.path] = jnp.zeros(shapes[slot.path], dtype, device=place(slot.path))
+        flat[slot.path] = _fill(flat[slot.path], tensor, slot)
+        filled[tensor.name] = tensor.file
+    missing = sorted(set(slots) - set(filled))
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise UserError(f"{path}: the weights lack {', '.join(missing[:3])}{more}; download the model again")
+    return config, _nest(flat)
+
+
+def parameter_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
+    """Path -> shape of every parameter of the decoder."""
+    tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    params = jax.eval_shape(Decoder(config).init, jax.random.key(0), tokens)["params"]
+    flat, _ = jax.tree_util.tree_flatten_with_path(params)
+    return {"/".join(key.key for key in path): leaf.shape for path, leaf in flat}
+
+
+def checkpoint_slots(config: DecoderConfig, shapes: dict[str, tuple[int, ...]]) -> dict[str, Slot]:
+    """Name of each tensor that a checkpoint must hold -> where it goes."""
+    names = {**_LAYER_NAMES, **_FOUR_NORMS} if config.post_norms else _LAYER_NAMES
+    slots = {}
+    for path, shape in shapes.items():
+        if not path.startswith("layers/"):
+            slots[f"{_TOP_NAMES[path]}.weight"] = Slot(path, None, False, shape)
+            continue
+        _, module, leaf = path.split("/")
+        turned = leaf == "kernel"
+        suffix = "bias" if leaf == "bias" else "weight"
+        one = tuple(reversed(shape[1:])) if turned else shape[1:]
+        for layer in range(shape[0]):
+            slots[f"model.layers.{layer}.{names[module]}.{suffix}"] = Slot(path, layer, turned, one)
+    return slots
+
+
+def _is_harmless(tensor: Tensor, config: DecoderConfig) -> bool:
+    """Tensors that some files carry though they say nothing new: rotary frequencies, and the tied head's copy."""
+    return tensor.name.endswith("rotary_emb.inv_freq") or (config.tied_head and tensor.name == "lm_head.weight")
+
+
+def _family(config: DecoderConfig) -> str:
+    return f"model of {config.num_layers} layers and width {config.width}; its config does not fit the weights"
+
+
+def _check_shape(tensor: Tensor, slot: Slot) -> None:
+    shape = tuple(reversed(tensor.shape)) if tensor.flipped else tensor.shape
+    if shape != slot.shape:
+        raise UserError(
+            f"{tensor.file}: tensor {tensor.name} is {list(shape)}, the config asks for {list(slot.shape)}; "
+            "config and weights are of two models"
+        )
+
+
+def _fill(param: Array, tensor: Tensor, slot: Slot) -> Array:
+    """Write a tensor into its parameter, a block of rows at a time."""
+    num_rows = tensor.shape[0]
+    row_bytes = 4 * math.prod(tensor.shape[1:])
+    step = max(1, BLOCK_BYTES // row_bytes)
+    turned = slot.turned != tensor.flipped
+    for start in range(0, num_rows, step):
+        rows = tensor.read(start, min(start + step, num_rows))
+        corner = [0] * rows.ndim
+        corner[-1 if turned else 0] = start
+        if slot.layer is not None:
+            corner.insert(0, slot.layer)
+        param = _write(param, rows, tuple(corner), turned=turned, sharding=param.sharding)
+        param.block_until_ready()  # or blocks would pile up in memory
+    return param
+
+
+@partial(jax.jit, donate_argnums=0, static_argnames=("turned", "sharding"))
+def _write(param: Array, rows: Array, corner: tuple[int, ...], *, turned: bool, sharding: Any) -> Array:
+    block = (rows.T if turned else rows).astype(param.dtype)
+    block = block.reshape((1,) * (param.ndim - block.ndim) + block.shape)
+    return jax.lax.with_sharding_constraint(jax.lax.dynamic_update_slice(param, block, corner), sharding)
+
+
+def _nest(flat: dict[str, Array]) -> Params:
+    nested: Params = {}
+    for path, leaf in flat.items():
+        *parents, last = path.split("/")
+        inner = nested
+        for parent in parents:
+            inner = inner.setdefault(parent, {})
+        inner[last] = leaf
+    return nested
+
+
+def load_tokenizer(source: str) -> Any:
+    """The model's own tokenizer, with its chat template. Reads no weights and runs no code of the model's.
+
+    The conversion from GGUF takes several seconds: its result is kept in the cache folder.
+    """
+    from transformers import AutoTokenizer  # slow to import, and needed here only
+
+    path = sources.resolve(source)
+    if path.is_dir() and any((path / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    file = weight_files(path)[0]
+    if file.suffix != ".gguf":
+        raise UserError(f"{path}: has no tokenizer.json; download the model again, with its tokenizer")
+    return AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)

