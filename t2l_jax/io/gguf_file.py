@@ -3,10 +3,13 @@
 Names, order of rows and scaling are turned back into those of the Hugging Face checkpoint that the file was made from.
 """
 
+import math
+import os
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import gguf
 import numpy as np
@@ -51,6 +54,20 @@ _GEMMA2_MODULES = {
     "post_ffw_norm": "post_feedforward_layernorm",
 }
 _ROPE_FACTORS = "rope_freqs.weight"
+_Kind = gguf.GGUFValueType
+_SCALARS = {
+    _Kind.UINT8: "B",
+    _Kind.INT8: "b",
+    _Kind.UINT16: "H",
+    _Kind.INT16: "h",
+    _Kind.UINT32: "I",
+    _Kind.INT32: "i",
+    _Kind.UINT64: "Q",
+    _Kind.INT64: "q",
+    _Kind.FLOAT32: "f",
+    _Kind.FLOAT64: "d",
+    _Kind.BOOL: "?",
+}
 
 
 @dataclass(frozen=True)
@@ -91,23 +108,22 @@ def gguf_config(file: Path) -> DecoderConfig:
 
     Raises UserError for an architecture, a key or a rotary scaling that is not supported, by name.
     """
-    reader = _open(file)
-    arch = _architecture(reader, file)
-    names = {tensor.name: tensor for tensor in reader.tensors}
-    if "token_embd.weight" not in names:
+    fields, found = _read_index(file)
+    arch = _architecture(fields, file)
+    if "token_embd.weight" not in found:
         raise UserError(f"{file}: has no tensor token_embd.weight; download or copy the file again")
-    values: dict[str, Any] = {"model_type": arch, "vocab_size": int(names["token_embd.weight"].shape[1])}
-    for key, field in reader.fields.items():
-        if not key.startswith(f"{arch}."):
-            continue
+    values: dict[str, Any] = {"model_type": arch, "vocab_size": found["token_embd.weight"].shape[0]}
+    for key, value in fields.items():
         short = key.removeprefix(f"{arch}.")
+        if short == key or short in _IGNORED_KEYS:
+            continue
         if short in _KEYS:
-            values[_KEYS[short]] = field.contents()
-        elif short not in _IGNORED_KEYS and (short, field.contents()) != ("rope.scaling.type", "none"):
-            raise UserError(f"{file}: key {key} = {field.contents()!r} is not supported; take another conversion")
-    values["tie_word_embeddings"] = "output.weight" not in names
+            values[_KEYS[short]] = value
+        elif (short, value) != ("rope.scaling.type", "none"):
+            raise UserError(f"{file}: key {key} = {value!r} is not supported; take another conversion of the model")
+    values["tie_word_embeddings"] = "output.weight" not in found
     if arch != "qwen2":
-        values["attention_bias"] = "blk.0.attn_q.bias" in names
+        values["attention_bias"] = "blk.0.attn_q.bias" in found
     if arch == "gemma2":
         # llama.cpp knows the one exception, the 27B model of 46 layers, by its depth; the file does not say it.
         head_dim = values["hidden_size"] // values["num_attention_heads"]
@@ -115,26 +131,21 @@ def gguf_config(file: Path) -> DecoderConfig:
     config = decoder_config(values, file)
     if arch == "gemma2":
         config = replace(config, norm_offset=0.0)  # llama.cpp stores the norms' scales with the one added
-    return _with_rope_factors(config, names.get(_ROPE_FACTORS), file)
+    return _with_rope_factors(config, found.get(_ROPE_FACTORS))
 
 
 def gguf_tensors(file: Path) -> Iterator[GgufTensor]:
     """The tensors of a GGUF file under their Hugging Face names."""
-    reader = _open(file)
-    arch = _architecture(reader, file)
+    fields, found = _read_index(file)
+    arch = _architecture(fields, file)
     heads: dict[str, int] = {}
     if arch == "llama":
-        heads["attn_q"] = reader.fields["llama.attention.head_count"].contents()
-        grouped = reader.fields.get("llama.attention.head_count_kv")
-        heads["attn_k"] = heads["attn_q"] if grouped is None else grouped.contents()
-    for tensor in reader.tensors:
-        if tensor.name == _ROPE_FACTORS:
-            continue  # part of the config
-        shape = tuple(int(size) for size in reversed(tensor.shape))
-        module = tensor.name.split(".")[-2]
-        name = hugging_face_name(tensor.name, arch)
-        place = int(tensor.data_offset), int(tensor.n_bytes)
-        yield GgufTensor(name, file, shape, tensor.tensor_type, *place, heads=heads.get(module, 0))
+        heads["attn_q"] = fields["llama.attention.head_count"]
+        heads["attn_k"] = fields.get("llama.attention.head_count_kv", heads["attn_q"])
+    for name, tensor in found.items():
+        if name != _ROPE_FACTORS:  # those are part of the config
+            module = name.split(".")[-2]
+            yield replace(tensor, name=hugging_face_name(name, arch), heads=heads.get(module, 0))
 
 
 def hugging_face_name(name: str, arch: str) -> str:
@@ -148,31 +159,75 @@ def hugging_face_name(name: str, arch: str) -> str:
     return name
 
 
-def _open(file: Path) -> gguf.GGUFReader:
-    try:
-        return gguf.GGUFReader(file)
-    except FileNotFoundError as error:
-        raise UserError(f"{file}: no such file") from error
-    except (ValueError, IndexError, KeyError, OverflowError, MemoryError) as error:
-        raise UserError(f"{file}: not a whole GGUF file ({error}); download or copy it again") from error
-
-
-def _architecture(reader: gguf.GGUFReader, file: Path) -> str:
-    field = reader.fields.get("general.architecture")
-    arch = None if field is None else field.contents()
+def _architecture(fields: dict[str, Any], file: Path) -> str:
+    arch = fields.get("general.architecture")
     if arch not in _ARCHITECTURES:
         raise UserError(f"{file}: architecture {arch!r} is not supported; {', '.join(_ARCHITECTURES)} are")
     return arch
 
 
-def _with_rope_factors(config: DecoderConfig, tensor: gguf.ReaderTensor | None, file: Path) -> DecoderConfig:
+def _read_index(file: Path) -> tuple[dict[str, Any], dict[str, GgufTensor]]:
+    """A file's metadata, arrays left out, and its tensors by name. (`gguf.GGUFReader` takes seconds over the arrays.)"""
+    try:
+        with file.open("rb") as stream:
+            magic, version, num_tensors, num_fields = _unpack(stream, "IIQQ")
+            if magic != gguf.GGUF_MAGIC or version not in (2, 3):
+                raise UserError(f"{file}: not a GGUF file of version 2 or 3; take another conversion of the model")
+            fields = {}
+            for _ in range(num_fields):
+                key = _read_value(stream, _Kind.STRING)
+                fields[key] = _read_value(stream, *_unpack(stream, "I"))
+            entries = [_read_tensor_entry(stream) for _ in range(num_tensors)]
+            alignment = fields.get("general.alignment", gguf.GGUF_DEFAULT_ALIGNMENT)
+            start = -(-stream.tell() // alignment) * alignment
+    except FileNotFoundError as error:
+        raise UserError(f"{file}: no such file") from error
+    except (struct.error, ValueError, OverflowError, MemoryError) as error:
+        raise UserError(f"{file}: not a whole GGUF file ({error}); download or copy it again") from error
+    found = {}
+    for name, shape, kind, offset in entries:
+        block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+        num_bytes = math.prod(shape) // block * block_bytes
+        found[name] = GgufTensor(name, file, shape, kind, start + offset, num_bytes)
+    return fields, found
+
+
+def _unpack(stream: BinaryIO, layout: str) -> tuple[Any, ...]:
+    return struct.unpack(f"<{layout}", stream.read(struct.calcsize(f"<{layout}")))
+
+
+def _read_value(stream: BinaryIO, kind: int) -> Any:
+    """One metadata value. Arrays are skipped: they belong to the tokenizer."""
+    if kind == _Kind.STRING:
+        return stream.read(*_unpack(stream, "Q")).decode()
+    if kind != _Kind.ARRAY:
+        return _unpack(stream, _SCALARS[_Kind(kind)])[0]
+    item, count = _unpack(stream, "IQ")
+    if item != _Kind.STRING:
+        stream.seek(count * struct.calcsize(f"<{_SCALARS[_Kind(item)]}"), os.SEEK_CUR)
+        return None
+    for _ in range(count):
+        stream.seek(*_unpack(stream, "Q"), os.SEEK_CUR)
+    return None
+
+
+def _read_tensor_entry(stream: BinaryIO) -> tuple[str, tuple[int, ...], gguf.GGMLQuantizationType, int]:
+    name = _read_value(stream, _Kind.STRING)
+    shape = _unpack(stream, "Q" * _unpack(stream, "I")[0])[::-1]
+    kind, offset = _unpack(stream, "IQ")
+    return name, shape, gguf.GGMLQuantizationType(kind), offset
+
+
+def _with_rope_factors(config: DecoderConfig, tensor: GgufTensor | None) -> DecoderConfig:
     """Llama 3.1's scaling comes as one divisor per frequency: accept those that its published numbers give."""
-    if tensor is None or np.all(tensor.data == 1):
+    if tensor is None:
         return config
-    factors = np.asarray(tensor.data, np.float32)
+    factors = tensor.read(0, tensor.shape[0])
+    if np.all(factors == 1):
+        return config
     scaling = Llama3Scaling(float(factors.max()), low_freq_factor=1.0, high_freq_factor=4.0, original_length=8192)
     scaled = replace(config, attention=replace(config.attention, rope_scaling=scaling))
     ratio = rope_frequencies(config.attention) / rope_frequencies(scaled.attention)
     if factors.shape != ratio.shape or not np.allclose(factors, ratio, rtol=1e-4):
-        raise UserError(f"{file}: the factors in {_ROPE_FACTORS} are not Llama 3.1's; this scaling is not supported")
+        raise UserError(f"{tensor.file}: the factors in {_ROPE_FACTORS} are not Llama 3.1's, and no others are supported")
     return scaled
