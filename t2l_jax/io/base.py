@@ -1,11 +1,12 @@
 """A base model's files as decoder parameters, tensor by tensor, and its tokenizer."""
 
+import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +15,13 @@ from jaxtyping import Array
 from t2l_jax.decoder import Decoder, DecoderConfig
 from t2l_jax.errors import UserError
 from t2l_jax.io import sources
+from t2l_jax.io.files import atomic_folder, read_json
 from t2l_jax.io.gguf_file import gguf_config
 from t2l_jax.io.hf_config import decoder_config
-from t2l_jax.io.readers import Tensor, read_json, tensors, weight_files
+from t2l_jax.io.readers import Tensor, tensors, weight_files
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Params = dict[str, Any]
 Placement = Callable[[str], jax.sharding.Sharding | None]  # path of a parameter, such as "layers/q_proj/kernel"
@@ -174,17 +179,24 @@ def _nest(flat: dict[str, Array]) -> Params:
     return nested
 
 
-def load_tokenizer(source: str) -> Any:
+def load_tokenizer(source: str) -> "PreTrainedTokenizerBase":
     """The model's own tokenizer, with its chat template. Reads no weights and runs no code of the model's.
 
     The conversion from GGUF takes several seconds: its result is kept in the cache folder.
     """
-    from transformers import AutoTokenizer  # slow to import, and needed here only
+    import transformers  # takes seconds: not before somebody wants a tokenizer
 
     path = sources.resolve(source)
     if path.is_dir() and any((path / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
-        return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        return transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     file = weight_files(path)[0]
     if file.suffix != ".gguf":
         raise UserError(f"{path}: has no tokenizer.json; download the model again, with its tokenizer")
-    return AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    status = file.stat()
+    identity = f"{file.resolve()} {status.st_size} {status.st_mtime_ns} {transformers.__version__}"
+    folder = sources.cache_folder() / "tokenizers" / hashlib.sha256(identity.encode()).hexdigest()[:16]
+    if not folder.is_dir():
+        tokenizer = transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        with atomic_folder(folder, replace=True) as partial:
+            tokenizer.save_pretrained(partial)
+    return transformers.AutoTokenizer.from_pretrained(folder)

@@ -167,7 +167,7 @@ def _architecture(fields: dict[str, Any], file: Path) -> str:
 
 
 def _read_index(file: Path) -> tuple[dict[str, Any], dict[str, GgufTensor]]:
-    """A file's metadata, arrays left out, and its tensors by name. (`gguf.GGUFReader` takes seconds over the arrays.)"""
+    """A file's metadata, arrays left out, and its tensors by name. `gguf.GGUFReader` takes seconds over the arrays."""
     try:
         with file.open("rb") as stream:
             magic, version, num_tensors, num_fields = _unpack(stream, "IIQQ")
@@ -229,5 +229,7 @@ def _with_rope_factors(config: DecoderConfig, tensor: GgufTensor | None) -> Deco
     scaled = replace(config, attention=replace(config.attention, rope_scaling=scaling))
     ratio = rope_frequencies(config.attention) / rope_frequencies(scaled.attention)
     if factors.shape != ratio.shape or not np.allclose(factors, ratio, rtol=1e-4):
-        raise UserError(f"{tensor.file}: the factors in {_ROPE_FACTORS} are not Llama 3.1's, and no others are supported")
+        raise UserError(
+            f"{tensor.file}: the factors in {_ROPE_FACTORS} are not Llama 3.1's, and no others are supported"
+        )
     return scaled

@@ -41,12 +41,41 @@ _FAMILIES: dict[str, dict[str, Any]] = {
 }
 # Attributes that do not change what the decoder computes from the same tokens.
 _HARMLESS = frozenset(
-    "architectures attention_dropout bos_token_id cache_implementation chunk_size_feed_forward dtype eos_token_id "
-    "id2label initializer_range is_llama_config label2id max_position_embeddings name_or_path _name_or_path "
-    "output_attentions output_hidden_states pad_token_id pretraining_tp problem_type return_dict torch_dtype "
-    "transformers_version transformers.js_config unk_token_id use_cache _attn_implementation".split()
+    {
+        "_attn_implementation",
+        "_name_or_path",
+        "architectures",
+        "attention_dropout",
+        "bos_token_id",
+        "cache_implementation",
+        "chunk_size_feed_forward",
+        "dtype",
+        "eos_token_id",
+        "id2label",
+        "initializer_range",
+        "label2id",
+        "max_position_embeddings",
+        "name_or_path",
+        "output_attentions",
+        "output_hidden_states",
+        "pad_token_id",
+        "pretraining_tp",
+        "problem_type",
+        "return_dict",
+        "torch_dtype",
+        "transformers.js_config",
+        "transformers_version",
+        "unk_token_id",
+        "use_cache",
+    }
 )
-_ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
+_ACTIVATIONS = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+}
 
 
 def decoder_config(config: Mapping[str, Any], file: Path) -> DecoderConfig:
@@ -123,7 +152,9 @@ def _windows(family: str, values: Mapping[str, Any], file: Path) -> tuple[int | 
     if types is not None:
         unknown = sorted(set(types) - {"sliding_attention", "full_attention"})
         if unknown or len(types) != len(layers):
-            raise UserError(f"{file}: layer_types must name sliding_attention or full_attention for each layer: {types}")
+            raise UserError(
+                f"{file}: layer_types must name sliding_attention or full_attention for each layer: {types}"
+            )
         if window is None and "sliding_attention" in types:
             raise UserError(f"{file}: layer_types asks for sliding_attention, but there is no sliding_window")
         return tuple(window if kind == "sliding_attention" else None for kind in types)

@@ -7,22 +7,33 @@ All formats give the names of a Hugging Face PyTorch checkpoint.
 
 import json
 import math
+import os
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import jax.numpy as jnp
+import msgpack
 import numpy as np
 
 from t2l_jax.errors import UserError
+from t2l_jax.io.files import read_json
 from t2l_jax.io.gguf_file import gguf_tensors
 
 WEIGHT_FILES = (
     "model.safetensors.index.json",
     "model.safetensors",
+    "flax_model.msgpack.index.json",
+    "flax_model.msgpack",
 )
 _SAFETENSORS_DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16}
+_FLAX_DTYPES = {"float64": np.float64, "float32": np.float32, "float16": np.float16, "bfloat16": jnp.bfloat16}
+_MSGPACK_MAPS = {*range(0x80, 0x90), 0xDE, 0xDF}
+_MSGPACK_EXTS = {0xC7: ">B", 0xC8: ">H", 0xC9: ">I"}
+_MSGPACK_BINS = {0xC4: ">B", 0xC5: ">H", 0xC6: ">I"}
+_MALFORMED = (msgpack.UnpackException, ValueError, TypeError, KeyError, IndexError, AttributeError, struct.error)
 
 
 class Tensor(Protocol):
@@ -94,21 +105,10 @@ def tensors(path: Path) -> Iterator[Tensor]:
     for file in weight_files(path):
         if file.suffix == ".safetensors":
             yield from safetensors_tensors(file)
+        elif file.suffix == ".msgpack":
+            yield from flax_tensors(file)
         else:
             yield from gguf_tensors(file)
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object from a file, or UserError with the place where it is malformed."""
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{file}: no such file") from error
-    except ValueError as error:
-        raise UserError(f"{file}: not valid JSON ({error})") from error
-    if not isinstance(data, dict):
-        raise UserError(f"{file}: expected a JSON object, found {type(data).__name__}")
-    return data
 
 
 def _shards(index: Path) -> list[Path]:
@@ -145,3 +145,72 @@ def safetensors_tensors(file: Path) -> Iterator[PlainTensor]:
         if 8 + length + end > size or end - begin != math.prod(shape) * kind.itemsize:
             raise UserError(f"{file}: ends inside tensor {name}; download or copy the file again")
         yield PlainTensor(name, file, shape, kind, ((8 + length + begin, end - begin),))
+
+
+def flax_tensors(file: Path) -> Iterator[PlainTensor]:
+    """The arrays of one Flax msgpack file, as `flax.serialization.to_bytes` writes a tree of parameters."""
+    try:
+        with file.open("rb") as stream:
+            tree = _read_entry(stream)
+        entries = list(_flatten(tree, ()))
+    except _MALFORMED as error:
+        raise UserError(f"{file}: not a whole Flax msgpack file; download or copy it again") from error
+    size = file.stat().st_size
+    for path, shape, dtype, pieces in entries:
+        name = ".".join(path)
+        if dtype not in _FLAX_DTYPES:
+            raise UserError(f"{file}: array {name} is {dtype}; only {', '.join(_FLAX_DTYPES)} can be read")
+        kind = np.dtype(_FLAX_DTYPES[dtype])
+        in_file = all(offset + length <= size for offset, length in pieces)
+        if not in_file or sum(length for _, length in pieces) != math.prod(shape) * kind.itemsize:
+            raise UserError(f"{file}: ends inside array {name}; download or copy the file again")
+        # Flax calls a matrix `kernel` and keeps it [in, out]; it calls an embedding `embedding`.
+        last = "weight" if path[-1] in ("kernel", "embedding") else path[-1]
+        yield PlainTensor(".".join([*path[:-1], last]), file, shape, kind, pieces, flipped=path[-1] == "kernel")
+
+
+def _read_entry(stream: BinaryIO) -> Any:
+    """A map as a dict, an array as (shape, dtype, pieces) without its bytes, anything else as it is."""
+    first = stream.read(1)
+    stream.seek(-len(first), os.SEEK_CUR)
+    if first[0] in _MSGPACK_MAPS:
+        (count,) = _unpack_next(stream, "read_map_header")
+        return {_unpack_next(stream, "unpack")[0]: _read_entry(stream) for _ in range(count)}
+    if first[0] not in _MSGPACK_EXTS:
+        return _unpack_next(stream, "unpack")[0]
+    _read_length(stream, _MSGPACK_EXTS)
+    if stream.read(1) != b"\x01":
+        raise ValueError("an extension that is not an array")
+    _, shape, dtype = _unpack_next(stream, "read_array_header", "unpack", "unpack")
+    length = _read_length(stream, _MSGPACK_BINS)
+    piece = stream.tell(), length
+    stream.seek(length, os.SEEK_CUR)
+    return tuple(shape), dtype, (piece,)
+
+
+def _unpack_next(stream: BinaryIO, *methods: str) -> list[Any]:
+    """What msgpack.Unpacker's methods make of the bytes that come next; leaves the stream after those they used."""
+    start = stream.tell()
+    unpacker = msgpack.Unpacker()
+    unpacker.feed(stream.read(1024))
+    values = [getattr(unpacker, method)() for method in methods]
+    stream.seek(start + unpacker.tell())
+    return values
+
+
+def _read_length(stream: BinaryIO, layouts: dict[int, str]) -> int:
+    layout = layouts[stream.read(1)[0]]
+    return struct.unpack(layout, stream.read(struct.calcsize(layout)))[0]
+
+
+def _flatten(tree: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], tuple[int, ...], str, Any]]:
+    """Path, shape, dtype and pieces of every array. Flax cuts an array above 1 GB into chunks, a map of its own."""
+    if isinstance(tree, tuple):
+        yield path, *tree
+    elif "__msgpack_chunked_array__" in tree:
+        chunks = list(tree["chunks"].values())
+        pieces = tuple(piece for _, _, chunk in chunks for piece in chunk)
+        yield path, tuple(tree["shape"].values()), chunks[0][1], pieces
+    else:
+        for key, inner in tree.items():
+            yield from _flatten(inner, (*path, key))

