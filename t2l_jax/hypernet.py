@@ -38,7 +38,7 @@ class TaskEncoderConfig:
     (van den Oord et al., arXiv 1711.00937; its loss is sown into the collection "losses"), `softmax` by a soft mixture.
     """
 
-    dim: int  # width of z
+    dim: int = 384  # width of z
     kind: Literal["linear", "discrete", "vq", "softmax"] = "linear"
     codebook: int = 64
 
@@ -47,7 +47,7 @@ class TaskEncoderConfig:
 class HypernetConfig:
     """Sizes and variants of the hypernetwork (paper, section 3.2 and appendix)."""
 
-    task: TaskEncoderConfig
+    task: TaskEncoderConfig = TaskEncoderConfig()
     head: Literal["L", "M", "S"] = "L"
     latent: int = 128
     head_in: int = 512

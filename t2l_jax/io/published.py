@@ -1,0 +1,93 @@
+"""A published hypernetwork: a folder of `config.json`, `model.safetensors` and a model card (`README.md`)."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from t2l_jax import hypernet
+from t2l_jax.errors import UserError
+from t2l_jax.hypernet import HypernetConfig, TaskEncoderConfig, Variables
+from t2l_jax.io.files import atomic_folder, read_json
+from t2l_jax.lora import Adapter, LoraSpec
+
+PromptMode = Literal["instance", "instruction"]  # what the user turn holds: the instance alone, or the task's text too
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything about a trained hypernetwork but its weights: what it reads, what it writes, for which base model."""
+
+    hypernet: HypernetConfig
+    lora: LoraSpec
+    encoder: str  # source of the text encoder
+    base: str  # source of the base LLM
+    base_name: str  # what the world calls the base LLM; goes into exported adapters
+    prompt: PromptMode = "instance"
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "lora": self.lora.to_dict()}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "ModelConfig":
+        net = {**data["hypernet"], "task": TaskEncoderConfig(**data["hypernet"]["task"])}
+        return cls(**{**data, "hypernet": HypernetConfig(**net), "lora": LoraSpec.from_dict(data["lora"])})
+
+
+def save_model(folder: Path, config: ModelConfig, variables: Variables, card: str, dtype: Any = np.float16) -> None:
+    """Write the folder, whole or not at all. Weights are stored in `dtype`: halves for a model that is to be small."""
+    flat = flatten_dict(_without_adapters(variables), sep="/")
+    tensors = {name: np.ascontiguousarray(np.asarray(leaf).astype(dtype)) for name, leaf in flat.items()}
+    with atomic_folder(folder, replace=True) as partial:
+        (partial / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+        (partial / "model.safetensors").write_bytes(save(tensors))
+        (partial / "README.md").write_text(card)
+
+
+def load_model(folder: Path) -> tuple[ModelConfig, Variables]:
+    """Read a folder written by `save_model`; weights come back as float32.
+
+    Raises UserError where a file is missing, cut short, or of another shape than the config says.
+    """
+    path = folder / "config.json"
+    try:
+        config = ModelConfig.from_dict(read_json(path))
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path}: not the config of a t2l_jax model ({error}); give a folder that t2l train wrote") from error
+    path = folder / "model.safetensors"
+    if not path.is_file():
+        raise UserError(f"{path} is missing: download or publish the model again")
+    try:
+        tensors = load(path.read_bytes())
+    except SafetensorError as error:
+        raise UserError(f"{path} is damaged ({error}): download or publish the model again") from error
+    wanted = jax.eval_shape(lambda: hypernet.init(jax.random.key(0), config.hypernet, config.lora))
+    shapes = {name: leaf.shape for name, leaf in flatten_dict(_without_adapters(wanted), sep="/").items()}
+    for name in sorted(shapes.keys() | tensors.keys()):
+        found = tensors[name].shape if name in tensors else "missing"
+        if shapes.get(name) != found:
+            raise UserError(f"{path}: tensor {name} is {found}, its config.json asks for {shapes.get(name, 'none')}")
+    loaded = {name: jnp.asarray(leaf, jnp.float32) for name, leaf in tensors.items()}
+    return config, _with_adapters(unflatten_dict(loaded, sep="/"), config.lora)
+
+
+def _without_adapters(variables: Variables) -> dict[str, Any]:
+    """Offset adapters as plain dicts, for flattening."""
+    return {
+        group: {name: leaf.weights if isinstance(leaf, Adapter) else leaf for name, leaf in members.items()}
+        for group, members in variables.items()
+    }
+
+
+def _with_adapters(tree: dict[str, Any], spec: LoraSpec) -> Variables:
+    return {
+        group: {name: Adapter(leaf, spec) if name == "offset" else leaf for name, leaf in members.items()}
+        for group, members in tree.items()
+    }

@@ -1,0 +1,69 @@
+"""A published hypernetwork as a user meets it: descriptions in, adapters out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from t2l_jax import hypernet
+from t2l_jax.embed import Encoder, load_encoder
+from t2l_jax.hypernet import HypernetConfig, Variables
+from t2l_jax.io import sources
+from t2l_jax.io.published import ModelConfig, load_model
+from t2l_jax.llm import LLM
+from t2l_jax.lora import Adapter, LoraSpec
+
+DEFAULT_MODEL = "smollm2-words"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained hypernetwork with its text encoder. It never loads the base LLM's weights unless `load_base` is called."""
+
+    config: ModelConfig
+    variables: Variables = field(repr=False)
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """The text encoder, loaded at first use."""
+        return load_encoder(self.config.encoder)
+
+    def generate(self, descriptions: Sequence[str]) -> Adapter:
+        """One adapter per description, along the leading axis. Raises UserError for a text that cannot be embedded."""
+        return self.adapters(self.encoder.embed(descriptions))
+
+    def adapters(self, z: Float[Array | np.ndarray, "T z"]) -> Adapter:
+        """Adapters [T] of task embeddings. T is padded to a power of two, so that compilation happens rarely."""
+        count = len(z)
+        padded = jnp.pad(jnp.asarray(z), ((0, (1 << (count - 1).bit_length()) - count), (0, 0)))
+        return _generate(self.config.hypernet, self.config.lora, self.variables, padded)[:count]
+
+    def load_base(self, dtype: Any = jnp.float32) -> LLM:
+        """The frozen base LLM that the adapters are for."""
+        return LLM.load(self.config.base, dtype=dtype)
+
+
+def load(source: str | Path | None = None) -> Model:
+    """A published hypernetwork: the one in the package, or a folder, `hf:org/name` or `pypi:package==version`.
+
+    Raises UserError where there is none, or where its files are damaged.
+    """
+    if source is None:
+        folder = Path(str(files("t2l_jax"))) / "models" / DEFAULT_MODEL
+    else:
+        folder = sources.resolve(str(source))
+    return Model(*load_model(folder))
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _generate(
+    config: HypernetConfig, spec: LoraSpec, variables: Variables, z: Float[Array, "T z"]
+) -> Adapter:
+    return hypernet.generate(config, spec, variables, z)

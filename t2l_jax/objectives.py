@@ -1,0 +1,95 @@
+"""Losses of supervised fine-tuning (SFT) through a generated adapter.
+
+Axes: T tasks, R rows of a task, S sequence, K supervised positions of a row, D model width, V vocabulary.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from t2l_jax.decoder import Decoder, logits
+from t2l_jax.lora import Adapter
+
+
+@dataclass(frozen=True)
+class SftConfig:
+    """Regularisation of SFT (paper, appendix on training details)."""
+
+    label_smoothing: float = 0.1
+    weight_l2: float = 1e-3  # on the generated A and B
+    neftune: float = 5.0  # noise on the input embeddings (NEFTune, arXiv 2310.05914)
+    lora_dropout: float = 0.05
+
+
+@struct.dataclass
+class Batch:
+    """Rows of T tasks, R rows each, and where in them the answers are.
+
+    `segments` is 0 on padding. `at[t, r, k]` is a position whose hidden state predicts `targets[t, r, k]`;
+    `weights` sum to 1 over the batch, equal for every example, 0 where there is no target.
+    """
+
+    z: Float[Array, "T z"]
+    task_ids: Int[Array, " T"]
+    tokens: Int[Array, "T R S"]
+    segments: Int[Array, "T R S"]
+    at: Int[Array, "T R K"]
+    targets: Int[Array, "T R K"]
+    weights: Float[Array, "T R K"]
+
+
+def cross_entropy(
+    scores: Float[Array, "*b V"], targets: Int[Array, "*b"], weights: Float[Array, "*b"], smoothing: float
+) -> Float[Array, ""]:
+    """Weighted sum of the cross-entropy in nats against targets smoothed towards the uniform distribution."""
+    target = jnp.take_along_axis(scores, targets[..., None], axis=-1)[..., 0]
+    wanted = (1 - smoothing) * target + smoothing * jnp.mean(scores, axis=-1)
+    return jnp.sum(weights * (jax.nn.logsumexp(scores, axis=-1) - wanted))
+
+
+def neftune_noise(
+    key: PRNGKeyArray, segments: Int[Array, "*b S"], width: int, strength: float
+) -> Float[Array, "*b S D"]:
+    """Uniform noise of magnitude strength / sqrt(length * D), length counting a row's real tokens; 0 on padding."""
+    real = (segments > 0).astype(jnp.float32)
+    bound = strength * real / jnp.sqrt(jnp.maximum(real.sum(-1, keepdims=True), 1) * width)
+    return bound[..., None] * jax.random.uniform(key, (*segments.shape, width), jnp.float32, -1, 1)
+
+
+def weight_penalty(adapter: Adapter) -> Float[Array, ""]:
+    """mean A² + mean B², summed over modules."""
+    return sum((jnp.mean(leaf**2) for leaf in jax.tree.leaves(adapter)), start=jnp.zeros(()))
+
+
+def sft_loss(
+    decoder: Decoder, base: dict[str, Any], adapter: Adapter, batch: Batch, config: SftConfig, key: PRNGKeyArray | None
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """Loss of the base model adapted per task, and its parts. Without a key nothing is random: no noise, no dropout.
+
+    Scores are computed at the supervised positions alone, never [T, R, S, V].
+    """
+    train = key is not None
+    decoder = decoder.clone(train=train, lora_dropout=config.lora_dropout if train else 0.0)
+    noise, rngs = None, {}
+    if key is not None:
+        noise_key, dropout_key = jax.random.split(key)
+        rngs = {"dropout": dropout_key}
+        if config.neftune:
+            noise = neftune_noise(noise_key, batch.segments, decoder.config.width, config.neftune)
+    hidden, _ = decoder.apply(
+        {"params": base}, batch.tokens, adapter, segments=batch.segments, embed_noise=noise, rngs=rngs
+    )
+    supervised = jnp.take_along_axis(hidden, batch.at[..., None], axis=-2)
+    scores = logits(decoder.config, base, supervised)
+    smoothing = config.label_smoothing if train else 0.0
+    entropy = cross_entropy(scores, batch.targets, batch.weights, smoothing)
+    hit = (jnp.argmax(scores, axis=-1) == batch.targets) | (batch.weights == 0)
+    supervised_rows = jnp.any(batch.weights > 0, axis=-1)
+    exact = jnp.sum(jnp.all(hit, axis=-1) & supervised_rows) / jnp.maximum(jnp.sum(supervised_rows), 1)
+    penalty = weight_penalty(adapter)
+    loss = entropy + config.weight_l2 * penalty
+    return loss, {"loss": loss, "cross_entropy": entropy, "exact": exact, "weight_penalty": penalty}

