@@ -9,6 +9,7 @@ default is the empty string, which for SmolLM2 costs 5 tokens where its own syst
 
 from typing import NamedTuple
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from t2l_jax.data.tasks import Example
@@ -27,16 +28,22 @@ def render(
 ) -> list[int]:
     """The prompt's tokens, up to where the answer starts.
 
-    `system` is the content of the system turn; None gives no such turn and leaves the choice to the template (for
-    templates that refuse one, such as Gemma's). Raises UserError where the tokenizer has no chat template.
+    `system` is the content of the system turn: None for what the template writes by itself, "" for an empty turn, or
+    for none where the template refuses one (Gemma's does). Raises UserError for a tokenizer without a chat template,
+    and for a template that refuses the turns.
     """
     if not tokenizer.chat_template:
-        raise UserError(
-            f"the tokenizer of {tokenizer.name_or_path or 'this model'} has no chat template: use an instruct model"
-        )
-    turns = [] if system is None else [{"role": "system", "content": system}]
-    turns.append({"role": "user", "content": input if instruction is None else f"{instruction}\n\n{input}"})
-    text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+        name = tokenizer.name_or_path or "this model"
+        raise UserError(f"the tokenizer of {name} has no chat template: use an instruct model")
+    user = {"role": "user", "content": input if instruction is None else f"{instruction}\n\n{input}"}
+    try:
+        text = _apply_template(tokenizer, [user] if system is None else [{"role": "system", "content": system}, user])
+    except TemplateError as error:
+        if system != "":
+            raise UserError(
+                f"the chat template refuses the prompt: {error}: use another system text, or none"
+            ) from error
+        text = _apply_template(tokenizer, [user])
     return _tokens(tokenizer, text)
 
 
@@ -46,6 +53,10 @@ def encode(
     """The example's prompt (see `render`) and its answer, which ends with the tokenizer's EOS, the end of the turn."""
     prompt = render(tokenizer, example.input, instruction, system)
     return Encoded(tuple(prompt), (*_tokens(tokenizer, example.output), tokenizer.eos_token_id))
+
+
+def _apply_template(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]]) -> str:
+    return str(tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
 
 
 def _tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

@@ -65,23 +65,21 @@ TRAIN = Wordings(
     selects={
         "first": _forms(
             "the first word | the first item of the list | the word at the start of the list | the opening word | "
-            "the word that comes first | item number one | the very first entry | the word at the beginning"
-            " | the word listed first | the first element | the first of the words | the word that starts the "
-            "list | the word that opens the list | the first one | the leading word | the word before all the "
-            "others",
+            "the word that comes first | item number one | the very first entry | the word at the beginning | the "
+            "word listed first | the first element | the first of the words | the word that starts the list | the "
+            "word that opens the list | the first one | the leading word | the word before all the others",
         ),
         "second": _forms(
             "the second word | the second item of the list | the word in second place | word number two | the word "
-            "right after the first one | the second entry | the word at position 2 | item two"
-            " | the one after the first | the second of the words | the word that comes second | the word "
-            "following the first word | the second one | the word listed second | the entry in position two | "
-            "number 2 in the list",
+            "right after the first one | the second entry | the word at position 2 | item two | the one after the "
+            "first | the second of the words | the word that comes second | the word following the first word | the "
+            "second one | the word listed second | the entry in position two | number 2 in the list",
         ),
         "last": _forms(
             "the last word | the last item of the list | the word at the end of the list | the final word | the "
-            "word that comes last | the final entry | the closing word | the very last item"
-            " | the word listed last | the last of the words | the last one | the word that closes the list | the"
-            " word after all the others | the last entry | the ending word | the word in last place",
+            "word that comes last | the final entry | the closing word | the very last item | the word listed last "
+            "| the last of the words | the last one | the word that closes the list | the word after all the others "
+            "| the last entry | the ending word | the word in last place",
         ),
         "animal": _forms(
             "the animal | the word that names an animal | the creature | the name of the animal | the beast | the "
@@ -116,46 +114,43 @@ TRAIN = Wordings(
     transforms={
         "same": _forms(
             "unchanged | exactly as it is written | left as it is | copied without changes | spelled just as in the "
-            "list | kept in its original form | not altered | the same as in the list"
-            " | as it was given | verbatim | with no changes | in the given spelling | without altering anything "
-            "| in the form it was given | unmodified | just as it appears",
+            "list | kept in its original form | not altered | the same as in the list | as it was given | verbatim "
+            "| with no changes | in the given spelling | without altering anything | in the form it was given | "
+            "unmodified | just as it appears",
             "leave it as it is | do not change it | copy it exactly | keep its spelling | keep it unchanged",
         ),
         "upper": _forms(
             "in capital letters | in upper case | in all caps | written entirely in capitals | with every letter "
-            "capitalised | converted to uppercase | in block capitals | all in upper case"
-            " | with all letters in upper case | as uppercase text | in large capital letters | shouted in "
-            "capitals | completely in capital letters | with all of its letters capitalised | in uppercase only |"
-            " in nothing but capitals",
+            "capitalised | converted to uppercase | in block capitals | all in upper case | with all letters in "
+            "upper case | as uppercase text | in large capital letters | shouted in capitals | completely in "
+            "capital letters | with all of its letters capitalised | in uppercase only | in nothing but capitals",
             "write it in capital letters | convert it to upper case | put it in all caps | make every letter a "
             "capital | turn all of it into capitals",
         ),
         "title": _forms(
             "in title case | capitalised like a name | written like a proper noun | in Title Case | capitalised as "
             "at the start of a sentence | written like a person's name | capitalised like a title | with an initial "
-            "capital and the rest in lower case"
-            " | with only the first letter capitalised | in sentence case | with a capital at the start | "
-            "capitalised | beginning with a capital letter | in lower case except for a capital at the start | "
-            "with a leading capital | capitalised in the way of a surname",
+            "capital and the rest in lower case | with only the first letter capitalised | in sentence case | with "
+            "a capital at the start | capitalised | beginning with a capital letter | in lower case except for a "
+            "capital at the start | with a leading capital | capitalised in the way of a surname",
             "write it in title case | capitalise it like a name | write it like a proper noun | start it with a "
             "capital as in a name | convert it to title case",
         ),
         "initial": _forms(
             "reduced to its first letter | cut down to its initial | shortened to one letter, its first | "
             "abbreviated to the first letter | only the letter it starts with | trimmed to a single letter, the "
-            "first one | just its first character | just the starting letter"
-            " | given as a single letter, its initial | represented by its first letter | shown by its first "
-            "letter alone | only its initial letter | with everything but the first letter removed | shown as the"
-            " one letter it begins with | given as one character, the first | stripped down to its starting "
-            "letter",
+            "first one | just its first character | just the starting letter | given as a single letter, its "
+            "initial | represented by its first letter | shown by its first letter alone | only its initial letter "
+            "| with everything but the first letter removed | shown as the one letter it begins with | given as one "
+            "character, the first | stripped down to its starting letter",
             "keep only its first letter | shorten it to its initial | drop all letters but the first | abbreviate "
             "it to one letter | cut it down to the letter it starts with",
         ),
         "twice": _forms(
             "written twice | repeated two times | doubled, with a space between | said twice in a row | given two "
-            "times | duplicated | repeated once more after a space | printed two times in a row"
-            " | two times in succession | repeated | twice in a row | given twice | shown twice, side by side | "
-            "in two copies | appearing two times | followed by itself",
+            "times | duplicated | repeated once more after a space | printed two times in a row | two times in "
+            "succession | repeated | twice in a row | given twice | shown twice, side by side | in two copies | "
+            "appearing two times | followed by itself",
             "write it twice | repeat it | say it two times | double it | duplicate it with a space between",
         ),
     },
@@ -188,9 +183,8 @@ TRAIN = Wordings(
         "answer": _forms(
             'preceded by "Answer: " | introduced by the word Answer and a colon | prefixed with Answer: | labelled '
             'with Answer: | after the label "Answer:" | starting with "Answer: " | with the label Answer: in front '
-            "| headed by the word Answer and a colon"
-            ' | announced by "Answer:" | with Answer: written before it | beginning with the label Answer: | with'
-            ' the prefix "Answer: " | placed after "Answer:"',
+            '| headed by the word Answer and a colon | announced by "Answer:" | with Answer: written before it | '
+            'beginning with the label Answer: | with the prefix "Answer: " | placed after "Answer:"',
             'write "Answer: " before it | put the label Answer: in front | start with the word Answer and a colon | '
             'label it with Answer: | prefix it with "Answer: "',
         ),

@@ -51,12 +51,12 @@ Combination = tuple[str, str, str]  # the names of a select, a transform and a f
 
 def train_tasks(n_train: int = 200, n_test: int = 50) -> list[Task]:
     """The training combinations, with `n_train` and `n_test` examples each."""
-    return [build_task(combination, n_train, n_test) for combination in split_combinations()[0]]
+    return [build_task(combination, n_train, n_test, "train") for combination in split_combinations()[0]]
 
 
 def unseen_tasks(n_train: int = 200, n_test: int = 50) -> list[Task]:
     """The combinations that are never trained on. Their training examples serve oracle adapters only."""
-    return [build_task(combination, n_train, n_test) for combination in split_combinations()[1]]
+    return [build_task(combination, n_train, n_test, "test") for combination in split_combinations()[1]]
 
 
 @cache
@@ -73,7 +73,7 @@ def task_name(combination: Combination) -> str:
     return "_".join(("words", *combination))
 
 
-def build_task(combination: Combination, n_train: int, n_test: int) -> Task:
+def build_task(combination: Combination, n_train: int, n_test: int, use: str) -> Task:
     """The task of a combination, with all its wordings."""
     return Task(
         name=task_name(combination),
@@ -81,6 +81,7 @@ def build_task(combination: Combination, n_train: int, n_test: int) -> Task:
         unseen_descriptions=_descriptions(combination, wordings.UNSEEN, UNSEEN_WORDINGS),
         train=_examples(combination, "train", n_train),
         test=_examples(combination, "test", n_test),
+        use=use,
     )
 
 
