@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from beartype import beartype
+from beartype.roar import BeartypeDecorHintPep3119Exception
 
 # Its return value has an axis that no argument names, which jaxtyping cannot work out.
 UNCHECKED = {"rope_frequencies"}
@@ -14,4 +15,9 @@ def check_functions(function: Callable[..., Any]) -> Callable[..., Any]:
 
     The dataclasses that hold arrays are pytrees: JAX rebuilds them with shapes, shardings or axis numbers as leaves.
     """
-    return function if function.__name__ in {"__init__", *UNCHECKED} else beartype(function)
+    if function.__name__ in {"__init__", *UNCHECKED}:
+        return function
+    try:
+        return beartype(function)
+    except BeartypeDecorHintPep3119Exception:  # it takes a Protocol that only mypy checks
+        return function
