@@ -136,10 +136,12 @@ def _json_object(data: bytes, where: str) -> dict[str, Any]:
     return value
 
 
-def check_name(name: str) -> str:
+def check_name(name: object) -> str:
     """Return a task's or adapter's name if it can be used as a folder name, else raise UserError."""
+    if not isinstance(name, str):
+        raise UserError(f"a name must be text, got {name!r}")
     problem = None
-    if not isinstance(name, str) or not name.strip():
+    if not name.strip():
         problem = "is empty"
     elif "/" in name or "\\" in name:
         problem = "holds a path separator"
@@ -150,5 +152,5 @@ def check_name(name: str) -> str:
     elif len(name.encode()) > MAX_NAME_BYTES:
         problem = f"is longer than {MAX_NAME_BYTES} bytes"
     if problem:
-        raise UserError(f"the name {str(name)[:80]!r} {problem}: use letters, digits, '_', '-' and '.'")
+        raise UserError(f"the name {name[:80]!r} {problem}: use letters, digits, '_', '-' and '.'")
     return name

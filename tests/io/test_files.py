@@ -130,5 +130,5 @@ def test_check_name_accepts(name):
     ["", " ", ".", "..", "../x", "a/b", "a\\b", ".hidden", "a\nb", "a\0b", "\ud800", "x ", "é" * 101, None, 3],
 )
 def test_check_name_refuses(name):
-    with pytest.raises(UserError, match="the name"):
+    with pytest.raises(UserError, match="name"):
         check_name(name)
