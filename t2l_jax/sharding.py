@@ -1,0 +1,70 @@
+"""The device mesh, and where each logical axis lies on it: one line each.
+
+The mesh has two axes. Tasks are spread over `data`; the base model's widths over `model`. Everything else follows from
+the two tables below, and XLA inserts the communication.
+"""
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from t2l_jax.errors import UserError
+
+RULES: dict[str, str | None] = {
+    "task": "data",
+    "heads": "model",  # the outputs of q, k and v, head by head
+    "mlp": "model",
+    "vocab": "model",
+    "layer": None,
+    "width": None,
+}
+
+# The axes of a decoder parameter, by the name of its module (`layers/q_proj/kernel`). Biases have the last axis alone.
+KERNELS = {
+    "q_proj": ("width", "heads"),
+    "k_proj": ("width", "heads"),
+    "v_proj": ("width", "heads"),
+    "o_proj": ("heads", "width"),
+    "gate_proj": ("width", "mlp"),
+    "up_proj": ("width", "mlp"),
+    "down_proj": ("mlp", "width"),
+}
+TABLES = {"embedding": ("vocab", "width"), "head": ("vocab", "width")}
+
+
+def make_mesh(model: int = 1, data: int | None = None) -> Mesh:
+    """A mesh of `data` x `model` devices; `data` is by default what `model` leaves of them.
+
+    Raises UserError where there are not enough devices, or where `model` does not divide them.
+    """
+    count = jax.device_count()
+    if data is None:
+        if model < 1 or count % model:
+            raise UserError(f"{count} devices cannot be split into groups of {model}: choose a divisor of {count}")
+        data = count // model
+    if data < 1 or model < 1 or data * model > count:
+        raise UserError(f"a mesh of {data} x {model} devices cannot be made of {count}: choose fewer")
+    devices = jax.devices()[: data * model]
+    return jax.make_mesh((data, model), ("data", "model"), (AxisType.Auto, AxisType.Auto), devices=devices)
+
+
+def param_sharding(mesh: Mesh, path: str) -> NamedSharding:
+    """Where a decoder parameter lies. `partial(param_sharding, mesh)` is what `load_base` takes.
+
+    A norm lies whole on every device, as does whatever no table names.
+    """
+    *parents, leaf = path.split("/")
+    axes: tuple[str, ...] = TABLES.get(path, ())
+    if leaf in ("kernel", "bias") and parents[-1] in KERNELS:
+        kernel = KERNELS[parents[-1]]
+        axes = ("layer", *(kernel if leaf == "kernel" else kernel[1:]))
+    return NamedSharding(mesh, PartitionSpec(*(RULES[axis] for axis in axes)))
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Arrays whose leading axis is the task: batches of tokens, descriptions' z, batches of adapters."""
+    return NamedSharding(mesh, PartitionSpec(RULES["task"]))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """A whole copy on every device."""
+    return NamedSharding(mesh, PartitionSpec())
