@@ -1,5 +1,7 @@
 """A published hypernetwork as a user meets it: descriptions in, adapters out."""
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -20,7 +22,8 @@ from t2l_jax.io.published import ModelConfig, load_model
 from t2l_jax.llm import LLM
 from t2l_jax.lora import Adapter, LoraSpec
 
-DEFAULT_MODEL = "smollm2-words"
+PACKAGED = Path(str(files("t2l_jax"))) / "models"
+DEFAULT_MODEL = PACKAGED / "smollm2-words"
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,14 @@ class Model:
     def encoder(self) -> Encoder:
         """The text encoder, loaded at first use."""
         return load_encoder(self.config.encoder)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of configuration and weights: equal fingerprints write equal adapters."""
+        digest = hashlib.sha256(json.dumps(self.config.to_dict(), sort_keys=True).encode())
+        for leaf in jax.tree.leaves(self.variables):
+            digest.update(np.asarray(leaf).tobytes())
+        return digest.hexdigest()
 
     def generate(self, descriptions: Sequence[str]) -> Adapter:
         """One adapter per description, along the leading axis. Raises UserError for a text that cannot be embedded."""
@@ -55,11 +66,7 @@ def load(source: str | Path | None = None) -> Model:
 
     Raises UserError where there is none, or where its files are damaged.
     """
-    if source is None:
-        folder = Path(str(files("t2l_jax"))) / "models" / DEFAULT_MODEL
-    else:
-        folder = sources.resolve(str(source))
-    return Model(*load_model(folder))
+    return Model(*load_model(sources.resolve(str(source or DEFAULT_MODEL))))
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -67,3 +74,21 @@ def _generate(
     config: HypernetConfig, spec: LoraSpec, variables: Variables, z: Float[Array, "T z"]
 ) -> Adapter:
     return hypernet.generate(config, spec, variables, z)
+
+
+def packaged() -> list[str]:
+    """The hypernetworks that come with the package, as paths."""
+    return sorted(str(path) for path in PACKAGED.iterdir() if path.is_dir())
+
+
+def describe(source: str) -> str:
+    """What a published hypernetwork is, in a few lines."""
+    model = load(source)
+    config, count = model.config, sum(leaf.size for leaf in jax.tree.leaves(model.variables["params"]))
+    return f"""{source}
+  base model    {config.base_name} ({config.base})
+  text encoder  {config.encoder}, width {config.hypernet.task.dim}
+  hypernetwork  {config.hypernet.head}, {count / 1e6:.1f} M parameters
+  adapter       {", ".join(config.lora.names)}; rank {config.lora.rank}, scale {config.lora.scale:.3f}, \
+{config.lora.size / 1e6:.2f} M parameters
+  prompt        {config.prompt}"""

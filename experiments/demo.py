@@ -1,0 +1,64 @@
+"""The main thing, in a few minutes: a sentence becomes an adapter, and the adapter does the task.
+
+Command: make demo (or: python experiments/demo.py "your own sentence" --words "tiger, apple, hammer, blue, piano")
+
+SmolLM2-135M-Instruct is shown lists of words and nothing else. What to do with them is told to the hypernetwork alone,
+in wordings and for combinations of selecting, transforming and formatting that it was never trained on.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+import t2l_jax
+from t2l_jax.data import words
+from t2l_jax.evaluation.metrics import exact_match
+
+NUM_TASKS, NUM_EXAMPLES = 6, 4
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Show a base model before and after an adapter written from one sentence."""
+
+    description: tyro.conf.Positional[str | None] = None
+    """A task in your own words. Default: some that were held out from training."""
+    words: Annotated[str, tyro.conf.arg(metavar="LIST")] = "tiger, apple, hammer, blue, piano"
+    """What the base model reads, with your own description."""
+
+
+def main(demo: Demo) -> None:
+    """Print a table: what was asked, what the model read, its answer without and with the adapter."""
+    console = Console()
+    console.print("Loading the hypernetwork, the text encoder and the base model (the first time: 180 MB to download) ...")
+    model = t2l_jax.load()
+    if demo.description is None:
+        unseen = words.unseen_tasks(n_train=0, n_test=NUM_EXAMPLES)
+        tasks = unseen[:: len(unseen) // NUM_TASKS][:NUM_TASKS]
+        descriptions = [task.unseen_descriptions[0] for task in tasks]
+        examples = [task.test for task in tasks]
+    else:
+        descriptions, examples = [demo.description], [(words.Example(demo.words, "", ()),)]
+    adapters = model.generate(descriptions)
+    size = model.config.lora.size
+    console.print(f"{len(descriptions)} sentences became {len(descriptions)} adapters of {size:,} weights each.")
+    llm = model.load_base()
+    prompts = [[example.input for example in some] for some in examples]
+    before, after = llm.chat(prompts, max_new_tokens=24), llm.chat(prompts, adapter=adapters, max_new_tokens=24)
+    right = 0
+    for description, some, plain, adapted in zip(descriptions, examples, before, after, strict=True):
+        table = Table("the model reads", "without adapter", "with adapter", "wanted", title=f"“{description}”")
+        for example, one, other in zip(some, plain, adapted, strict=True):
+            hit = exact_match(other, example.accepted) == 1
+            right += hit
+            table.add_row(example.input, one, f"[green]{other}" if hit else other, example.output)
+        console.print(table)
+    if demo.description is None:
+        console.print(f"Exactly right with the adapter: {right} of {sum(map(len, examples))}.")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Demo))

@@ -1,0 +1,107 @@
+"""Thousands of descriptions to thousands of adapters on disk, at the speed of the hardware.
+
+Text is embedded, adapters are computed, copied to the host and written at the same time: the hypernetwork runs one batch
+ahead of the copies, and threads write. Axes: T adapters of a batch.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Float
+
+from t2l_jax import hypernet
+from t2l_jax.embed import prepare
+from t2l_jax.errors import UserError
+from t2l_jax.io.adapter_store import AdapterStore
+from t2l_jax.io.files import check_name, read_jsonl
+from t2l_jax.io.peft import PeftFormat
+from t2l_jax.lora import Adapter
+from t2l_jax.model import Model
+from t2l_jax.sharding import batch_sharding, make_mesh, replicated
+from t2l_jax.training import progress_bar
+
+
+@dataclass(frozen=True)
+class Request:
+    """An adapter to be made: the name of its folder, and what its task is."""
+
+    name: str
+    description: str
+
+
+def read_requests(path: Path) -> list[Request]:
+    """The lines {"name": ..., "description": ...} of a JSONL file.
+
+    Raises UserError, with file and line, for a line that is not that, a name that is no folder name or comes twice,
+    and a description that cannot be embedded.
+    """
+    requests: list[Request] = []
+    lines: dict[str, int] = {}
+    for number, record in read_jsonl(path):
+        where = f"{path}, line {number}"
+        for field in ("name", "description"):
+            if not isinstance(record.get(field), str):
+                raise UserError(f'{where}: needs a text "{field}", as in {{"name": "last", "description": "..."}}')
+        name = record["name"]
+        try:
+            check_name(name)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from error
+        if name in lines:
+            raise UserError(f"{where}: the name {name!r} was used on line {lines[name]} already: names must differ")
+        lines[name] = number
+        prepare(record["description"], f"{where}: the description")
+        requests.append(Request(name, record["description"]))
+    if not requests:
+        raise UserError(f"{path} has no lines: write one object with name and description a line")
+    return requests
+
+
+def generate_to_folder(
+    model: Model, requests: Sequence[Request], folder: Path, batch: int = 64, mesh: Mesh | None = None
+) -> int:
+    """Make the adapters that are not in `folder` yet; return how many were made.
+
+    One PEFT folder per adapter, and a manifest (see `AdapterStore`). Killed and started again, it goes on.
+    """
+    files = PeftFormat(model.config.lora, model.config.base_name)
+    names, texts = [r.name for r in requests], [r.description for r in requests]
+    with AdapterStore(folder, files, model.fingerprint) as store, progress_bar() as progress:
+        pending = store.pending(names, texts)
+        bar = progress.add_task("adapters", total=len(requests), completed=len(requests) - len(pending), rate="")
+        chunks = [pending[i : i + batch] for i in range(0, len(pending), batch)]
+        embedded = (model.encoder.embed([texts[i] for i in chunk]) for chunk in chunks)
+        for chunk, adapters in zip(chunks, stream_adapters(model, embedded, batch, mesh), strict=True):
+            store.write([names[i] for i in chunk], [texts[i] for i in chunk], adapters.weights)
+            progress.advance(bar, len(chunk))
+    return len(pending)
+
+
+def stream_adapters(
+    model: Model, embedded: Iterator[Float[np.ndarray, "T z"]], batch: int, mesh: Mesh | None = None
+) -> Iterator[Adapter]:
+    """Batches of task embeddings to batches of adapters in host memory, the next one computed during each copy.
+
+    Adapters are sharded over the mesh's devices by task. Every batch is padded to one size, a multiple of the devices:
+    rows past the end of a batch are padding.
+    """
+    mesh = mesh or make_mesh()
+    size = -(-batch // mesh.size) * mesh.size
+    variables = jax.device_put(model.variables, replicated(mesh))
+    run = jax.jit(partial(hypernet.generate, model.config.hypernet, model.config.lora))
+    waiting: list[Adapter] = []
+    for z in embedded:
+        padded = np.pad(z, ((0, size - len(z)), (0, 0)))
+        adapters = run(variables, jax.device_put(padded, batch_sharding(mesh)))
+        for leaf in jax.tree.leaves(adapters):
+            leaf.copy_to_host_async()
+        waiting.append(adapters)
+        if len(waiting) > 1:
+            yield jax.device_get(waiting.pop(0))
+    for adapters in waiting:
+        yield jax.device_get(adapters)
