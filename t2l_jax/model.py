@@ -70,9 +70,7 @@ def load(source: str | Path | None = None) -> Model:
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _generate(
-    config: HypernetConfig, spec: LoraSpec, variables: Variables, z: Float[Array, "T z"]
-) -> Adapter:
+def _generate(config: HypernetConfig, spec: LoraSpec, variables: Variables, z: Float[Array, "T z"]) -> Adapter:
     return hypernet.generate(config, spec, variables, z)
 
 

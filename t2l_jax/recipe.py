@@ -13,7 +13,7 @@ from jaxtyping import Float
 from t2l_jax.data import words
 from t2l_jax.data.batches import Sampler, TrainingTask, collate
 from t2l_jax.data.prompts import encode
-from t2l_jax.data.tasks import Example, Task, load_tasks
+from t2l_jax.data.tasks import Example, Task, load_tasks, spread
 from t2l_jax.decoder import Decoder
 from t2l_jax.embed import load_encoder
 from t2l_jax.errors import UserError
@@ -78,9 +78,11 @@ def run(recipe: Recipe, folder: Path) -> Path:
         for task, piece in zip(seen, pieces, strict=True)
     ]
     sampler = Sampler(training, recipe.loop.tasks_per_batch, recipe.loop.examples_per_task, recipe.loop.seed)
-    held_out = {"seen": _with_wordings(seen), "unseen": _with_wordings(unseen)}
+    held_out = {"seen": spread(seen, VALIDATION_ROWS), "unseen": spread(unseen, VALIDATION_ROWS)}
     validation = {
-        name: _validation(tasks, encoder.embed([_wording(task) for task in tasks], cache), tokenizer, recipe.prompt)
+        name: _validation(
+            tasks, encoder.embed([task.held_out_wording() for task in tasks], cache), tokenizer, recipe.prompt
+        )
         for name, tasks in held_out.items()
         if tasks
     }
@@ -133,21 +135,13 @@ def _claim(folder: Path, recipe: Recipe) -> None:
         atomic_write(path, json.dumps(mine, indent=2) + "\n")
     elif (found := read_json(path)) != mine:
         changed = sorted(key for key in mine if found.get(key) != mine[key])
-        raise UserError(f"{path}: this folder holds a run of another recipe ({', '.join(changed)} differ); give another --out")
+        raise UserError(
+            f"{path}: this folder holds a run of another recipe ({', '.join(changed)} differ); give another --out"
+        )
 
 
 def _encode(tokenizer: Any, task: Task, example: Example, mode: PromptMode) -> Any:
     return encode(tokenizer, example, task.descriptions[0] if mode == "instruction" else None)
-
-
-def _with_wordings(tasks: Sequence[Task]) -> list[Task]:
-    """Up to VALIDATION_ROWS tasks that have test examples, evenly spread over the collection."""
-    usable = [task for task in tasks if task.test]
-    return usable[:: max(1, -(-len(usable) // VALIDATION_ROWS))]
-
-
-def _wording(task: Task) -> str:
-    return (task.unseen_descriptions or task.descriptions)[0]
 
 
 def _validation(tasks: Sequence[Task], z: Float[np.ndarray, "T z"], tokenizer: Any, mode: PromptMode) -> Batch:

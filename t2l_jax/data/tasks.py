@@ -7,7 +7,7 @@ The folder of a task holds three files:
     test.jsonl     the same
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,17 @@ class Task:
     metric: str = "exact_match"
     unseen_descriptions: tuple[str, ...] = ()
     use: str = "train"
+
+    def held_out_wording(self, draw: int = 0) -> str:
+        """The draw-th wording that is never trained on; of a task without such wordings, the draw-th of the others."""
+        texts = self.unseen_descriptions or self.descriptions
+        return texts[draw % len(texts)]
+
+
+def spread(tasks: Sequence[Task], count: int) -> list[Task]:
+    """At most `count` of the tasks that have test examples, evenly spread over the collection."""
+    usable = [task for task in tasks if task.test]
+    return usable[:: max(1, -(-len(usable) // count))]
 
 
 def load_tasks(folder: str | Path) -> list[Task]:

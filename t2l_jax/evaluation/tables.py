@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from t2l_jax.data.prompts import render
-from t2l_jax.data.tasks import Task
+from t2l_jax.data.tasks import Task, spread
 from t2l_jax.evaluation.metrics import METRICS
 from t2l_jax.generation import Sampling, generate
 from t2l_jax.io.files import atomic_write
@@ -46,7 +46,9 @@ def evaluate_tasks(
     Draws are wordings that were never trained on, where tasks have them. `misaligned` is another task of the split.
     """
     llm = model.load_base()
-    splits = {name: _spread(tasks, max_tasks) for name, tasks in zip(("seen", "unseen"), read_tasks(source), strict=True)}
+    splits = {
+        name: spread(tasks, max_tasks) for name, tasks in zip(("seen", "unseen"), read_tasks(source), strict=True)
+    }
     runs = [(name, draw) for name, tasks in splits.items() if tasks for draw in range(draws)]
     scores: list[Score] = []
     with progress_bar() as progress:
@@ -69,7 +71,7 @@ def score_tasks(
     model: Model, llm: LLM, tasks: Sequence[Task], mode: str, draw: int, examples: int, split: str
 ) -> Iterator[Score]:
     """One score per task. Rows of different tasks share a batch, each with its own adapter."""
-    texts = [_wording(task, draw) for task in tasks]
+    texts = [task.held_out_wording(draw) for task in tasks]
     adapters = None
     if mode in ("aligned adapter", "misaligned adapter"):
         source = texts if mode == "aligned adapter" else np.roll(texts, 1 + len(texts) // 3).tolist()
@@ -106,9 +108,7 @@ def markdown(scores: Sequence[Score]) -> str:
         cells = []
         for mode in MODES:
             found = [score for score in scores if (score.split, score.mode) == (split, mode)]
-            by_draw = [
-                np.mean([s.score for s in found if s.draw == draw]) for draw in sorted({s.draw for s in found})
-            ]
+            by_draw = [np.mean([s.score for s in found if s.draw == draw]) for draw in sorted({s.draw for s in found})]
             cells.append(f"{100 * np.mean(by_draw):.1f} ± {100 * np.std(by_draw):.1f}")
         count = len({score.task for score in scores if score.split == split})
         lines.append(f"| {split} ({count}) | " + " | ".join(cells) + " |")
@@ -117,14 +117,3 @@ def markdown(scores: Sequence[Score]) -> str:
 
 def _is_first(score: Score, split: str) -> bool:
     return (score.split, score.mode, score.draw) == (split, "base", 0)
-
-
-def _spread(tasks: Sequence[Task], count: int) -> list[Task]:
-    """At most `count` tasks with test examples, evenly spread."""
-    usable = [task for task in tasks if task.test]
-    return usable[:: max(1, -(-len(usable) // count))]
-
-
-def _wording(task: Task, draw: int) -> str:
-    texts = task.unseen_descriptions or task.descriptions
-    return texts[draw % len(texts)]

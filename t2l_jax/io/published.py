@@ -60,7 +60,9 @@ def load_model(folder: Path) -> tuple[ModelConfig, Variables]:
     try:
         config = ModelConfig.from_dict(read_json(path))
     except (KeyError, TypeError) as error:
-        raise UserError(f"{path}: not the config of a t2l_jax model ({error}); give a folder that t2l train wrote") from error
+        raise UserError(
+            f"{path}: not the config of a t2l_jax model ({error}); give a folder that t2l train wrote"
+        ) from error
     path = folder / "model.safetensors"
     if not path.is_file():
         raise UserError(f"{path} is missing: download or publish the model again")
