@@ -1,0 +1,1 @@
+"""Tasks and what training reads of them: task folders, the procedural family, prompts, batches."""
