@@ -65,10 +65,11 @@ def run(recipe: Recipe, folder: Path) -> Path:
 
     The folder gets `recipe.json`, `metrics.jsonl`, `checkpoints/` and, at the end, `model/`.
     """
-    _claim(folder, recipe)
+    seen, unseen = read_tasks(recipe.tasks)
+    if not seen:
+        raise UserError(f"{recipe.tasks}: holds no task of use `train`: there is nothing to train on")
     encoder = load_encoder(recipe.encoder)
     tokenizer = load_tokenizer(recipe.base)
-    seen, unseen = read_tasks(recipe.tasks)
     cache = cache_folder() / "embeddings"
     sizes = [len(task.descriptions) for task in seen]
     z = encoder.embed([text for task in seen for text in task.descriptions], cache)
@@ -89,6 +90,7 @@ def run(recipe: Recipe, folder: Path) -> Path:
     config, base = load_base(recipe.base)
     spec = config.lora_spec(**asdict(recipe.lora))
     net = replace(recipe.hypernet, task=replace(recipe.hypernet.task, dim=encoder.dim))
+    _claim(folder, recipe)  # only now, since a recipe that cannot be run must leave nothing behind
     variables = train(
         HypernetProducer(net, spec),
         Decoder(config),
@@ -106,8 +108,13 @@ def run(recipe: Recipe, folder: Path) -> Path:
 
 
 def read_tasks(source: str) -> tuple[list[Task], list[Task]]:
-    """(training tasks, tasks never trained on): the built-in family, or a folder's, which has no unseen ones."""
-    return (words.train_tasks(), words.unseen_tasks()) if source == "words" else (load_tasks(Path(source)), [])
+    """(tasks to train on, tasks never trained on): of `words`, the built-in family, or of a folder of tasks."""
+    if source == "words":
+        return words.train_tasks(), words.unseen_tasks()
+    if not Path(source).is_dir():
+        raise UserError(f"{source}: no such folder of tasks; write `words` for the built-in ones")
+    tasks = load_tasks(source)
+    return [task for task in tasks if task.use == "train"], [task for task in tasks if task.use == "test"]
 
 
 def model_card(model: ModelConfig, recipe: Recipe, num_tasks: int) -> str:
