@@ -16,6 +16,7 @@ from rich.table import Table
 import t2l_jax
 from t2l_jax.data import words
 from t2l_jax.evaluation.metrics import exact_match
+from t2l_jax.generation import Sampling
 
 NUM_TASKS, NUM_EXAMPLES = 6, 4
 
@@ -33,7 +34,9 @@ class Demo:
 def main(demo: Demo) -> None:
     """Print a table: what was asked, what the model read, its answer without and with the adapter."""
     console = Console()
-    console.print("Loading the hypernetwork, the text encoder and the base model (the first time: 180 MB to download) ...")
+    console.print(
+        "Loading the hypernetwork, the text encoder and the base model (the first time: 180 MB to download) ..."
+    )
     model = t2l_jax.load()
     if demo.description is None:
         unseen = words.unseen_tasks(n_train=0, n_test=NUM_EXAMPLES)
@@ -47,7 +50,8 @@ def main(demo: Demo) -> None:
     console.print(f"{len(descriptions)} sentences became {len(descriptions)} adapters of {size:,} weights each.")
     llm = model.load_base()
     prompts = [[example.input for example in some] for some in examples]
-    before, after = llm.chat(prompts, max_new_tokens=24), llm.chat(prompts, adapter=adapters, max_new_tokens=24)
+    short = Sampling(max_new_tokens=24)
+    before, after = llm.chat(prompts, sampling=short), llm.chat(prompts, adapters, short)
     right = 0
     for description, some, plain, adapted in zip(descriptions, examples, before, after, strict=True):
         table = Table("the model reads", "without adapter", "with adapter", "wanted", title=f"“{description}”")

@@ -1,7 +1,7 @@
 """Thousands of descriptions to thousands of adapters on disk, at the speed of the hardware.
 
-Text is embedded, adapters are computed, copied to the host and written at the same time: the hypernetwork runs one batch
-ahead of the copies, and threads write. Axes: T adapters of a batch.
+Text is embedded, adapters are computed, copied to the host and written at the same time: the hypernetwork runs one
+batch ahead of the copies, and threads write. Axes: T adapters of a batch.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,11 +19,11 @@ from t2l_jax.embed import prepare
 from t2l_jax.errors import UserError
 from t2l_jax.io.adapter_store import AdapterStore
 from t2l_jax.io.files import check_name, read_jsonl
-from t2l_jax.io.peft import PeftFormat
+from t2l_jax.io.peft import HostWeights, PeftFormat
 from t2l_jax.lora import Adapter
 from t2l_jax.model import Model
+from t2l_jax.progress import progress_bar
 from t2l_jax.sharding import batch_sharding, make_mesh, replicated
-from t2l_jax.training import progress_bar
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,8 @@ def generate_to_folder(
 
     One PEFT folder per adapter, and a manifest (see `AdapterStore`). Killed and started again, it goes on.
     """
+    if batch < 1:
+        raise UserError(f"a batch must hold at least one adapter, got {batch}")
     files = PeftFormat(model.config.lora, model.config.base_name)
     names, texts = [r.name for r in requests], [r.description for r in requests]
     with AdapterStore(folder, files, model.fingerprint) as store, progress_bar() as progress:
@@ -76,16 +78,16 @@ def generate_to_folder(
         bar = progress.add_task("adapters", total=len(requests), completed=len(requests) - len(pending), rate="")
         chunks = [pending[i : i + batch] for i in range(0, len(pending), batch)]
         embedded = (model.encoder.embed([texts[i] for i in chunk]) for chunk in chunks)
-        for chunk, adapters in zip(chunks, stream_adapters(model, embedded, batch, mesh), strict=True):
-            store.write([names[i] for i in chunk], [texts[i] for i in chunk], adapters.weights)
+        for chunk, weights in zip(chunks, stream_adapters(model, embedded, batch, mesh), strict=True):
+            store.write([names[i] for i in chunk], [texts[i] for i in chunk], weights)
             progress.advance(bar, len(chunk))
     return len(pending)
 
 
 def stream_adapters(
     model: Model, embedded: Iterator[Float[np.ndarray, "T z"]], batch: int, mesh: Mesh | None = None
-) -> Iterator[Adapter]:
-    """Batches of task embeddings to batches of adapters in host memory, the next one computed during each copy.
+) -> Iterator[HostWeights]:
+    """Batches of task embeddings to batches of adapters' weights in host memory, the next one computed during a copy.
 
     Adapters are sharded over the mesh's devices by task. Every batch is padded to one size, a multiple of the devices:
     rows past the end of a batch are padding.
@@ -102,6 +104,6 @@ def stream_adapters(
             leaf.copy_to_host_async()
         waiting.append(adapters)
         if len(waiting) > 1:
-            yield jax.device_get(waiting.pop(0))
+            yield jax.device_get(waiting.pop(0).weights)
     for adapters in waiting:
-        yield jax.device_get(adapters)
+        yield jax.device_get(adapters.weights)

@@ -1,36 +1,42 @@
 """`t2l generate | train | evaluate | chat | embed | models`: each a few lines over the library."""
 
+import inspect
+import os
 import runpy
 import sys
+import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Union, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar, Union
 
 import tyro
 from tyro.conf import Positional, arg, subcommand
 
 import t2l_jax
 from t2l_jax.errors import UserError
-from t2l_jax.recipe import Recipe
+
+if TYPE_CHECKING:  # importing it takes seconds: only `t2l train` waits for that
+    from t2l_jax.recipe import Recipe
 
 ModelSource = Annotated[str | None, arg(metavar="SOURCE")]
+Settings = TypeVar("Settings")
 
 
 @dataclass(frozen=True)
 class Generate:
     """Write adapters from descriptions, as PEFT folders. The base LLM's weights are not loaded.
 
-    Examples (lines of the JSONL file: {"name": "last", "description": "Answer with the last word."}):
+    A line of tasks.jsonl: {"name": "last", "description": "Answer with the last word."}
 
-    t2l generate "Answer with the last word." --out last/
-
-    t2l generate --from tasks.jsonl --out adapters/
+    Examples:
+      t2l generate "Answer with the last word." --out last/
+      t2l generate --from tasks.jsonl --out adapters/
     """
 
-    description: Positional[str | None] = None
+    description: Positional[Annotated[str | None, arg(metavar="DESCRIPTION")]] = None
     """What the adapter shall make the base LLM do."""
-    source: Annotated[Path | None, arg(name="from")] = None
+    source: Annotated[Path | None, arg(name="from", metavar="FILE")] = None
     """A JSONL file with many descriptions, instead of one on the command line."""
     out: Path = Path("adapter")
     """Folder to write: one adapter, or with --from one folder per adapter and a manifest."""
@@ -40,40 +46,51 @@ class Generate:
     """Adapters computed at a time, with --from."""
 
     def run(self) -> None:
-        from t2l_jax import bulk, load, save_peft
-
-        if (self.description is None) == (self.source is None):
-            raise UserError("give a description or --from tasks.jsonl (one of the two)")
-        if self.source is not None:
-            requests = bulk.read_requests(self.source)
-            made = bulk.generate_to_folder(load(self.model), requests, self.out, self.batch)
-            print(f"{made} adapters written, {len(requests)} in {self.out}")
+        if self.description is not None and self.source is None:
+            self._one(self.description)
+        elif self.source is not None and self.description is None:
+            self._many(self.source)
         else:
-            assert self.description is not None
-            model = load(self.model)
-            adapter = model.generate([self.description])[0]
-            save_peft(adapter, self.out, base_model=model.config.base_name, description=self.description)
-            print(f"adapter for {model.config.base_name} written to {self.out}")
+            raise UserError("give a description or --from tasks.jsonl (one of the two)")
+
+    def _one(self, description: str) -> None:
+        from t2l_jax import load, save_peft
+        from t2l_jax.embed import prepare
+        from t2l_jax.io.files import refuse_existing
+
+        prepare(description, "the description")
+        refuse_existing(self.out)
+        model = load(self.model)
+        adapter = model.generate([description])[0]
+        save_peft(adapter, self.out, base_model=model.config.base_name, description=description)
+        print(f"adapter for {model.config.base_name} written to {self.out}")
+
+    def _many(self, source: Path) -> None:
+        from t2l_jax import bulk, load
+
+        requests = bulk.read_requests(source)
+        made = bulk.generate_to_folder(load(self.model), requests, self.out, self.batch)
+        print(f"{made} adapters written, {len(requests)} in {self.out}")
 
 
 @dataclass(frozen=True)
-class Train:
+class Train(Generic[Settings]):
     """Train a hypernetwork. An experiment file holds a RECIPE; every field of it can be set here.
 
-    Example:
-
-    t2l train experiments/smollm2_words.py --out runs/words --steps 100
+    Examples:
+      t2l train experiments/smollm2_words.py --out runs/words --steps 100
     """
 
-    experiment: Positional[Path | None] = None
+    recipe: Annotated[Settings, arg(name="")]
+    experiment: Positional[Annotated[Path | None, arg(metavar="FILE.py")]] = None
     """A Python file that defines RECIPE; it is run. Without one, the paper's settings."""
     out: Path = Path("runs/latest")
     """Run folder: metrics, checkpoints, and at the end model/. A run that was stopped goes on."""
-    recipe: Annotated[Recipe, arg(name="")] = field(default_factory=Recipe)
 
     def run(self) -> None:
         from t2l_jax import recipe
 
+        assert isinstance(self.recipe, recipe.Recipe)
         print(f"model written to {recipe.run(self.recipe, self.out)}")
 
 
@@ -82,10 +99,8 @@ class Evaluate:
     """Score base model, base with the description in the prompt, aligned and misaligned adapters.
 
     Examples:
-
-    t2l evaluate --tasks words
-
-    t2l evaluate runs/words/model --tasks path/to/tasks --examples 20 --out results/
+      t2l evaluate --tasks words
+      t2l evaluate runs/words/model --tasks path/to/tasks --examples 20 --out results/
     """
 
     model: Positional[ModelSource] = None
@@ -98,7 +113,7 @@ class Evaluate:
     """Wordings per task, each scored by itself: preferably ones that were never trained on."""
     max_tasks: int = 70
     """Tasks of each split, evenly spread."""
-    out: Path | None = None
+    out: Annotated[Path | None, arg(metavar="FOLDER")] = None
     """Folder for table.md and scores.jsonl."""
 
     def run(self) -> None:
@@ -113,15 +128,13 @@ class Chat:
     """Talk to the base model through an adapter, word by word as it writes. An empty line ends it.
 
     Examples:
-
-    t2l chat --description "Answer with the last word."
-
-    t2l chat --adapter last/
+      t2l chat --description "Answer with the last word."
+      t2l chat --adapter last/
     """
 
-    description: str | None = None
+    description: Annotated[str | None, arg(metavar="TEXT")] = None
     """Make an adapter from this sentence."""
-    adapter: Path | None = None
+    adapter: Annotated[Path | None, arg(metavar="FOLDER")] = None
     """Use this PEFT folder."""
     model: ModelSource = None
     """Hypernetwork, which names the base model. Default: the one in the package."""
@@ -132,15 +145,16 @@ class Chat:
     def run(self) -> None:
         from t2l_jax import load, load_peft
         from t2l_jax.generation import Sampling
+        from t2l_jax.io.base import load_config
 
         if self.description is not None and self.adapter is not None:
             raise UserError("give --description or --adapter, not both")
         sampling = Sampling(self.max_new_tokens, self.temperature, self.top_p)
         model = load(self.model)
         adapter = None if self.description is None else model.generate([self.description])[0]
-        llm = model.load_base()
         if self.adapter is not None:
-            adapter = load_peft(self.adapter, llm.config)
+            adapter = load_peft(self.adapter, load_config(model.config.base))
+        llm = model.load_base()
         prompt = "> " if sys.stdin.isatty() else ""
         while message := _ask(prompt):
             for piece in llm.stream(message, adapter=adapter, sampling=sampling):
@@ -152,9 +166,8 @@ class Chat:
 class Embed:
     """Embed texts: z, as the hypernetwork reads it, to an .npy file of float32 [texts, width].
 
-    Example:
-
-    t2l embed "Answer with the last word." "Translate to French" --out z.npy
+    Examples:
+      t2l embed "Answer with the last word." "Translate to French" --out z.npy
     """
 
     texts: Positional[tuple[str, ...]]
@@ -188,10 +201,8 @@ class Models:
     """Say what the hypernetwork is made for: its base model, text encoder, adapter shape and size.
 
     Examples:
-
-    t2l models
-
-    t2l models runs/words/model
+      t2l models
+      t2l models runs/words/model
     """
 
     sources: Positional[tuple[str, ...]] = ()
@@ -203,7 +214,7 @@ class Models:
         print("\n\n".join(describe(source) for source in self.sources or packaged()))
 
 
-Command = Generate | Train | Evaluate | Chat | Embed | Models
+Command = Generate | Train[Any] | Evaluate | Chat | Embed | Models
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -212,36 +223,55 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         parse(arguments).run()
     except UserError as error:
-        print(f"t2l: error: {error}", file=sys.stderr)
+        print("t2l: error:", " ".join(str(error).splitlines()), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:  # whoever reads our output (head, a pager) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def parse(arguments: Sequence[str]) -> Command:
     """The command that the arguments describe; a `train` with an experiment file starts from that file's recipe."""
-    train = Train()
-    if arguments[:1] == ["train"] and len(arguments) > 1 and arguments[1].endswith(".py"):
-        train = Train(recipe=read_experiment(Path(arguments[1])))
-    commands = [
-        Annotated[
-            kind,
-            subcommand(
-                kind.__name__.lower(),
-                description=(kind.__doc__ or "").split("\n")[0],
-                **({"default": train} if kind is Train else {}),
-            ),
-        ]
-        for kind in get_args(Command)
-    ]
-    return tyro.cli(Union[tuple(commands)], args=arguments, prog="t2l", description=t2l_jax.__doc__)  # type: ignore
+    experiment = next((argument for argument in arguments if argument.endswith(".py")), None)
+    commands: list[Any] = []
+    for kind in (Generate, Train, Evaluate, Chat, Embed, Models):
+        name, text = kind.__name__.lower(), inspect.getdoc(kind) or ""
+        chosen = arguments[:1] == [name]
+        options: dict[str, Any] = {"description": text if chosen else text.split("\n")[0]}
+        typed: Any = kind
+        if kind is Train:
+            typed = Train[None]
+            if chosen:
+                from t2l_jax.recipe import Recipe
+
+                typed, options["default"] = Train[Recipe], Train(read_experiment(experiment))
+        commands.append(Annotated[typed, subcommand(name, **options)])
+    union: Any = Union[tuple(commands)]  # noqa: UP007 (its members are known at run time only)
+    command = tyro.cli(union, args=arguments, prog="t2l", description=t2l_jax.__doc__)
+    if isinstance(command, Train) and command.experiment is not None and str(command.experiment) != experiment:
+        raise UserError(f"{command.experiment}: an experiment is a Python file, its name ends in .py")
+    return command
 
 
-def read_experiment(path: Path) -> Recipe:
-    """The RECIPE of an experiment file. Raises UserError where there is none."""
+def read_experiment(source: str | None) -> "Recipe":
+    """The RECIPE of an experiment file; without a file, the paper's settings.
+
+    Raises UserError where there is no such file, no RECIPE in it, or where its code fails.
+    """
+    from t2l_jax.recipe import Recipe
+
+    if source is None:
+        return Recipe()
+    path = Path(source)
     if not path.is_file():
         raise UserError(f"{path}: no such experiment file")
-    recipe = runpy.run_path(str(path)).get("RECIPE")
+    try:
+        recipe = runpy.run_path(str(path)).get("RECIPE")
+    except Exception as error:
+        own = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        line, reason = (error.lineno, error.msg) if isinstance(error, SyntaxError) else (own[-1], error)
+        raise UserError(f"{path}, line {line}: {type(error).__name__}: {reason}") from error
     if not isinstance(recipe, Recipe):
         raise UserError(f"{path}: an experiment file must define RECIPE, a t2l_jax.recipe.Recipe")
     return recipe

@@ -16,8 +16,10 @@ from jaxtyping import Array, Float
 
 from t2l_jax import hypernet
 from t2l_jax.embed import Encoder, load_encoder
+from t2l_jax.errors import UserError
 from t2l_jax.hypernet import HypernetConfig, Variables
 from t2l_jax.io import sources
+from t2l_jax.io.base import load_config
 from t2l_jax.io.published import ModelConfig, load_model
 from t2l_jax.llm import LLM
 from t2l_jax.lora import Adapter, LoraSpec
@@ -28,15 +30,21 @@ DEFAULT_MODEL = PACKAGED / "smollm2-words"
 
 @dataclass(frozen=True)
 class Model:
-    """A trained hypernetwork with its text encoder. It never loads the base LLM's weights unless `load_base` is called."""
+    """A trained hypernetwork with its text encoder. The base LLM's weights are loaded by `load_base` only."""
 
     config: ModelConfig
     variables: Variables = field(repr=False)
 
     @cached_property
     def encoder(self) -> Encoder:
-        """The text encoder, loaded at first use."""
-        return load_encoder(self.config.encoder)
+        """The text encoder, loaded at first use. Raises UserError where the hypernetwork reads another width of z."""
+        encoder, width = load_encoder(self.config.encoder), self.config.hypernet.task.dim
+        if encoder.dim != width:
+            raise UserError(
+                f"{self.config.encoder}: this text encoder's width is {encoder.dim}, the hypernetwork reads {width}: "
+                "name the encoder that it was trained with in its config.json"
+            )
+        return encoder
 
     @cached_property
     def fingerprint(self) -> str:
@@ -57,7 +65,8 @@ class Model:
         return _generate(self.config.hypernet, self.config.lora, self.variables, padded)[:count]
 
     def load_base(self, dtype: Any = jnp.float32) -> LLM:
-        """The frozen base LLM that the adapters are for."""
+        """The frozen base LLM that the adapters are for. Raises UserError where they do not fit it."""
+        load_config(self.config.base).check_adapter(self.config.lora)
         return LLM.load(self.config.base, dtype=dtype)
 
 
@@ -76,7 +85,7 @@ def _generate(config: HypernetConfig, spec: LoraSpec, variables: Variables, z: F
 
 def packaged() -> list[str]:
     """The hypernetworks that come with the package, as paths."""
-    return sorted(str(path) for path in PACKAGED.iterdir() if path.is_dir())
+    return sorted(str(path.parent) for path in PACKAGED.glob("*/config.json"))
 
 
 def describe(source: str) -> str:

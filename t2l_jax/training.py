@@ -4,7 +4,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,8 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import struct
-from jaxtyping import Array, Int, PRNGKeyArray
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from jaxtyping import Array, Int
 
 from t2l_jax.decoder import Decoder
 from t2l_jax.errors import UserError
@@ -23,6 +22,7 @@ from t2l_jax.io.checkpoint import Checkpoints
 from t2l_jax.io.files import atomic_write
 from t2l_jax.objectives import Batch, SftConfig, sft_loss
 from t2l_jax.producers import Producer
+from t2l_jax.progress import progress_bar
 
 Metrics = dict[str, Any]
 
@@ -50,6 +50,12 @@ class LoopConfig:
     validate_every: int = 250
     checkpoint_every: int = 250
 
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            least = 0 if name == "seed" else 1
+            if value < least:
+                raise UserError(f"{name} must be at least {least}, got {value}")
+
 
 @struct.dataclass
 class TrainState:
@@ -71,9 +77,7 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
     )
     rise = optax.linear_schedule(config.learning_rate / warmup, config.learning_rate, warmup)
     schedule = optax.join_schedules([rise, decay], [warmup])
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip), optax.adamw(schedule, weight_decay=config.weight_decay)
-    )
+    return optax.chain(optax.clip_by_global_norm(config.clip), optax.adamw(schedule, weight_decay=config.weight_decay))
 
 
 def make_step(
@@ -145,22 +149,12 @@ def train(
                 progress.update(bar, completed=n + 1, rate=log.flush())
             if validation and ((n + 1) % loop.validate_every == 0 or n + 1 == loop.steps):
                 for name, held_out in validation.items():
-                    log.write(n + 1, {f"{name}/{k}": v for k, v in validate(state.params, constants, base, held_out).items()})
+                    log.write(
+                        n + 1, {f"{name}/{k}": v for k, v in validate(state.params, constants, base, held_out).items()}
+                    )
             if (n + 1) % loop.checkpoint_every == 0 or n + 1 == loop.steps:
                 checkpoints.save(n + 1, state)
     return {"params": state.params, **constants}
-
-
-def progress_bar() -> Progress:
-    """A progress bar with what is done, the rate and the time left."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[rate]}"),
-    )
 
 
 class MetricsLog:

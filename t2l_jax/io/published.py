@@ -15,7 +15,7 @@ from safetensors.numpy import load, save
 from t2l_jax import hypernet
 from t2l_jax.errors import UserError
 from t2l_jax.hypernet import HypernetConfig, TaskEncoderConfig, Variables
-from t2l_jax.io.files import atomic_folder, read_json
+from t2l_jax.io.files import atomic_folder, explained, read_json
 from t2l_jax.lora import Adapter, LoraSpec
 
 PromptMode = Literal["instance", "instruction"]  # what the user turn holds: the instance alone, or the task's text too
@@ -59,25 +59,30 @@ def load_model(folder: Path) -> tuple[ModelConfig, Variables]:
     path = folder / "config.json"
     try:
         config = ModelConfig.from_dict(read_json(path))
-    except (KeyError, TypeError) as error:
+        shapes = _shapes(config)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
-            f"{path}: not the config of a t2l_jax model ({error}); give a folder that t2l train wrote"
+            f"{path}: not the config of a t2l_jax model ({error!r}); give a folder that t2l train wrote"
         ) from error
     path = folder / "model.safetensors"
-    if not path.is_file():
-        raise UserError(f"{path} is missing: download or publish the model again")
+    with explained(path, "read"):
+        data = path.read_bytes()
     try:
-        tensors = load(path.read_bytes())
+        tensors = load(data)
     except SafetensorError as error:
         raise UserError(f"{path} is damaged ({error}): download or publish the model again") from error
-    wanted = jax.eval_shape(lambda: hypernet.init(jax.random.key(0), config.hypernet, config.lora))
-    shapes = {name: leaf.shape for name, leaf in flatten_dict(_without_adapters(wanted), sep="/").items()}
     for name in sorted(shapes.keys() | tensors.keys()):
         found = tensors[name].shape if name in tensors else "missing"
         if shapes.get(name) != found:
             raise UserError(f"{path}: tensor {name} is {found}, its config.json asks for {shapes.get(name, 'none')}")
     loaded = {name: jnp.asarray(leaf, jnp.float32) for name, leaf in tensors.items()}
     return config, _with_adapters(unflatten_dict(loaded, sep="/"), config.lora)
+
+
+def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """The name and shape of every tensor of a model."""
+    wanted = jax.eval_shape(lambda: hypernet.init(jax.random.key(0), config.hypernet, config.lora))
+    return {name: leaf.shape for name, leaf in flatten_dict(_without_adapters(wanted), sep="/").items()}
 
 
 def _without_adapters(variables: Variables) -> dict[str, Any]:
