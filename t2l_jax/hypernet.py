@@ -60,9 +60,7 @@ class HypernetConfig:
 def lift(function: Any, module: nn.Module, *args: Any, in_axes: Any = 0) -> Any:
     """`jax.vmap` of function(module, *args) with the module's parameters shared and dropout drawn anew."""
     shared: dict[Any, Any] = {"params": None, "constants": None}
-    lifted = nn.vmap(
-        function, in_axes=in_axes, variable_axes=shared, split_rngs={"params": False, "dropout": True}
-    )
+    lifted = nn.vmap(function, in_axes=in_axes, variable_axes=shared, split_rngs={"params": False, "dropout": True})
     return lifted(module, *args)
 
 

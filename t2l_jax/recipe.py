@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -54,10 +54,10 @@ class Recipe:
     prompt: PromptMode = "instance"
     """What the base LLM reads: the instance alone, or the instruction and the instance."""
     lora: LoraConfig = LoraConfig()
-    hypernet: HypernetConfig = HypernetConfig()
-    sft: SftConfig = SftConfig()
-    optimizer: OptimizerConfig = OptimizerConfig()
-    loop: Annotated[LoopConfig, tyro.conf.arg(name="")] = LoopConfig()
+    hypernet: HypernetConfig = field(default_factory=HypernetConfig)
+    sft: SftConfig = field(default_factory=SftConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    loop: Annotated[LoopConfig, tyro.conf.arg(name="")] = field(default_factory=LoopConfig)
 
 
 def run(recipe: Recipe, folder: Path) -> Path:
@@ -125,8 +125,8 @@ def model_card(model: ModelConfig, recipe: Recipe, num_tasks: int) -> str:
 From one sentence that describes a task it writes a LoRA adapter (rank {model.lora.rank}, {modules}) for the base model
 `{model.base}`. Text encoder: `{model.encoder}`. Architecture: {model.hypernet.head}. Prompt mode: {model.prompt}.
 
-Trained with t2l_jax on {num_tasks} tasks ({recipe.tasks}), {recipe.loop.steps} steps of {recipe.loop.tasks_per_batch} tasks x
-{recipe.loop.examples_per_task} examples.
+Trained with t2l_jax on {num_tasks} tasks ({recipe.tasks}), {recipe.loop.steps} steps of
+{recipe.loop.tasks_per_batch} tasks x {recipe.loop.examples_per_task} examples.
 
     import t2l_jax
     model = t2l_jax.load("this folder")

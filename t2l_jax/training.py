@@ -56,6 +56,10 @@ class LoopConfig:
             if value < least:
                 raise UserError(f"{name} must be at least {least}, got {value}")
 
+    def due(self, done: int, every: int) -> bool:
+        """Whether what happens every so many steps, and after the last one, happens now that `done` are done."""
+        return done % every == 0 or done == self.steps
+
 
 @struct.dataclass
 class TrainState:
@@ -142,18 +146,17 @@ def train(
         log = MetricsLog(folder / "metrics.jsonl", start)
         bar = progress.add_task("training", total=loop.steps, completed=start, rate="")
         for n in range(start, loop.steps):
-            batch = draw(n)
+            batch, done = draw(n), n + 1
             state, metrics = step(state, constants, base, batch)
-            log.add(n + 1, metrics, int((batch.segments > 0).sum()))
-            if (n + 1) % loop.log_every == 0 or n + 1 == loop.steps:
-                progress.update(bar, completed=n + 1, rate=log.flush())
-            if validation and ((n + 1) % loop.validate_every == 0 or n + 1 == loop.steps):
+            log.add(done, metrics, int((batch.segments > 0).sum()))
+            # Also before a checkpoint: what it follows is never computed again, and a NaN must not get into it.
+            if any(loop.due(done, every) for every in (loop.log_every, loop.validate_every, loop.checkpoint_every)):
+                progress.update(bar, completed=done, rate=log.flush())
+            if validation and loop.due(done, loop.validate_every):
                 for name, held_out in validation.items():
-                    log.write(
-                        n + 1, {f"{name}/{k}": v for k, v in validate(state.params, constants, base, held_out).items()}
-                    )
-            if (n + 1) % loop.checkpoint_every == 0 or n + 1 == loop.steps:
-                checkpoints.save(n + 1, state)
+                    log.write(done, name, validate(state.params, constants, base, held_out))
+            if loop.due(done, loop.checkpoint_every):
+                checkpoints.save(done, state)
     return {"params": state.params, **constants}
 
 
@@ -196,10 +199,10 @@ class MetricsLog:
         self._waiting, self._tokens, self._since = [], 0, time.perf_counter()
         return f"loss {loss:.3f}, {rate:.0f} tokens/s"
 
-    def write(self, step: int, metrics: Metrics) -> None:
-        """Write one line at once (validation), and leave its time out of the rate."""
+    def write(self, step: int, split: str, metrics: Metrics) -> None:
+        """Write one line of `split/metric` at once (validation), and leave its time out of the rate."""
         before = time.perf_counter()
         with self._path.open("a") as file:
-            values = {k: float(v) for k, v in jax.device_get(metrics).items()}
+            values = {f"{split}/{name}": float(value) for name, value in jax.device_get(metrics).items()}
             file.write(json.dumps({"step": step, **values}) + "\n")
         self._since += time.perf_counter() - before

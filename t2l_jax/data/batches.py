@@ -36,7 +36,7 @@ class Sampler:
         if self.tasks_per_batch > len(self.tasks):
             raise UserError(
                 f"a batch of {self.tasks_per_batch} tasks needs as many training tasks, there are {len(self.tasks)}: "
-                "lower --loop.tasks-per-batch or add tasks"
+                "lower --tasks-per-batch or add tasks"
             )
         for task in self.tasks:
             longest = max((len(e.prompt) + len(e.answer) for e in task.examples), default=0)
