@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from t2l_jax.errors import UserError
 from t2l_jax.lora import Adapter, LoraModule, LoraSpec, lora_delta
@@ -116,8 +116,8 @@ class Cache:
     `slot` is where the next tokens go; `segments` is 0 for a slot that holds nothing.
     """
 
-    keys: Float[Array, "L *B C K h"]
-    values: Float[Array, "L *B C K h"]
+    keys: Float[Array, "L *B K C h"]
+    values: Float[Array, "L *B K C h"]
     positions: Int[Array, "*B C"]
     segments: Int[Array, "*B C"]
     slot: Int[Array, ""]
@@ -125,7 +125,7 @@ class Cache:
 
 def init_cache(config: DecoderConfig, batch_shape: tuple[int, ...], length: int, dtype: Any = jnp.float32) -> Cache:
     """An empty cache with room for `length` tokens a row."""
-    kv = (config.num_layers, *batch_shape, length, config.attention.num_kv_heads, config.attention.head_dim)
+    kv = (config.num_layers, *batch_shape, config.attention.num_kv_heads, length, config.attention.head_dim)
     blank = jnp.zeros((*batch_shape, length), jnp.int32)
     return Cache(jnp.zeros(kv, dtype), jnp.zeros(kv, dtype), blank, blank, jnp.zeros((), jnp.int32))
 
@@ -153,22 +153,29 @@ def rotate(x: Float[Array, "*B S N h"], angles: Float[Array, "*B S h/2"]) -> Flo
 
 def attend(
     q: Float[Array, "*B S H h"],
-    k: Float[Array, "*B C K h"],
-    v: Float[Array, "*B C K h"],
-    mask: Array,
+    k: Float[Array, "*B K C h"],
+    v: Float[Array, "*B K C h"],
+    mask: Bool[Array, "*B S C"],
     config: AttentionConfig,
 ) -> Float[Array, "*B S H*h"]:
-    """Grouped-query attention, softmax in float32. `mask` [*B, S, C] is True where a query may look."""
-    groups = config.num_heads // config.num_kv_heads
-    q = q.reshape(*q.shape[:-2], config.num_kv_heads, groups, config.head_dim)
+    """Grouped-query attention, softmax in float32. `mask` is True where a query may look.
+
+    The queries of all heads that share a key head stand together: one matrix product per key head.
+    """
+    *batch, length, _, _ = q.shape
+    grouped = (*batch, config.num_kv_heads, config.num_heads // config.num_kv_heads, length)
+    q = jnp.moveaxis(q.reshape(*batch, length, *grouped[-3:-1], config.head_dim), -4, -2)
+    q = q.reshape(*batch, config.num_kv_heads, -1, config.head_dim)
     scale = config.head_dim**-0.5 if config.scale is None else config.scale
-    scores = scale * jnp.einsum("...skgh,...ckh->...kgsc", q, k, preferred_element_type=jnp.float32)
+    scores = scale * jnp.einsum("...qh,...ch->...qc", q, k, preferred_element_type=jnp.float32)
     if config.softcap is not None:
         scores = config.softcap * jnp.tanh(scores / config.softcap)
+    scores = scores.reshape(*grouped, -1)
     scores = jnp.where(mask[..., None, None, :, :], scores, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    out = jnp.einsum("...kgsc,...ckh->...skgh", weights, v)
-    return out.reshape(*out.shape[:-3], config.num_heads * config.head_dim)
+    out = weights.reshape(*q.shape[:-1], -1) @ v
+    out = jnp.moveaxis(out.reshape(*grouped, config.head_dim), -2, -4)
+    return out.reshape(*batch, length, -1)
 
 
 class RMSNorm(nn.Module):
@@ -223,7 +230,7 @@ class Layer(nn.Module):
         v = self.project("v_proj", x, dropped, lora, config.qkv_bias).reshape(*x.shape[:-1], config.num_kv_heads, -1)
         if config.qk_norm:
             q, k = RMSNorm(self.config, name="q_norm")(q), RMSNorm(self.config, name="k_norm")(k)
-        q, k = rotate(q, angles), rotate(k, angles)
+        q, k, v = rotate(q, angles), rotate(k, angles).swapaxes(-3, -2), v.swapaxes(-3, -2)
         if cache is not None:
             cache, k, v = write_cache(cache, k, v, index)
         distance, visible = places
@@ -240,7 +247,7 @@ class Layer(nn.Module):
 
 def write_cache(cache: Cache, k, v, index):
     """Put new keys and values at the cache's slot of layer `index`; return the cache and that layer's whole k and v."""
-    start = (index, *(0,) * (k.ndim - 3), cache.slot, 0, 0)
+    start = (index, *(0,) * (k.ndim - 2), cache.slot, 0)
     keys = jax.lax.dynamic_update_slice(cache.keys, k[None].astype(cache.keys.dtype), start)
     values = jax.lax.dynamic_update_slice(cache.values, v[None].astype(cache.values.dtype), start)
     layer = [jax.lax.dynamic_index_in_dim(array, index, keepdims=False) for array in (keys, values)]
