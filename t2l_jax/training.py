@@ -43,6 +43,7 @@ class LoopConfig:
     """How long, how large a batch, how often to look."""
 
     steps: int = 1000
+    stop_after: int | None = None  # end here, on the learning rate's schedule for all `steps`
     tasks_per_batch: int = 8
     examples_per_task: int = 1
     seed: int = 0
@@ -53,12 +54,17 @@ class LoopConfig:
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
             least = 0 if name == "seed" else 1
-            if value < least:
+            if value is not None and value < least:
                 raise UserError(f"{name} must be at least {least}, got {value}")
+
+    @property
+    def last(self) -> int:
+        """The number of steps after which the run ends."""
+        return self.steps if self.stop_after is None else min(self.stop_after, self.steps)
 
     def due(self, done: int, every: int) -> bool:
         """Whether what happens every so many steps, and after the last one, happens now that `done` are done."""
-        return done % every == 0 or done == self.steps
+        return done % every == 0 or done == self.last
 
 
 @struct.dataclass
@@ -144,8 +150,8 @@ def train(
         state = checkpoints.restore_latest(state)
         start = int(state.step)
         log = MetricsLog(folder / "metrics.jsonl", start)
-        bar = progress.add_task("training", total=loop.steps, completed=start, rate="")
-        for n in range(start, loop.steps):
+        bar = progress.add_task("training", total=loop.last, completed=start, rate="")
+        for n in range(start, loop.last):
             batch, done = draw(n), n + 1
             state, metrics = step(state, constants, base, batch)
             log.add(done, metrics, int((batch.segments > 0).sum()))

@@ -1,0 +1,119 @@
+"""A thousand descriptions to a thousand adapters: how fast in compute, how fast to disk, and through five SIGKILLs.
+
+Command (about 3 minutes and 2 GB of temporary disk): python experiments/bulk_speed.py
+
+Compute is the vmapped hypernetwork on batches of embeddings, outputs left on the device; its rate is compared with that
+of a large float32 matrix product measured beside it, and with one description at a time in the same run. To disk is
+`t2l generate --from`, text encoder, process start and all; it is then run again and killed five times on the way.
+"""
+
+import json
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import numpy as np
+import tyro
+
+import t2l_jax
+from sft_speed import matmul_rate, timed
+from t2l_jax.data import words
+from t2l_jax.model import Model
+
+
+@dataclass(frozen=True)
+class BulkSpeed:
+    """Measure batch generation of adapters."""
+
+    count: int = 1000
+    batch: int = 64
+    kills: int = 5
+    rounds: int = 5
+
+
+def flops(model: Model) -> int:
+    """Floating-point operations of the matrix products that write one adapter (architecture L)."""
+    spec, total = model.config.lora, 0
+    for path, leaf in jax.tree_util.tree_flatten_with_path(model.variables["params"])[0]:
+        names = [key.key for key in path]
+        if names[-1] == "kernel":
+            uses = {"task": 1, "query": spec.num_layers * len(spec.modules)}.get(names[0], spec.num_layers)
+            total += 2 * leaf.size * uses
+    return total
+
+
+def measure_compute(model: Model, args: BulkSpeed) -> None:
+    """Print adapters/s in batches and one at a time, and the share of the matmul rate."""
+    z = np.random.default_rng(0).standard_normal((args.batch, model.config.hypernet.task.dim), dtype=np.float32)
+
+    def batch() -> None:
+        jax.block_until_ready(model.adapters(z))
+
+    def single() -> None:
+        jax.block_until_ready(model.adapters(z[:1]))
+
+    batch(), single()
+    rates, batches, singles = [], [], []
+    for _ in range(args.rounds):
+        rates.append(matmul_rate())
+        batches.append(timed(batch) / args.batch)
+        singles.append(min(timed(single) for _ in range(5)))
+    work, each = flops(model), statistics.median(batches)
+    share = statistics.median(work / seconds / rate for seconds, rate in zip(batches, rates, strict=True))
+    print(f"{work / 1e9:.3f} GFLOP an adapter; matmul rate {statistics.median(rates) / 1e9:.0f} GFLOP/s")
+    print(
+        f"compute, batches of {args.batch}: {1 / each:.0f} adapters/s ({1 / max(batches):.0f} to {1 / min(batches):.0f}), "
+        f"{share:.0%} of the matmul rate"
+    )
+    one = statistics.median(singles)
+    print(f"compute, one at a time: {1 / one:.0f} adapters/s; the batch is {one / each:.1f} times as fast")
+
+
+def run_command(args: BulkSpeed, requests: Path, out: Path, seconds: float | None = None) -> bool:
+    """Run t2l generate, killed after so many seconds; return whether it ended by itself."""
+    command = [sys.executable, "-c", "from t2l_jax.cli import main; main()", "generate"]
+    process = subprocess.Popen([*command, "--from", str(requests), "--out", str(out), "--batch", str(args.batch)])
+    try:
+        return process.wait(seconds) == 0
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        return False
+
+
+def main(args: BulkSpeed) -> None:
+    """Compute, disk, kills."""
+    model = t2l_jax.load()
+    measure_compute(model, args)
+    texts = [text for task in words.unseen_tasks(0, 0) for text in task.unseen_descriptions][: args.count]
+    with tempfile.TemporaryDirectory() as scratch:
+        requests = Path(scratch) / "tasks.jsonl"
+        requests.write_text("".join(json.dumps({"name": f"a{i}", "description": t}) + "\n" for i, t in enumerate(texts)))
+        start = time.perf_counter()
+        assert run_command(args, requests, Path(scratch) / "once")
+        whole = time.perf_counter() - start
+        print(f"to disk, whole command: {len(texts)} adapters in {whole:.1f} s, {len(texts) / whole:.0f} adapters/s")
+        out, counts = Path(scratch) / "killed", []
+        for kill in range(args.kills):
+            run_command(args, requests, out, seconds=whole * (0.55 + 0.05 * kill))
+            counts.append(len(list(out.glob("a*/adapter_model.safetensors"))))
+        assert run_command(args, requests, out)
+        same = all(
+            (out / name / "adapter_model.safetensors").read_bytes()
+            == (Path(scratch) / "once" / name / "adapter_model.safetensors").read_bytes()
+            for name in (f"a{i}" for i in range(len(texts)))
+        )
+        left = [path.name for path in out.iterdir() if path.name.startswith(".")]
+        manifest = len((out / "manifest.jsonl").read_text().splitlines())
+        print(f"whole adapters after each SIGKILL: {counts}; at the end {manifest} in the manifest, {left} left over")
+        print(f"all equal to the undisturbed run's: {same}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(BulkSpeed))
