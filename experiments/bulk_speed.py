@@ -20,9 +20,9 @@ from pathlib import Path
 import jax
 import numpy as np
 import tyro
+from sft_speed import matmul_rate, timed
 
 import t2l_jax
-from sft_speed import matmul_rate, timed
 from t2l_jax.data import words
 from t2l_jax.model import Model
 
@@ -34,6 +34,8 @@ class BulkSpeed:
     count: int = 1000
     batch: int = 64
     kills: int = 5
+    model: str | None = None
+    """Hypernetwork. Default: the one in the package."""
     rounds: int = 5
 
 
@@ -67,8 +69,9 @@ def measure_compute(model: Model, args: BulkSpeed) -> None:
     work, each = flops(model), statistics.median(batches)
     share = statistics.median(work / seconds / rate for seconds, rate in zip(batches, rates, strict=True))
     print(f"{work / 1e9:.3f} GFLOP an adapter; matmul rate {statistics.median(rates) / 1e9:.0f} GFLOP/s")
+    slowest, fastest = 1 / max(batches), 1 / min(batches)
     print(
-        f"compute, batches of {args.batch}: {1 / each:.0f} adapters/s ({1 / max(batches):.0f} to {1 / min(batches):.0f}), "
+        f"compute, batches of {args.batch}: {1 / each:.0f} adapters/s ({slowest:.0f} to {fastest:.0f}), "
         f"{share:.0%} of the matmul rate"
     )
     one = statistics.median(singles)
@@ -77,8 +80,11 @@ def measure_compute(model: Model, args: BulkSpeed) -> None:
 
 def run_command(args: BulkSpeed, requests: Path, out: Path, seconds: float | None = None) -> bool:
     """Run t2l generate, killed after so many seconds; return whether it ended by itself."""
+    model = [] if args.model is None else ["--model", args.model]
     command = [sys.executable, "-c", "from t2l_jax.cli import main; main()", "generate"]
-    process = subprocess.Popen([*command, "--from", str(requests), "--out", str(out), "--batch", str(args.batch)])
+    process = subprocess.Popen(
+        [*command, "--from", str(requests), "--out", str(out), "--batch", str(args.batch), *model]
+    )
     try:
         return process.wait(seconds) == 0
     except subprocess.TimeoutExpired:
@@ -89,12 +95,13 @@ def run_command(args: BulkSpeed, requests: Path, out: Path, seconds: float | Non
 
 def main(args: BulkSpeed) -> None:
     """Compute, disk, kills."""
-    model = t2l_jax.load()
+    model = t2l_jax.load(args.model)
     measure_compute(model, args)
     texts = [text for task in words.unseen_tasks(0, 0) for text in task.unseen_descriptions][: args.count]
     with tempfile.TemporaryDirectory() as scratch:
         requests = Path(scratch) / "tasks.jsonl"
-        requests.write_text("".join(json.dumps({"name": f"a{i}", "description": t}) + "\n" for i, t in enumerate(texts)))
+        lines = [json.dumps({"name": f"a{i}", "description": text}) for i, text in enumerate(texts)]
+        requests.write_text("\n".join(lines) + "\n")
         start = time.perf_counter()
         assert run_command(args, requests, Path(scratch) / "once")
         whole = time.perf_counter() - start

@@ -130,7 +130,8 @@ def main(args: SftSpeed) -> None:
     tokens = ROWS * LENGTH
     medians = [statistics.median(seconds) for seconds in times.values()]
     for (name, seconds), median in zip(times.items(), medians, strict=True):
-        print(f"{name}: {median:.2f} s a step ({min(seconds):.2f} to {max(seconds):.2f}), {tokens / median:.0f} tokens/s")
+        spread = f"{min(seconds):.2f} to {max(seconds):.2f}"
+        print(f"{name}: {median:.2f} s a step ({spread}), {tokens / median:.0f} tokens/s")
     rate = statistics.median(rates)
     floor = 4 * per_token * tokens / rate  # forward, and backward to the activations alone: the base is frozen
     print(f"ratio: {medians[1] / medians[0]:.2f}")

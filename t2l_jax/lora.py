@@ -137,7 +137,7 @@ def init_adapter(key: PRNGKeyArray, spec: LoraSpec, dtype: Any = jnp.float32) ->
 def lora_delta(
     x: Float[Array, "*batch i"], a: Float[Array, "*adapters r i"], b: Float[Array, "*adapters o r"]
 ) -> Float[Array, "*batch o"]:
-    """(x aᵀ) bᵀ, unscaled. The batch axes of a and b are the first ones of x: one matmul per task, no copies per row."""
+    """(x aᵀ) bᵀ, unscaled. Batch axes of a and b are the first ones of x: one matmul per task, no copies per row."""
     if a.ndim > 2:
         return jax.vmap(lora_delta)(x, a, b)
     return (x @ a.T) @ b.T
@@ -154,7 +154,6 @@ def dense_delta(adapter: Adapter) -> dict[str, Float[Array, "*batch L i o"]]:
 def stack(adapters: Sequence[Adapter]) -> Adapter:
     """Adapters of one spec as one Adapter with a new leading axis."""
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *adapters)
-
 
 
 def merge(params: dict[str, Any], adapter: Adapter) -> dict[str, Any]:
