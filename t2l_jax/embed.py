@@ -185,21 +185,27 @@ def token_batches(
 ) -> Iterator[tuple[list[int], Int[np.ndarray, "R S"], Int[np.ndarray, " R"]]]:
     """Rows of similar length as (their indices, tokens, lengths), in few shapes so that compilation happens rarely.
 
-    S is a power of two, and R x S is MAX_TOKENS; rows that are left over are blank.
+    R and S are powers of two and R x S is at most MAX_TOKENS; rows that are left over are blank.
     """
     buckets: dict[int, list[int]] = {}
     for index, ids in enumerate(tokens):
-        buckets.setdefault(max(16, 1 << (len(ids) - 1).bit_length()), []).append(index)
+        buckets.setdefault(max(16, _power_of_two(len(ids))), []).append(index)
     for length, members in sorted(buckets.items()):
-        rows = MAX_TOKENS // length
-        for start in range(0, len(members), rows):
-            chosen = members[start : start + rows]
+        most = MAX_TOKENS // length
+        for start in range(0, len(members), most):
+            chosen = members[start : start + most]
+            rows = _power_of_two(len(chosen))
             padded = np.zeros((rows, length), np.int32)
             lengths = np.zeros(rows, np.int32)
             for row, index in enumerate(chosen):
                 lengths[row] = len(tokens[index])
                 padded[row, : lengths[row]] = tokens[index]
             yield chosen, padded, lengths
+
+
+def _power_of_two(number: int) -> int:
+    """The smallest power of two that is at least `number`."""
+    return 1 << (number - 1).bit_length()
 
 
 def _embed(
