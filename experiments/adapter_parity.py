@@ -37,8 +37,10 @@ def largest_difference(llm: t2l_jax.LLM, adapter: Adapter, model: torch.nn.Modul
     with torch.no_grad():
         theirs = model(input_ids=torch.from_numpy(tokens).long()).logits.numpy()
     ours = np.asarray(llm(tokens, adapter))
-    changed = np.abs(ours - np.asarray(llm(tokens))).max()
-    return f"{np.abs(ours - theirs).max():.1e} (logits up to {np.abs(theirs).max():.1f}, the adapter moves them by {changed:.1f})"
+    largest, moved = np.abs(theirs).max(), np.abs(ours - np.asarray(llm(tokens))).max()
+    return (
+        f"{np.abs(ours - theirs).max():.1e} (logits up to {largest:.1f}, the adapter moves them by up to {moved:.1f})"
+    )
 
 
 def main(model: Model) -> None:
@@ -50,23 +52,16 @@ def main(model: Model) -> None:
         t2l_jax.save_peft(adapter, Path(scratch) / "ours", base_model=model.config.base_name)
         theirs = PeftModel.from_pretrained(torch_base(model.config.base), str(Path(scratch) / "ours")).eval()
         print("ours, read by peft:", largest_difference(llm, adapter, theirs, tokens))
-        options = LoraConfig(
-            r=4,
-            lora_alpha=12,
-            use_rslora=True,
-            target_modules=["q_proj", "o_proj", "down_proj"],
-            rank_pattern={"o_proj": 2},
-        )
+        targets = ["q_proj", "o_proj", "down_proj"]
+        options = LoraConfig(r=4, lora_alpha=12, use_rslora=True, target_modules=targets, rank_pattern={"o_proj": 2})
         theirs = get_peft_model(torch_base(model.config.base), options).eval()
         torch.manual_seed(0)
         for name, weight in theirs.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(weight, std=0.02)
         theirs.save_pretrained(Path(scratch) / "theirs")
-        print(
-            "peft's, read by us:",
-            largest_difference(llm, t2l_jax.load_peft(Path(scratch) / "theirs", llm.config), theirs, tokens),
-        )
+        read = t2l_jax.load_peft(Path(scratch) / "theirs", llm.config)
+        print("peft's, read by us:", largest_difference(llm, read, theirs, tokens))
     for head in ("L", "M", "S"):
         config = HypernetConfig(head=head)
         variables = hypernet.init(jax.random.key(0), config, model.config.lora)
