@@ -26,7 +26,7 @@ from t2l_jax.io.readers import Tensor, tensors, weight_files
 Params = dict[str, Any]
 Placement = Callable[[str], jax.sharding.Sharding | None]  # path of a parameter, such as "layers/q_proj/kernel"
 
-BLOCK_BYTES = 2**25  # what is read from a file at a time: all that loading needs beside the parameters
+BLOCK_BYTES = 2**24  # what is read from a file at a time: all that loading needs beside the parameters
 _LAYER_NAMES = {
     "attn_norm": "input_layernorm",
     "mlp_norm": "post_attention_layernorm",
@@ -147,7 +147,7 @@ def _fill(param: Array, tensor: Tensor, slot: Slot) -> Array:
     """Write a tensor into its parameter, a block of rows at a time."""
     num_rows = tensor.shape[0]
     row_bytes = 4 * math.prod(tensor.shape[1:])
-    step = max(1, BLOCK_BYTES // row_bytes)
+    step = 2 ** int(math.log2(max(1, BLOCK_BYTES // row_bytes)))  # divides most sizes: one compiled program for all
     turned = slot.turned != tensor.flipped
     for start in range(0, num_rows, step):
         rows = tensor.read(start, min(start + step, num_rows))

@@ -122,6 +122,8 @@ def gguf_config(file: Path) -> DecoderConfig:
         elif (short, value) != ("rope.scaling.type", "none"):
             raise UserError(f"{file}: key {key} = {value!r} is not supported; take another conversion of the model")
     values["tie_word_embeddings"] = "output.weight" not in found
+    if arch == "llama":
+        values["mlp_bias"] = "blk.0.ffn_gate.bias" in found
     if arch != "qwen2":
         values["attention_bias"] = "blk.0.attn_q.bias" in found
     if arch == "gemma2":

@@ -9,6 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
+from gguf_files import write_gguf
 from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_torch_file
 
@@ -103,22 +104,6 @@ def test_shards(kind, tmp_path):
     stem = "model.safetensors" if kind == "safetensors" else "flax_model.msgpack"
     (tmp_path / f"{stem}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     assert_equal(read_all(tensors(tmp_path)), ARRAYS)
-
-
-def write_gguf(file, arrays, arch="qwen2", **fields):
-    """Arrays under their GGUF names: as float32, or as (stored bytes, kind)."""
-    writer = gguf.GGUFWriter(file, arch)
-    for key, value in fields.items():
-        writer.add_uint32(f"{arch}.{key}", value)
-    writer.add_array("tokenizer.ggml.tokens", ["a", "bc", "ö"])
-    writer.add_array("tokenizer.ggml.token_type", [1, 1, 3])
-    for name, array in arrays.items():
-        stored, kind = array if isinstance(array, tuple) else (array, None)
-        writer.add_tensor(name, stored, raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
 
 
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_1", "Q6_K", "BF16", "F16"])

@@ -1,0 +1,279 @@
+"""Models of transformers in every format, as decoder parameters; what does not belong together is refused by name."""
+
+import json
+import math
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import flax.serialization
+import flax.traverse_util
+import gguf
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+from gguf_files import convert, write_gguf
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from safetensors.torch import load_file, save_file
+from tiny_models import random_tokens, save_tiny, torch_logits
+
+from t2l_jax.decoder import Decoder, Llama3Scaling, logits
+from t2l_jax.errors import UserError
+from t2l_jax.io import base as base_module
+from t2l_jax.io.base import load_base, load_config, load_tokenizer
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    """A folder with a tiny Llama (grouped queries, biases, untied head), and the PyTorch model."""
+    folder = tmp_path_factory.mktemp("llama")
+    return folder, save_tiny("llama, biases", folder)
+
+
+def assert_equal(ours, theirs):
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def edited(llama, tmp_path, change):
+    """A copy of the folder whose tensors `change` has edited."""
+    state = load_file(llama[0] / "model.safetensors")
+    change(state)
+    save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "config.json").write_text((llama[0] / "config.json").read_text())
+    return str(tmp_path)
+
+
+def test_layout(llama):
+    config, params = load_base(str(llama[0]))
+    state = {name: tensor.numpy() for name, tensor in llama[1].state_dict().items()}
+    layers = range(config.num_layers)
+
+    def stacked(name):
+        return np.stack([state[f"model.layers.{layer}.{name}"] for layer in layers])
+
+    assert_equal(params["embedding"], state["model.embed_tokens.weight"])
+    assert_equal(params["head"], state["lm_head.weight"])
+    assert_equal(params["final_norm"]["scale"], state["model.norm.weight"])
+    assert_equal(params["layers"]["mlp_norm"]["scale"], stacked("post_attention_layernorm.weight"))
+    assert_equal(params["layers"]["k_proj"]["kernel"], stacked("self_attn.k_proj.weight").swapaxes(1, 2))
+    assert_equal(params["layers"]["k_proj"]["bias"], stacked("self_attn.k_proj.bias"))
+    shapes = jax.eval_shape(Decoder(config).init, jax.random.key(0), jnp.zeros((1, 1), int))["params"]
+    assert jax.tree.map(lambda leaf: leaf.shape, params) == jax.tree.map(lambda leaf: leaf.shape, shapes)
+
+
+def test_dtype(llama):
+    half, full = load_base(str(llama[0]), jnp.bfloat16)[1], load_base(str(llama[0]))[1]
+    assert_equal(half, jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), full))
+
+
+def test_small_blocks_give_the_same(llama, monkeypatch):
+    whole = load_base(str(llama[0]))[1]
+    monkeypatch.setattr(base_module, "BLOCK_BYTES", 5_000)
+    assert_equal(load_base(str(llama[0]))[1], whole)
+
+
+def test_every_format_gives_the_same(llama, tmp_path):
+    folder, model = llama
+    config, params = load_base(str(folder))
+    model.save_pretrained(tmp_path / "shards", max_shard_size="100KB")
+    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 2
+    (tmp_path / "flax").mkdir()
+    (tmp_path / "flax" / "config.json").write_text((folder / "config.json").read_text())
+    (tmp_path / "flax" / "flax_model.msgpack").write_bytes(flax.serialization.to_bytes(as_flax(model)))
+    convert(model, tmp_path / "model.gguf")
+    for source in ("shards", "flax", "model.gguf"):
+        other_config, other_params = load_base(str(tmp_path / source))
+        assert other_config.attention == config.attention
+        assert_equal(other_params, params)
+        assert math.isclose(other_config.norm_eps, config.norm_eps, rel_tol=1e-6)  # float32 in GGUF
+
+
+def as_flax(model):
+    """The parameters as transformers' Flax classes name and turn them."""
+    flat = {}
+    for name, tensor in model.state_dict().items():
+        *parents, last = name.split(".")
+        if "embed_tokens" in name:
+            last = "embedding"
+        elif tensor.ndim == 2:
+            last, tensor = "kernel", tensor.T
+        flat[(*parents, last)] = tensor.numpy()
+    return flax.traverse_util.unflatten_dict(flat)
+
+
+@pytest.mark.parametrize("family", ["smollm2, tied head", "qwen 2", "qwen 3, biases", "gemma 2"])
+def test_logits_from_gguf(family, tmp_path):
+    model = save_tiny(family, tmp_path)
+    if family == "gemma 2":  # llama.cpp derives this scale, so the tiny model must follow
+        model.config.query_pre_attn_scalar = model.config.head_dim
+        for layer in model.model.layers:
+            layer.self_attn.scaling = model.config.head_dim**-0.5
+    convert(model, tmp_path / "model.gguf")
+    tokens = random_tokens(2, 40)
+    config, params = load_base(str(tmp_path / "model.gguf"))
+    hidden, _ = jax.jit(Decoder(config).apply)({"params": params}, jnp.asarray(tokens.numpy()))
+    np.testing.assert_allclose(logits(config, params, hidden), torch_logits(model, tokens), rtol=0, atol=1e-3)
+
+
+def llama3_factors(factor: float) -> np.ndarray:
+    """What llama.cpp's converter writes for llama 3.1's scaling with a base of 500,000 and heads of 128."""
+    factors = []
+    for exponent in range(0, 128, 2):
+        wavelength = 2 * math.pi * 500_000.0 ** (exponent / 128)
+        if wavelength < 8192 / 4:
+            factors.append(1.0)
+        elif wavelength > 8192 / 1:
+            factors.append(factor)
+        else:
+            smooth = (8192 / wavelength - 1) / (4 - 1)
+            factors.append(1 / ((1 - smooth) / factor + smooth))
+    return np.asarray(factors, np.float32)
+
+
+def write_headless_gguf(file, **arrays):
+    """As much of a Llama as a config is made from."""
+    fields = {
+        "block_count": 1,
+        "embedding_length": 256,
+        "feed_forward_length": 32,
+        "attention.head_count": 2,
+        "attention.layer_norm_rms_epsilon": 1e-5,
+        "rope.freq_base": 500_000.0,
+    }
+    arrays = {"token_embd.weight": np.ones((3, 256), np.float32), **arrays}
+    write_gguf(file, arrays, "llama", **fields)
+
+
+def test_gguf_rope_factors_are_llama3_scaling_or_refused(tmp_path):
+    file = tmp_path / "model.gguf"
+    for factor in (8.0, 32.0):
+        write_headless_gguf(file, **{"rope_freqs.weight": llama3_factors(factor)})
+        assert load_config(str(file)).attention.rope_scaling == Llama3Scaling(factor, 1.0, 4.0, 8192)
+    write_headless_gguf(file, **{"rope_freqs.weight": np.ones(64, np.float32)})
+    assert load_config(str(file)).attention.rope_scaling is None
+    write_headless_gguf(file, **{"rope_freqs.weight": np.linspace(1, 8, 64, dtype=np.float32)})
+    with pytest.raises(UserError, match=r"the factors in rope_freqs\.weight are not Llama 3\.1's"):
+        load_config(str(file))
+
+
+def test_gguf_key_that_is_not_understood_is_refused_by_name(tmp_path):
+    write_gguf(tmp_path / "a.gguf", {"token_embd.weight": np.ones((3, 8), np.float32)}, "llama", expert_count=8)
+    with pytest.raises(UserError, match=r"a\.gguf: key llama\.expert_count = 8 is not supported"):
+        load_config(str(tmp_path / "a.gguf"))
+
+
+def test_parameters_are_created_where_they_belong(llama):
+    mesh = jax.make_mesh((8,), ("model",), axis_types=(AxisType.Auto,))
+
+    def place(path):
+        return NamedSharding(mesh, PartitionSpec(None, None, "model") if path.endswith("kernel") else PartitionSpec())
+
+    config, sharded = load_base(str(llama[0]), sharding=place)
+    assert_equal(sharded, load_base(str(llama[0]))[1])
+    kernel = sharded["layers"]["gate_proj"]["kernel"]
+    assert {shard.data.shape for shard in kernel.addressable_shards} == {(config.num_layers, config.width, 12)}
+    assert len(sharded["embedding"].addressable_shards) == 8
+
+
+def test_config_needs_no_weights(llama, tmp_path):
+    (tmp_path / "config.json").write_text((llama[0] / "config.json").read_text())
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    assert load_config(str(tmp_path)) == load_base(str(llama[0]))[0]
+
+
+def test_harmless_tensors_are_passed_over(llama, tmp_path):
+    source = edited(
+        llama, tmp_path, lambda s: s.update({"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)})
+    )
+    assert_equal(load_base(source)[1], load_base(str(llama[0]))[1])
+
+
+def test_tied_head_may_be_in_the_file_too(tmp_path):
+    save_tiny("smollm2, tied head", tmp_path)
+    expected = load_base(str(tmp_path))[1]
+    state = load_file(tmp_path / "model.safetensors")
+    save_file({**state, "lm_head.weight": torch.ones(2, 2)}, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    assert "head" not in expected
+    assert_equal(load_base(str(tmp_path))[1], expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.pop("model.layers.2.mlp.up_proj.weight"), "the weights lack model.layers.2.mlp.up_proj.weight;"),
+        (lambda s: [s.pop(n) for n in list(s) if "norm" in n], "the weights lack .*, .*, .* and 6 more"),
+        (
+            lambda s: s.update({"model.layers.4.mlp.up_proj.weight": torch.ones(2)}),
+            "layers.4.mlp.up_proj.weight has no pl",
+        ),
+        (
+            lambda s: s.update({"adapter.weight": torch.ones(2)}),
+            r"model\.safetensors: tensor adapter\.weight has no place",
+        ),
+        (
+            lambda s: s.update({"model.norm.weight": torch.ones(9)}),
+            r"tensor model\.norm\.weight is \[9\], the config asks",
+        ),
+    ],
+)
+def test_weights_that_do_not_fit_the_config_are_refused(llama, tmp_path, change, message):
+    source = edited(llama, tmp_path, change)
+    with pytest.raises(UserError, match=message):
+        load_base(source)
+
+
+def test_tensor_in_two_shards_is_refused(llama, tmp_path):
+    source = edited(llama, tmp_path, lambda state: None)
+    save_file({"model.norm.weight": torch.ones(64)}, tmp_path / "more.safetensors")
+    weight_map = {"a": "model.safetensors", "b": "more.safetensors"}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(
+        UserError, match=r"more\.safetensors: tensor model\.norm\.weight is also in .*model\.safetensors"
+    ):
+        load_base(source)
+
+
+def test_folder_without_config_is_refused(llama, tmp_path):
+    source = edited(llama, tmp_path, lambda state: None)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(UserError, match=r"config\.json"):
+        load_base(source)
+
+
+def test_loading_needs_little_memory_beside_the_parameters():
+    script = Path(__file__).parents[2] / "experiments" / "loading_memory.py"
+    done = subprocess.run([sys.executable, script, "--layers", "1"], capture_output=True, text=True, check=True)
+    size, peak = (float(value) for value in re.findall(r"([\d.]+) GB", done.stdout))
+    assert size > 0.4
+    assert peak < 1.2 * size + 0.1  # what the programs themselves take shows in a model as small as this
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of transformers' GGUF reader
+def test_tokenizer_from_gguf_is_converted_once(smollm2, tmp_path, monkeypatch):
+    monkeypatch.setenv("T2L_CACHE", str(tmp_path))
+    text = "Hello, wörld! 12345\n\tdef f(x):<|im_end|>"
+    first = load_tokenizer(str(smollm2))
+    converted = [path.stat().st_mtime_ns for path in (tmp_path / "tokenizers").iterdir()]
+    second = load_tokenizer(str(next(smollm2.glob("*.gguf"))))
+    assert [path.stat().st_mtime_ns for path in (tmp_path / "tokenizers").iterdir()] == converted
+    fields = gguf.GGUFReader(next(smollm2.glob("*.gguf"))).fields
+    tokens = fields["tokenizer.ggml.tokens"].contents()
+    for tokenizer in (first, second):
+        assert tokenizer.chat_template == fields["tokenizer.chat_template"].contents()
+        assert (tokenizer.eos_token_id, tokenizer.bos_token_id) == (2, 1)
+        assert tokenizer.eos_token == tokens[2]
+        ids = tokenizer(text).input_ids
+        assert tokenizer.decode(ids) == text
+        assert tokenizer.convert_ids_to_tokens(ids) == [tokens[token] for token in ids]
+        assert ids[-1] == 2
+
+
+def test_tokenizer_of_a_folder(minilm, llama):
+    reference = transformers.AutoTokenizer.from_pretrained(minilm)
+    assert load_tokenizer(str(minilm))("A sentence.").input_ids == reference("A sentence.").input_ids
+    with pytest.raises(UserError, match=r"has no tokenizer\.json"):
+        load_tokenizer(str(llama[0]))
