@@ -11,6 +11,7 @@ from typing import Annotated
 
 import tyro
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 import t2l_jax
@@ -54,11 +55,12 @@ def main(demo: Demo) -> None:
     before, after = llm.chat(prompts, sampling=short), llm.chat(prompts, adapters, short)
     right = 0
     for description, some, plain, adapted in zip(descriptions, examples, before, after, strict=True):
-        table = Table("the model reads", "without adapter", "with adapter", "wanted", title=f"“{description}”")
+        table = Table("the model reads", "without adapter", "with adapter", "wanted", title=f"“{escape(description)}”")
         for example, one, other in zip(some, plain, adapted, strict=True):
             hit = exact_match(other, example.accepted) == 1
             right += hit
-            table.add_row(example.input, one, f"[green]{other}" if hit else other, example.output)
+            one, other, wanted = escape(one), escape(other), escape(example.output)
+            table.add_row(example.input, one, f"[green]{other}" if hit else other, wanted)
         console.print(table)
     if demo.description is None:
         console.print(f"Exactly right with the adapter: {right} of {sum(map(len, examples))}.")
