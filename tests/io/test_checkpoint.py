@@ -1,0 +1,64 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from t2l_jax.io.checkpoint import Checkpoints
+from t2l_jax.sharding import make_mesh
+
+
+def state(value: float) -> dict:
+    return {"step": jnp.asarray(value, jnp.int32), "w": jnp.arange(16.0).reshape(8, 2) * value}
+
+
+def assert_equal(first: dict, second: dict) -> None:
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+def test_without_a_checkpoint_the_state_is_the_one_given(tmp_path):
+    given = state(3)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.restore_latest(given) is given
+
+
+def test_the_newest_is_restored_and_old_ones_go(tmp_path):
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        for step in (1, 2, 3):
+            checkpoints.save(step, state(step))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "3"]
+    with Checkpoints(tmp_path) as checkpoints:
+        assert_equal(checkpoints.restore_latest(state(0)), state(3))
+
+
+def test_a_state_may_be_donated_as_soon_as_it_is_saved(tmp_path):
+    saved = state(1)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, saved)
+        jax.jit(lambda x: jax.tree.map(lambda leaf: leaf * 0 - 1, x), donate_argnums=0)(saved)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert_equal(checkpoints.restore_latest(state(0)), state(1))
+
+
+def test_a_checkpoint_that_was_not_finished_is_passed_over(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, state(1))
+    (tmp_path / "2.orbax-checkpoint-tmp" / "default").mkdir(parents=True)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert_equal(checkpoints.restore_latest(state(0)), state(1))
+
+
+@pytest.mark.parametrize(("before", "after"), [(8, 1), (1, 8), (8, 2)])
+def test_a_checkpoint_is_restored_on_any_number_of_devices(tmp_path, before, after):
+    def placed(value: float, devices: int) -> dict:
+        mesh = make_mesh(data=devices)
+        places = {"step": NamedSharding(mesh, PartitionSpec()), "w": NamedSharding(mesh, PartitionSpec("data"))}
+        return jax.device_put(state(value), places)
+
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, placed(1, before))
+    target = placed(0, after)
+    with Checkpoints(tmp_path) as checkpoints:
+        found = checkpoints.restore_latest(target)
+    assert_equal(found, state(1))
+    assert found["w"].sharding == target["w"].sharding
