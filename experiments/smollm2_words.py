@@ -18,6 +18,8 @@ RECIPE = Recipe(
     prompt="instance",
     hypernet=HypernetConfig(head="L"),
     sft=SftConfig(label_smoothing=0.0, neftune=0.0, lora_dropout=0.0),
-    optimizer=OptimizerConfig(learning_rate=1e-3, warmup=0.03, decay="cosine"),
-    loop=LoopConfig(steps=3000, tasks_per_batch=16, examples_per_task=1),
+    optimizer=OptimizerConfig(learning_rate=2e-4, warmup=0.05, decay="cosine", cooldown=250),
+    loop=LoopConfig(
+        steps=2000, stop_after=1150, tasks_per_batch=16, examples_per_task=1, validate_every=100, checkpoint_every=50
+    ),
 )

@@ -36,6 +36,7 @@ class OptimizerConfig:
     clip: float = 1.0
     warmup: float = 0.2  # share of the steps
     decay: Literal["linear", "cosine"] = "linear"
+    cooldown: int = 0  # the run's last steps, over which the rate also falls linearly to zero: for runs that end early
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,8 @@ class TrainState:
     opt_state: Any
 
 
-def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """The optimiser of a run of `steps` steps."""
+def make_optimizer(config: OptimizerConfig, steps: int, last: int | None = None) -> optax.GradientTransformation:
+    """The optimiser of a run whose schedule takes `steps` steps and which ends after `last` (default: all) of them."""
     warmup = max(1, round(config.warmup * steps))
     rest = max(1, steps - warmup)
     decay = (
@@ -86,7 +87,11 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
         else optax.cosine_decay_schedule(config.learning_rate, rest)
     )
     rise = optax.linear_schedule(config.learning_rate / warmup, config.learning_rate, warmup)
-    schedule = optax.join_schedules([rise, decay], [warmup])
+    whole = optax.join_schedules([rise, decay], [warmup])
+    end = steps if last is None else last
+    schedule = whole
+    if config.cooldown:
+        schedule = lambda step: whole(step) * jnp.clip((end - step) / config.cooldown, 0, 1)  # noqa: E731
     return optax.chain(optax.clip_by_global_norm(config.clip), optax.adamw(schedule, weight_decay=config.weight_decay))
 
 
@@ -107,7 +112,7 @@ def make_step(
         grads, metrics = jax.grad(objective, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, opt_state), {**metrics, "grad_norm": optax.global_norm(grads)}
+        return TrainState(state.step + 1, params, opt_state), {**metrics, "grad_norm": optax.tree.norm(grads)}
 
     return jax.jit(step, donate_argnums=0)
 
@@ -142,7 +147,7 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     variables = producer.init(jax.random.key(loop.seed))
     constants = {name: value for name, value in variables.items() if name != "params"}
-    gradient = make_optimizer(optimizer, loop.steps)
+    gradient = make_optimizer(optimizer, loop.steps, loop.last)
     state = TrainState(jnp.zeros((), jnp.int32), variables["params"], gradient.init(variables["params"]))
     step = make_step(producer, decoder, sft, gradient, loop.seed)
     validate = make_validation(producer, decoder, sft)
