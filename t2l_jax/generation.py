@@ -91,15 +91,14 @@ def generate(
     grouped = any(not isinstance(item, int | np.integer) for prompt in prompts for item in prompt)
     tasks: list[Any] = [list(group) for group in prompts] if grouped else [[prompt] for prompt in prompts]
     flat = [prompt for task in tasks for prompt in task]
+    batched = adapter is not None and bool(adapter.batch_shape)
     if adapter is not None:
         config.check_adapter(adapter.spec)
         check_batch(adapter, len(tasks))
-    if adapter is None or not adapter.batch_shape:
-        tasks = [flat]
     if not flat:
         return []
-    tokens, lengths = pad_prompts(tasks, config.vocab_size)
-    if adapter is not None and adapter.batch_shape:
+    tokens, lengths = pad_prompts(tasks if batched else [flat], config.vocab_size)
+    if batched:
         extra = tokens.shape[0] - len(tasks)
         adapter = jax.tree.map(lambda leaf: jnp.pad(leaf, ((0, extra), *[(0, 0)] * (leaf.ndim - 1))), adapter)
     choice = _choice(sampling, stop_ids, key, lengths)
@@ -202,6 +201,16 @@ def _choice(
     return Choice(jnp.float32(sampling.temperature), jnp.float32(sampling.top_p), row_keys, stops)
 
 
+def _read(
+    config: DecoderConfig, params: Params, tokens: Int[Array, "T R S"], adapter: Adapter | None, **places: Any
+) -> tuple[Float[Array, "T R V"], Cache]:
+    """Scores of what follows the last of these tokens, and the cache with all of them in it."""
+    decoder = Decoder(config, params["embedding"].dtype)
+    output: Any = decoder.apply({"params": params}, tokens, adapter, **places)
+    hidden, cache = output
+    return logits(config, params, hidden[..., -1, :]), cache
+
+
 def _start(
     config: DecoderConfig,
     max_new_tokens: int,
@@ -213,33 +222,28 @@ def _start(
 ) -> State:
     """Prefill: read the prompts into a cache and choose the first token. Logits of the last position only."""
     size = tokens.shape[-1]
-    dtype = params["embedding"].dtype
     positions = jnp.arange(size) - (size - lengths[..., None])
-    hidden, cache = Decoder(config, dtype).apply(
-        {"params": params},
+    scores, cache = _read(
+        config,
+        params,
         tokens,
         adapter,
         segments=(positions >= 0).astype(jnp.int32),
         positions=jnp.maximum(positions, 0),
-        cache=init_cache(config, tokens.shape[:-1], size + max_new_tokens, dtype),
+        cache=init_cache(config, tokens.shape[:-1], size + max_new_tokens, params["embedding"].dtype),
     )
     step = jnp.zeros((), jnp.int32)
-    token = choose(logits(config, params, hidden[..., -1, :]), choice, step)
+    token = choose(scores, choice, step)
     ended = (lengths == 0) | jnp.isin(token, choice.stop_ids)
     return State(step, jnp.where(ended, NO_TOKEN, token), lengths, cache)
 
 
 def _advance(config: DecoderConfig, params: Params, adapter: Adapter | None, choice: Choice, state: State) -> State:
     """One decoding step: read the token chosen last, choose the next."""
-    hidden, cache = Decoder(config, params["embedding"].dtype).apply(
-        {"params": params},
-        jnp.maximum(state.token, 0)[..., None],
-        adapter,
-        positions=state.position[..., None],
-        cache=state.cache,
-    )
+    last = jnp.maximum(state.token, 0)[..., None]
+    scores, cache = _read(config, params, last, adapter, positions=state.position[..., None], cache=state.cache)
     step = state.step + 1
-    token = choose(logits(config, params, hidden[..., 0, :]), choice, step)
+    token = choose(scores, choice, step)
     ended = (state.token == NO_TOKEN) | jnp.isin(token, choice.stop_ids)
     return State(step, jnp.where(ended, NO_TOKEN, token), state.position + 1, cache)
 

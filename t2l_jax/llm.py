@@ -86,13 +86,12 @@ class LLM:
         if isinstance(messages, str):
             raise UserError("chat takes a list of messages: put the string in a list")
         grouped = any(isinstance(message, Sequence) and not _is_message(message) for message in messages)
-        if grouped:
-            prompts: list[Any] = [[self.render(message) for message in group] for group in messages]
-        else:
-            prompts = [self.render(message) for message in messages]
-        options = {"adapter": adapter, "sampling": sampling, "stop_ids": self.stop_ids, "key": key}
-        answers = generate(self.config, self.params, prompts, **options)
-        return [[self._text(row) for row in task] for task in answers] if grouped else [self._text(r) for r in answers]
+        tasks: list[Any] = list(messages) if grouped else [messages]
+        prompts = [[self.render(message) for message in task] for task in tasks]
+        options: dict[str, Any] = {"adapter": adapter, "sampling": sampling, "stop_ids": self.stop_ids, "key": key}
+        if not grouped:
+            return [self._text(row) for row in generate(self.config, self.params, prompts[0], **options)]
+        return [[self._text(row) for row in task] for task in generate(self.config, self.params, prompts, **options)]
 
     def stream(
         self,
@@ -104,11 +103,11 @@ class LLM:
         """The answer of `chat` to one message, in pieces of text as the model writes them."""
         tokens: list[int] = []
         written = ""
-        options = {"adapter": adapter, "sampling": sampling, "stop_ids": self.stop_ids, "key": key}
+        options: dict[str, Any] = {"adapter": adapter, "sampling": sampling, "stop_ids": self.stop_ids, "key": key}
         for token in stream(self.config, self.params, self.render(message), **options):
             tokens.append(token)
             text = self._text(tokens)
-            if text.startswith(written) and not text.endswith(UNFINISHED):
+            if text != written and text.startswith(written) and not text.endswith(UNFINISHED):
                 yield text[len(written) :]
                 written = text
         rest = self._text(tokens)[len(written) :]  # a character that the model never finished
@@ -116,27 +115,25 @@ class LLM:
             yield rest
 
     def render(self, message: Message) -> list[int]:
-        """The prompt's tokens of one message, up to where the answer starts."""
+        """The prompt's tokens of one message, up to where the answer starts. Raises UserError where it is none."""
         if isinstance(message, str):
             return render(self.tokenizer, message)
-        if not _is_message(message) or not message:
+        if not _is_message(message) or not all({"role", "content"} <= set(turn) for turn in message):
             raise UserError(f"a message is a string or a list of turns with 'role' and 'content', got {message!r}")
         turns = [dict(turn) for turn in message]
         try:
-            return self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+            text = str(self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
         except (TemplateError, ValueError) as error:  # it refuses these turns, or there is no template
             raise UserError(f"the chat template of {self.source} cannot render the conversation: {error}") from error
+        return self.tokenizer.encode(text, add_special_tokens=False)  # the template has written the special tokens
 
     def _text(self, tokens: Sequence[int]) -> str:
-        return self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
 def _is_message(value: Any) -> bool:
     """A string, or turns. Any other list in a list of messages is a list of messages of its own."""
-    return isinstance(value, str) or (
-        isinstance(value, Sequence)
-        and all(isinstance(turn, Mapping) and {"role", "content"} <= set(turn) for turn in value)
-    )
+    return isinstance(value, str) or (isinstance(value, Sequence) and bool(value) and isinstance(value[0], Mapping))
 
 
 @partial(jax.jit, static_argnums=0)

@@ -112,15 +112,16 @@ def test_streaming_yields_the_tokens_of_generate(base, sampling):
 
 def test_prompts_of_one_bucket_and_new_sampling_compile_once(base):
     config, params = base
-    generation._generate.clear_cache()
-    generate(config, params, [[1] * 17, [2], [3]], sampling=Sampling(NEW))
-    generate(config, params, [[4, 5, 6], [7] * 23, [8]], sampling=Sampling(NEW, 0.7, 0.9), key=jax.random.key(1))
-    assert generation._generate._cache_size() == 1
-    generate(config, params, [[1] * 25, [2], [3]], sampling=Sampling(NEW))
-    assert generation._generate._cache_size() == 2
+    programs = (generation._generate, generation._start_jit, generation._advance_jit)
+    for program in programs:
+        program.clear_cache()
+    generate(config, params, [[1] * 17, [2], [3]], sampling=Sampling(4))
+    generate(config, params, [[4, 5, 6], [7] * 23, [8]], sampling=Sampling(4, 0.7, 0.9), key=jax.random.key(1))
     for prompt in ([1], [2, 3], [4] * 16):
         list(stream(config, params, prompt, sampling=Sampling(4)))
-    assert generation._start_jit._cache_size() <= 3  # one here, one or two in the test of streaming
+    assert [program._cache_size() for program in programs] == [1, 1, 1]
+    generate(config, params, [[1] * 25, [2], [3]], sampling=Sampling(4))
+    assert generation._generate._cache_size() == 2
 
 
 def test_buckets():
