@@ -125,7 +125,7 @@ def model_card(model: ModelConfig, recipe: Recipe, num_tasks: int) -> str:
 From one sentence that describes a task it writes a LoRA adapter (rank {model.lora.rank}, {modules}) for the base model
 `{model.base}`. Text encoder: `{model.encoder}`. Architecture: {model.hypernet.head}. Prompt mode: {model.prompt}.
 
-Trained with t2l_jax on {num_tasks} tasks ({recipe.tasks}), {recipe.loop.steps} steps of
+Trained with t2l_jax on {num_tasks} tasks ({recipe.tasks}), {recipe.loop.last} steps of
 {recipe.loop.tasks_per_batch} tasks x {recipe.loop.examples_per_task} examples.
 
     import t2l_jax
