@@ -51,7 +51,7 @@ def main(demo: Demo) -> None:
     console.print(f"{len(descriptions)} sentences became {len(descriptions)} adapters of {size:,} weights each.")
     llm = model.load_base()
     prompts = [[example.input for example in some] for some in examples]
-    short = Sampling(max_new_tokens=24)
+    short = Sampling(max_new_tokens=16)
     before, after = llm.chat(prompts, sampling=short), llm.chat(prompts, adapters, short)
     right = 0
     for description, some, plain, adapted in zip(descriptions, examples, before, after, strict=True):
