@@ -98,7 +98,7 @@ def write_config(folder, **changes):
 )
 def test_peft_reads_ours(base, tmp_path, rslora, rank, names):
     _, config, params = base
-    adapter = random_adapter(config.lora_spec(names, rank, alpha=16, rslora=rslora))
+    adapter = random_adapter(config.lora_spec(names, rank, alpha=16.0, rslora=rslora))
     save_peft(adapter, tmp_path / "out", base_model="org/tiny", description="Answer briefly.\n")
     theirs = torch_logits(peft.PeftModel.from_pretrained(torch_model(base), tmp_path / "out"))
     ours = our_logits(config, params, adapter)
@@ -111,7 +111,7 @@ def test_peft_reads_ours(base, tmp_path, rslora, rank, names):
 
 
 def test_every_reader_sees_scale_one_and_whole_numbers(base, tmp_path):
-    adapter = random_adapter(base[1].lora_spec(rank=8, alpha=16, rslora=True))  # the scale is 5.657
+    adapter = random_adapter(base[1].lora_spec(rank=8, alpha=16.0, rslora=True))  # the scale is 5.657
     save_peft(adapter, tmp_path / "out", base_model="org/tiny")
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert (config["lora_alpha"], config["r"], config["use_rslora"]) == (8, 8, False)
@@ -213,7 +213,7 @@ def test_uniform_ranks_keep_weights_and_scale(base, tmp_path):
     model = peft.get_peft_model(torch_model(base), peft.LoraConfig(r=2, lora_alpha=3, target_modules=["v_proj"]))
     model.save_pretrained(tmp_path)
     adapter = load_peft(tmp_path)
-    assert adapter.spec == base[1].lora_spec(("v_proj",), rank=2, alpha=3, rslora=False)
+    assert adapter.spec == base[1].lora_spec(("v_proj",), rank=2, alpha=3.0, rslora=False)
     tensors = load_file(tmp_path / "adapter_model.safetensors")
     np.testing.assert_array_equal(
         adapter.weights["v_proj"]["a"][2], tensors["base_model.model.model.layers.2.self_attn.v_proj.lora_A.weight"]
