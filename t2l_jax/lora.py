@@ -116,6 +116,8 @@ class Adapter:
         """Index or slice the leading batch axis."""
         if not self.batch_shape:
             raise IndexError("a single adapter cannot be indexed: it has no batch axis")
+        if isinstance(index, int) and not -len(self) <= index < len(self):  # JAX would clamp it, and loops never end
+            raise IndexError(f"adapter {index} of a batch of {len(self)}")
         return jax.tree.map(lambda leaf: leaf[index], self)
 
 

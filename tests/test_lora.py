@@ -175,6 +175,9 @@ def test_stack_and_index():
     assert batch[1:].batch_shape == (2,)
     assert stack([batch, batch]).batch_shape == (2, 3)
     assert stack([batch, batch])[1][2].batch_shape == ()
+    assert len(list(batch)) == 3
+    with pytest.raises(IndexError, match="adapter 3 of a batch of 3"):
+        batch[3]
 
 
 def test_one_adapter_has_no_length_and_no_items():
