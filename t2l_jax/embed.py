@@ -129,7 +129,7 @@ class TextEncoder:
         by_length = sorted(range(len(texts)), key=lambda index: len(texts[index]))
         for chosen in _progress([by_length[i : i + 64] for i in range(0, len(texts), 64)], len(texts)):
             embeddings[chosen] = self.model.encode(
-                [texts[index] for index in chosen], convert_to_numpy=True, show_progress_bar=False
+                [texts[index] for index in chosen], batch_size=len(chosen), show_progress_bar=False
             )
         return embeddings
 
