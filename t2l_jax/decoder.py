@@ -8,7 +8,7 @@ differs between families (Llama, SmolLM2, Mistral, Gemma 2, Qwen 2 and 3) is dat
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -22,6 +22,7 @@ from t2l_jax.errors import UserError
 from t2l_jax.lora import Adapter, LoraModule, LoraSpec, lora_delta
 
 PROJECTION = "projection"  # the name under which rematerialisation knows what projections return
+Activation = Literal["silu", "gelu_tanh", "gelu"]
 GLOBAL_WINDOW = 2**30  # wider than any sequence: a layer that sees everything before it
 
 
@@ -61,7 +62,7 @@ class DecoderConfig:
     num_layers: int
     mlp_width: int
     attention: AttentionConfig
-    activation: Literal["silu", "gelu_tanh", "gelu"] = "silu"
+    activation: Activation = "silu"
     mlp_bias: bool = False
     norm_eps: float = 1e-6
     norm_offset: float = 0.0  # added to every norm's scale (Gemma stores scale - 1)
@@ -251,7 +252,7 @@ def write_cache(cache: Cache, k, v, index):
     keys = jax.lax.dynamic_update_slice(cache.keys, k[None].astype(cache.keys.dtype), start)
     values = jax.lax.dynamic_update_slice(cache.values, v[None].astype(cache.values.dtype), start)
     layer = [jax.lax.dynamic_index_in_dim(array, index, keepdims=False) for array in (keys, values)]
-    return cache.replace(keys=keys, values=values), *layer
+    return replace(cache, keys=keys, values=values), *layer
 
 
 class Decoder(nn.Module):
@@ -305,7 +306,7 @@ class Decoder(nn.Module):
             (distance, visible),
         )
         if cache is not None:
-            cache = cache.replace(slot=cache.slot + tokens.shape[-1])
+            cache = replace(cache, slot=cache.slot + tokens.shape[-1])
         if not config.tied_head:
             self.param("head", nn.initializers.normal(0.02), (config.vocab_size, config.width))
         return RMSNorm(config, name="final_norm")(x), cache
@@ -337,8 +338,9 @@ def logits(config: DecoderConfig, params: dict[str, Any], hidden: Float[Array, "
 
 def _place(cache: Cache, positions: Int[Array, "*B S"], segments: Int[Array, "*B S"]) -> Cache:
     """Note positions and segments of the tokens about to be written at the cache's slot."""
-    start = (*(0,) * (positions.ndim - 1), cache.slot)
-    return cache.replace(
+    start: tuple[Any, ...] = (*(0,) * (positions.ndim - 1), cache.slot)
+    return replace(
+        cache,
         positions=jax.lax.dynamic_update_slice(cache.positions, positions.astype(jnp.int32), start),
         segments=jax.lax.dynamic_update_slice(cache.segments, segments.astype(jnp.int32), start),
     )

@@ -257,4 +257,5 @@ def init(key: PRNGKeyArray, config: HypernetConfig, spec: LoraSpec) -> Variables
 
 def generate(config: HypernetConfig, spec: LoraSpec, variables: Variables, z: Float[Array, "T z"]) -> Adapter:
     """Task embeddings to adapters with leading axis T: one vmapped forward pass. Pure: jit, grad and vmap it freely."""
-    return jax.vmap(lambda one: Hypernet(config, spec).apply(variables, one))(z)
+    net: Any = Hypernet(config, spec)  # to mypy, apply may return a pair
+    return jax.vmap(lambda one: net.apply(variables, one))(z)

@@ -4,7 +4,7 @@ Axes: T tasks of a batch.
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,8 @@ Extra = Float[Array, ""]  # a producer's own loss, added to the objective (vecto
 class Producer(Protocol):
     """Variables and what the batch says of its tasks -> one adapter per task. A key switches dropout on."""
 
-    spec: LoraSpec
+    @property
+    def spec(self) -> LoraSpec: ...
 
     def init(self, key: PRNGKeyArray) -> Variables:
         """Fresh variables: "params" are trained, "constants" are not."""
@@ -44,7 +45,7 @@ class HypernetProducer:
     def adapters(
         self, variables: Variables, z: Float[Array, "T z"], task_ids: Int[Array, " T"], key: PRNGKeyArray | None = None
     ) -> tuple[Adapter, Extra]:
-        net = hypernet.Hypernet(self.config, self.spec, train=key is not None)
+        net: Any = hypernet.Hypernet(self.config, self.spec, train=key is not None)
         keys = jax.random.split(jax.random.key(0) if key is None else key, z.shape[0])
 
         def one(z: Float[Array, " z"], key: PRNGKeyArray) -> tuple[Adapter, dict]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -76,4 +77,5 @@ def collate(rows: Sequence[Sequence[Encoded]], z: Float[np.ndarray, "T z"], task
             at[t, r, : len(wanted)] = np.arange(len(prompt) - 1, count)
             targets[t, r, : len(wanted)] = wanted
             weights[t, r, : len(wanted)] = 1 / (len(wanted) * shape[0] * shape[1])
-    return Batch(z, np.asarray(task_ids, np.int32), tokens, segments, at, targets, weights)
+    arrays: Any = (z, np.asarray(task_ids, np.int32), tokens, segments, at, targets, weights)  # JAX takes NumPy's too
+    return Batch(*arrays)

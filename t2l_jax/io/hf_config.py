@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from t2l_jax.decoder import AttentionConfig, DecoderConfig, Llama3Scaling
+from t2l_jax.decoder import Activation, AttentionConfig, DecoderConfig, Llama3Scaling
 from t2l_jax.errors import UserError
 
 # Attributes that are read for every family, and those of one family with what their absence means.
@@ -69,7 +69,7 @@ _HARMLESS = frozenset(
         "use_cache",
     }
 )
-_ACTIVATIONS = {
+_ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
     "swish": "silu",
     "gelu": "gelu",
