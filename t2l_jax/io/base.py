@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import transformers
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -67,7 +67,9 @@ def load_config(source: str) -> DecoderConfig:
     return decoder_config(read_json(path / "config.json"), path / "config.json")
 
 
-def load_base(source: str, dtype: Any = jnp.float32, sharding: Placement | None = None) -> tuple[DecoderConfig, Params]:
+def load_base(
+    source: str, dtype: DTypeLike = jnp.float32, sharding: Placement | None = None
+) -> tuple[DecoderConfig, Params]:
     """A base model's config and parameters in `dtype`, each created where `sharding` places it.
 
     Tensors are read a block of rows at a time and written into parameters that are already in place, so that host

@@ -88,9 +88,11 @@ class GgufTensor:
         if not self.heads:
             return self._stored_rows(start, stop)
         # llama.cpp rotates neighbouring rows (2j, 2j + 1) of a head where Hugging Face rotates rows (j, j + h/2).
-        rows = self._stored_rows(0, self.shape[0])
-        rows = rows.reshape(self.heads, -1, 2, *self.shape[1:]).swapaxes(1, 2).reshape(self.shape)
-        return rows[start:stop]
+        width = self.shape[0] // self.heads
+        first, last = start // width * width, -(-stop // width) * width  # whole heads
+        rows = self._stored_rows(first, last)
+        rows = rows.reshape(-1, width // 2, 2, *self.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
+        return rows[start - first : stop - first]
 
     def _stored_rows(self, start: int, stop: int) -> np.ndarray:
         row = self.num_bytes // self.shape[0]
@@ -146,7 +148,7 @@ def gguf_tensors(file: Path) -> Iterator[GgufTensor]:
         heads["attn_k"] = fields.get("llama.attention.head_count_kv", heads["attn_q"])
     for name, tensor in found.items():
         if name != _ROPE_FACTORS:  # those are part of the config
-            module = name.split(".")[-2]
+            module = name.rpartition(".")[0].rpartition(".")[2]
             yield replace(tensor, name=hugging_face_name(name, arch), heads=heads.get(module, 0))
 
 
@@ -209,7 +211,7 @@ def _read_value(stream: BinaryIO, kind: int) -> Any:
         stream.seek(count * struct.calcsize(f"<{_SCALARS[_Kind(item)]}"), os.SEEK_CUR)
         return None
     for _ in range(count):
-        stream.seek(*_unpack(stream, "Q"), os.SEEK_CUR)
+        stream.seek(_unpack(stream, "Q")[0], os.SEEK_CUR)
     return None
 
 

@@ -33,7 +33,16 @@ _FLAX_DTYPES = {"float64": np.float64, "float32": np.float32, "float16": np.floa
 _MSGPACK_MAPS = {*range(0x80, 0x90), 0xDE, 0xDF}
 _MSGPACK_EXTS = {0xC7: ">B", 0xC8: ">H", 0xC9: ">I"}
 _MSGPACK_BINS = {0xC4: ">B", 0xC5: ">H", 0xC6: ">I"}
-_MALFORMED = (msgpack.UnpackException, ValueError, TypeError, KeyError, IndexError, AttributeError, struct.error)
+_MALFORMED = (
+    msgpack.UnpackException,
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    AttributeError,
+    RecursionError,
+    struct.error,
+)
 
 
 class Tensor(Protocol):
@@ -68,7 +77,7 @@ class PlainTensor:
         shape = (stop - start, *self.shape[1:])
         row = math.prod(self.shape[1:]) * np.dtype(self.dtype).itemsize
         out = np.empty(shape, self.dtype)
-        into = memoryview(out.reshape(-1).view(np.uint8))
+        into = out.reshape(-1).view(np.uint8).data
         begin, filled = start * row, 0
         with self.file.open("rb") as file:
             for offset, size in self.pieces:

@@ -201,6 +201,12 @@ def test_files_of_noise_are_refused(tmp_path):
                 read_all(read(tmp_path / name))
 
 
+def test_maps_nested_without_end_are_refused(tmp_path):
+    (tmp_path / "flax_model.msgpack").write_bytes(b"\x81\xa1x" * 100_000)
+    with pytest.raises(UserError, match="not a whole Flax msgpack file"):
+        read_all(tensors(tmp_path))
+
+
 def test_other_dtypes_are_refused_by_name(tmp_path):
     save_file({"x": np.arange(3)}, tmp_path / "model.safetensors")
     with pytest.raises(UserError, match="tensor x is I64; only F64, F32"):
