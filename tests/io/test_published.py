@@ -1,0 +1,146 @@
+"""Published folders: what is written comes back, and what is damaged is named."""
+
+import errno
+import json
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+from tiny_published import NET, SPEC, save_published, snapshot, tiny_config
+
+from t2l_jax import hypernet
+from t2l_jax.errors import UserError
+from t2l_jax.io import published
+from t2l_jax.io.published import ModelConfig, load_model, save_model
+from t2l_jax.lora import Adapter
+
+NETS = {
+    "L": NET,
+    "L, learned offset": replace(NET, offset="learned"),
+    "M, constants": replace(NET, head="M", init="sft"),
+    "S, constants and frozen offset": replace(NET, head="S", init="sft", offset="frozen"),
+}
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_round_trip(tmp_path, name):
+    config = tiny_config(hypernet=NETS[name], prompt="instruction")
+    variables = hypernet.init(jax.random.key(3), config.hypernet, config.lora)
+    assert ("constants" in variables) == ("constants" in name)
+    save_model(tmp_path / "m", config, variables, "# Card\n", np.float32)
+    found, loaded = load_model(tmp_path / "m")
+    assert found == config
+    assert jax.tree.structure(loaded) == jax.tree.structure(variables)
+    jax.tree.map(np.testing.assert_array_equal, loaded, variables)
+    assert sorted(path.name for path in (tmp_path / "m").iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    assert (tmp_path / "m" / "README.md").read_text() == "# Card\n"
+
+
+def test_an_offset_comes_back_as_an_adapter(tmp_path):
+    save_published(tmp_path / "m", tiny_config(hypernet=NETS["L, learned offset"]))
+    offset = load_model(tmp_path / "m")[1]["params"]["offset"]
+    assert isinstance(offset, Adapter)
+    assert offset.spec == SPEC
+
+
+def test_halves_take_half_the_space_and_come_back_as_float32(tmp_path):
+    config = tiny_config()
+    variables = hypernet.init(jax.random.key(0), config.hypernet, config.lora)
+    save_model(tmp_path / "half", config, variables, "")
+    save_model(tmp_path / "full", config, variables, "", np.float32)
+    stored = load_file(tmp_path / "half" / "model.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {np.dtype(np.float16)}
+    loaded = load_model(tmp_path / "half")[1]
+    assert {leaf.dtype for leaf in jax.tree.leaves(loaded)} == {np.dtype(np.float32)}
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), loaded, variables)
+
+
+def test_config_survives_json():
+    config = tiny_config(hypernet=replace(NET, head="S", rotary_rows=True, offset="frozen"))
+    assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return save_published(tmp_path / "m", tiny_config())
+
+
+def edit_config(folder, edit):
+    data = json.loads((folder / "config.json").read_text())
+    edit(data)
+    (folder / "config.json").write_text(json.dumps(data))
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda c: c.pop("lora"), "lora"),
+        (lambda c: c["hypernet"].update(depth=3), "depth"),
+        (lambda c: c["hypernet"].update(head="X"), "head is 'X': choose among L, M, S"),
+        (lambda c: c.update(prompt="both"), "prompt is 'both'"),
+        (lambda c: c["hypernet"].update(task=None), "not the config"),
+        (lambda c: c["lora"].update(modules=["q_proj"]), "not the config"),
+        (lambda c: c["lora"].update(rank="two"), "not the config"),
+        (lambda c: c["lora"].update(rank=0), "rank"),
+        (lambda c: c["lora"]["modules"].update(c_attn=[16, 16]), "c_attn"),
+    ],
+)
+def test_a_config_of_something_else_is_named(folder, edit, message):
+    edit_config(folder, edit)
+    with pytest.raises(UserError, match=message) as error:
+        load_model(folder)
+    assert str(error.value).count("config.json") == 1
+
+
+def test_missing_files_are_named(folder, tmp_path):
+    with pytest.raises(UserError, match=r"nowhere.config\.json"):
+        load_model(tmp_path / "nowhere")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"model\.safetensors cannot be read"):
+        load_model(folder)
+
+
+def test_a_config_that_is_no_json_is_named(folder):
+    (folder / "config.json").write_text('{"hypernet": ')
+    with pytest.raises(UserError, match=r"^[^:]*config\.json: not JSON"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("keep", [0, 5, 200, 0.5, -1])
+def test_weights_cut_short_are_named(folder, keep):
+    path = folder / "model.safetensors"
+    data = path.read_bytes()
+    path.write_bytes(data[: int(keep * len(data)) if isinstance(keep, float) else keep])
+    with pytest.raises(UserError, match=r"model\.safetensors is damaged"):
+        load_model(folder)
+
+
+def test_tensors_that_do_not_fit_the_config_are_named(folder):
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    name = "params/head_v_proj/kernel"
+    for changed, message in (
+        ({name: tensors[name][:, :-1]}, rf"{name} is \(16, 47\).* asks for \(16, 48\)"),
+        ({"params/extra": np.zeros(3, np.float32)}, "params/extra is .*none"),
+    ):
+        save_file({**tensors, **{key: np.ascontiguousarray(value) for key, value in changed.items()}}, path)
+        with pytest.raises(UserError, match=message):
+            load_model(folder)
+    del tensors[name]
+    save_file(tensors, path)
+    with pytest.raises(UserError, match=f"{name} is missing"):
+        load_model(folder)
+
+
+def test_a_full_disk_leaves_the_old_model(folder, monkeypatch):
+    before = snapshot(folder.parent)
+
+    def no_space(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(published, "save", no_space)
+    with pytest.raises(UserError, match="no space left"):
+        save_published(folder, tiny_config(), seed=1)
+    assert snapshot(folder.parent) == before

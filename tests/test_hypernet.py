@@ -1,0 +1,343 @@
+"""The hypernetwork against the paper's network written in PyTorch, one query at a time."""
+
+import math
+from dataclasses import replace
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import embedding, layer_norm, silu
+
+from t2l_jax.decoder import AttentionConfig, Decoder, DecoderConfig, logits
+from t2l_jax.hypernet import Hypernet, HypernetConfig, TaskEncoder, TaskEncoderConfig, Variables, generate, init
+from t2l_jax.lora import Adapter, LoraModule, LoraSpec, init_adapter
+
+MODULES = (LoraModule("q_proj", 12, 20), LoraModule("v_proj", 12, 8), LoraModule("down_proj", 20, 12))
+SPEC = LoraSpec(MODULES, num_layers=3, rank=4)
+TINY = HypernetConfig(TaskEncoderConfig(dim=10, codebook=6), latent=16, head_in=24)
+HEADS = {
+    "L": replace(TINY, head="L"),
+    "M": replace(TINY, head="M"),
+    "S": replace(TINY, head="S"),
+    "S-rotary": replace(TINY, head="S", rotary_rows=True),
+}
+heads = pytest.mark.parametrize("config", HEADS.values(), ids=HEADS)
+made = jax.jit(generate, static_argnums=(0, 1))
+
+
+def with_task(config: HypernetConfig, **changes) -> HypernetConfig:
+    return replace(config, task=replace(config.task, **changes))
+
+
+@cache
+def random_variables(config: HypernetConfig) -> Variables:
+    """Weights without the zeros and ones that initialisation leaves, behind which mistakes could hide."""
+    shapes = jax.eval_shape(lambda: init(jax.random.key(0), config, SPEC))
+    rng = np.random.default_rng(1)
+    return jax.tree.map(lambda leaf: jnp.asarray(0.4 * rng.standard_normal(leaf.shape, np.float32)), shapes)
+
+
+def embeddings(count: int, dim: int = TINY.task.dim) -> np.ndarray:
+    z = np.random.default_rng(2).standard_normal((count, dim), np.float32)
+    return z / np.linalg.norm(z, axis=-1, keepdims=True) * math.sqrt(dim)
+
+
+def assert_close(found: Adapter, expected: dict) -> None:
+    assert found.weights.keys() == expected.keys()
+    for name, sides in expected.items():
+        for side, value in sides.items():
+            np.testing.assert_allclose(found.weights[name][side], value, atol=2e-5, err_msg=f"{name} {side}")
+
+
+# The network of the paper, in PyTorch.
+
+
+def linear(p: dict, x: torch.Tensor) -> torch.Tensor:
+    return x @ p["kernel"] + p["bias"]
+
+
+def norm(p: dict, x: torch.Tensor) -> torch.Tensor:
+    return layer_norm(x, x.shape[-1:], p["scale"], p["bias"], eps=1e-5)
+
+
+def mlp(p: dict, x: torch.Tensor) -> torch.Tensor:
+    return silu(linear(p["down"], silu(linear(p["up"], norm(p["norm"], x)))))
+
+
+def look_up(table: dict, normalisation: dict, index: int) -> torch.Tensor:
+    return norm(normalisation, embedding(torch.tensor(index), table["embedding"]))
+
+
+def torch_task(config: TaskEncoderConfig, p: dict, z: torch.Tensor) -> torch.Tensor:
+    """What every kind of task encoder lets through in the forward pass."""
+    read = linear(p["linear"], z)
+    if config.kind == "linear":
+        return norm(p["norm"], read)
+    if config.kind == "vq":
+        return norm(p["norm"], p["codebook"][torch.cdist(read[None], p["codebook"])[0].argmin()])
+    if config.kind == "discrete":
+        return norm(p["norm"], p["codebook"][read.argmax()])
+    return norm(p["norm"], read.softmax(-1) @ p["codebook"])
+
+
+def turned(u: torch.Tensor, position: int) -> torch.Tensor:
+    """Every channel pair as a complex number, multiplied by exp(i position frequency)."""
+    half = len(u) // 2
+    frequency = torch.tensor([10_000.0 ** (-j / half) for j in range(half)])
+    product = torch.complex(u[:half], u[half:]) * torch.polar(torch.ones(half), position * frequency)
+    return torch.cat([product.real, product.imag])
+
+
+def torch_heads(config: HypernetConfig, p: dict, x: torch.Tensor, m: int) -> torch.Tensor | list:
+    """What the head reads: one vector (L), one per side (M), or one per side and row (S)."""
+    if config.head == "L":
+        return mlp(p["mlp3"], x + mlp(p["mlp2"], x))
+    found = []
+    for side in range(2):
+        y = x + look_up(p["side"], p["side_norm"], 2 * m + side)
+        u = y + mlp(p["mlp2"], y)
+        if config.head == "M":
+            found.append(mlp(p["mlp3"], u))
+            continue
+        rows = []
+        for row in range(SPEC.rank):
+            if config.rotary_rows:
+                w = turned(u, row)
+                rows.append(mlp(p["mlp3"], w + mlp(p["mlp2"], w)))
+            else:
+                w = look_up(p["row"], p["row_norm"], row)
+                rows.append(mlp(p["mlp3"], u + w + mlp(p["mlp2"], w)))
+        found.append(rows)
+    return found
+
+
+def torch_read_out(config: HypernetConfig, kernel: torch.Tensor, h, module: LoraModule) -> tuple:
+    """A [r, i] and B [o, r] without the head's bias."""
+    rank, d_in, d_out = SPEC.rank, module.d_in, module.d_out
+    if config.head == "L":
+        out = h @ kernel
+        return out[: rank * d_in].view(rank, d_in), out[rank * d_in :].view(rank, d_out).T
+    if config.head == "M":
+        a, b = ((side @ kernel).view(rank, max(d_in, d_out)) for side in h)
+    else:
+        a, b = (torch.stack([row @ kernel for row in side]) for side in h)
+    return a[:, :d_in], b[:, :d_out].T
+
+
+def torch_adapter(config: HypernetConfig, variables: Variables, z: np.ndarray) -> dict:
+    tree = jax.tree.map(lambda leaf: torch.from_numpy(np.array(leaf)), variables)
+    params, constants = tree["params"], tree.get("constants", {})
+    p = params["query"]
+    task = torch_task(config.task, params["task"], torch.from_numpy(z))
+    weights = {}
+    for m, module in enumerate(SPEC.modules):
+        head = params[f"head_{module.name}"]
+        sides = {"a": [], "b": []}
+        for layer in range(SPEC.num_layers):
+            query = torch.cat(
+                [task, look_up(p["depth"], p["depth_norm"], layer), look_up(p["type"], p["type_norm"], m)]
+            )
+            x = silu(linear(p["mixer"]["down"], silu(linear(p["mixer"]["up"], query))))
+            x = x + mlp(p["mlp1"], x)
+            a, b = torch_read_out(config, head["kernel"], torch_heads(config, p, x, m), module)
+            if config.init == "sft":
+                a = a + (head["bias_a"] if config.head == "L" else constants[f"head_{module.name}"]["bias_a"])
+                b = b + (head["bias_b"].T if config.head == "L" else 0)
+            if config.offset != "none":
+                offset = (params if config.offset == "learned" else constants)["offset"].weights[module.name]
+                a, b = a + offset["a"][layer], b + offset["b"][layer]
+            sides["a"].append(a)
+            sides["b"].append(b)
+        weights[module.name] = {side: torch.stack(found).numpy() for side, found in sides.items()}
+    return weights
+
+
+@heads
+def test_heads_are_the_papers(config):
+    """And a batch of tasks gives what each gives alone."""
+    variables, z = random_variables(config), embeddings(2)
+    adapters = made(config, SPEC, variables, z)
+    assert adapters.batch_shape == (2,)
+    for index in range(2):
+        assert_close(adapters[index], torch_adapter(config, variables, z[index]))
+
+
+@pytest.mark.parametrize("head", ["L", "M", "S"])
+def test_for_reconstruction_heads_are_the_papers_without_bias(head):
+    config = replace(TINY, head=head, init="reconstruction")
+    variables, z = random_variables(config), embeddings(2)
+    assert variables.keys() == {"params"}
+    assert all(variables["params"][f"head_{module.name}"].keys() == {"kernel"} for module in MODULES)
+    assert_close(made(config, SPEC, variables, z)[1], torch_adapter(config, variables, z[1]))
+
+
+@pytest.mark.parametrize("kind", ["discrete", "vq", "softmax"])
+def test_task_encoders_are_the_papers(kind):
+    config = with_task(TINY, kind=kind)
+    variables = random_variables(config)
+    adapters = made(config, SPEC, variables, embeddings(3))
+    for index, z in enumerate(embeddings(3)):
+        assert_close(adapters[index], torch_adapter(config, variables, z))
+
+
+def test_one_hot_task_identity_in_place_of_text():
+    config = with_task(TINY, dim=5)
+    variables = random_variables(config)
+    z = np.eye(5, dtype=np.float32)
+    adapters = made(config, SPEC, variables, z)
+    assert_close(adapters[3], torch_adapter(config, variables, z[3]))
+    assert not np.allclose(adapters.weights["q_proj"]["a"][3], adapters.weights["q_proj"]["a"][4])
+
+
+@pytest.mark.parametrize("offset", ["frozen", "learned"])
+def test_an_offset_adapter_is_added_to_every_output(offset):
+    config = replace(TINY, offset=offset)
+    group = {"frozen": "constants", "learned": "params"}[offset]
+    variables = random_variables(config)
+    adapters = made(config, SPEC, variables, embeddings(2))
+    assert_close(adapters[1], torch_adapter(config, variables, embeddings(2)[1]))
+
+    other = {**variables, group: {**variables[group], "offset": init_adapter(jax.random.key(7), SPEC)}}
+    moved = jax.tree.map(jnp.subtract, made(config, SPEC, other, embeddings(2)), adapters)
+    change = jax.tree.map(jnp.subtract, other[group]["offset"], variables[group]["offset"])
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, [y, y], atol=1e-5), moved, change)
+
+
+@pytest.mark.parametrize(("head", "count"), [("L", 55_424_000), ("M", 34_346_752), ("S", 4_987_904)])
+def test_parameter_counts_for_mistral_7b_are_the_papers(head, count):
+    modules = LoraModule("q_proj", 4096, 4096), LoraModule("v_proj", 4096, 1024)
+    config, spec = HypernetConfig(TaskEncoderConfig(dim=1024), head), LoraSpec(modules, num_layers=32)
+    shapes = jax.eval_shape(lambda: init(jax.random.key(0), config, spec))
+    assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes["params"])) == count
+
+
+BASE = DecoderConfig(
+    vocab_size=31, width=100, num_layers=2, mlp_width=400, attention=AttentionConfig(4, 2, 4, windows=(None, None))
+)
+
+
+@pytest.mark.parametrize("head", ["L", "M", "S"])
+def test_for_sft_the_first_adapters_are_a_loras_start(head):
+    """B is zero, so the base model is exactly itself; A is uniform within the bound of its head."""
+    config, spec = replace(TINY, head=head), BASE.lora_spec(("q_proj", "down_proj"), rank=8)
+    adapters = made(config, spec, init(jax.random.key(0), config, spec), embeddings(2))
+    tokens = jnp.asarray(np.random.default_rng(0).integers(31, size=(2, 3, 7)))
+    decoder = Decoder(BASE)
+    params = jax.jit(decoder.init)(jax.random.key(1), tokens)["params"]
+    run = jax.jit(lambda adapter: logits(BASE, params, decoder.apply({"params": params}, tokens, adapter)[0]))
+    np.testing.assert_array_equal(run(adapters), run(None))
+
+    for name, d_in in (("q_proj", 100), ("down_proj", 400)):
+        np.testing.assert_array_equal(adapters.weights[name]["b"], 0.0)
+        a = np.asarray(adapters.weights[name]["a"])  # [T, L, r, i]
+        bound = 1 / math.sqrt(d_in) / {"L": 1, "M": math.sqrt(2), "S": math.sqrt(2 * 8)}[head]
+        assert np.abs(a).max() == pytest.approx(bound, rel=0.02)
+        assert np.abs(a).max() <= bound * (1 + 1e-6)
+        assert a.std() == pytest.approx(bound / math.sqrt(3), rel=0.05)
+        assert np.ptp(a, axis=(0, 1)).max() == 0  # one bias serves every task and layer
+
+
+def test_for_reconstruction_the_first_adapters_are_not_zero():
+    config = replace(TINY, init="reconstruction")
+    adapter = made(config, SPEC, init(jax.random.key(0), config, SPEC), embeddings(2))[0]
+    assert all(np.all(np.any(leaf, axis=(1, 2))) for leaf in jax.tree.leaves(adapter))
+
+
+def random_adapter() -> Adapter:
+    rng = np.random.default_rng(4)
+    weights = {
+        name: {side: jnp.asarray(rng.standard_normal(shape, np.float32)) for side, shape in shapes.items()}
+        for name, shapes in SPEC.shapes().items()
+    }
+    return Adapter(weights, SPEC)
+
+
+def distance(adapter: Adapter, wanted: Adapter) -> jax.Array:
+    return sum(jnp.sum(leaf) for leaf in jax.tree.leaves(jax.tree.map(lambda x, y: (x - y) ** 2, adapter, wanted)))
+
+
+VARIANTS = {
+    "L, discrete": with_task(HEADS["L"], kind="discrete"),
+    "M, vq": with_task(HEADS["M"], kind="vq"),
+    "S, softmax, offset": replace(with_task(HEADS["S"], kind="softmax"), offset="learned"),
+    "S, rotary": HEADS["S-rotary"],
+}
+
+
+@pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS)
+def test_gradients_reach_every_parameter(config):
+    """Through hard choices too; a vector-quantised codebook learns from its own loss."""
+    variables, wanted, z = random_variables(config), random_adapter(), embeddings(8)
+
+    def loss(params: dict, one: jax.Array) -> jax.Array:
+        adapter, sown = Hypernet(config, SPEC).apply({**variables, "params": params}, one, mutable=["losses"])
+        return distance(adapter, wanted) + sum(jax.tree.leaves(sown))
+
+    gradients = jax.jit(jax.grad(lambda params: jnp.sum(jax.vmap(loss, (None, 0))(params, z))))(variables["params"])
+    for path, leaf in jax.tree.leaves_with_path(gradients):
+        assert np.any(leaf), f"no gradient reaches {jax.tree_util.keystr(path)}"
+    assert np.all(np.any(gradients["query"]["depth"]["embedding"], axis=1))
+    assert np.all(np.any(gradients["query"]["type"]["embedding"], axis=1))
+
+
+def test_the_loss_of_vector_quantisation_is_the_papers():
+    """mean (e - sg(x))² + 0.25 mean (sg(e) - x)², whose value is 1.25 mean (e - x)²."""
+    config = with_task(TINY, kind="vq")
+    variables, z = random_variables(config), jnp.asarray(embeddings(1)[0])
+    task = variables["params"]["task"]
+    _, sown = TaskEncoder(config.task, config.latent // 2).apply({"params": task}, z, mutable=["losses"])
+    found = z @ task["linear"]["kernel"] + task["linear"]["bias"]
+    nearest = min(np.mean((code - found) ** 2) for code in np.asarray(task["codebook"]))
+    np.testing.assert_allclose(jax.tree.leaves(sown), [1.25 * nearest], rtol=1e-5)
+
+
+def test_generate_is_the_module_vmapped_over_tasks():
+    variables, z = random_variables(TINY), embeddings(2)
+    one = jax.jit(Hypernet(TINY, SPEC).apply)(variables, z[1])
+    assert {name: {side: x.shape for side, x in w.items()} for name, w in one.weights.items()} == SPEC.shapes()
+    many = made(TINY, SPEC, variables, z)[1]
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), many, one)
+
+
+@pytest.mark.parametrize("head", ["L", "S"])
+def test_dropout_is_drawn_per_key(head):
+    config = HEADS[head]
+    variables, z = random_variables(config), jnp.asarray(embeddings(2)[0])
+    train = jax.jit(lambda key: Hypernet(config, SPEC, train=True).apply(variables, z, rngs={"dropout": key}))
+    first, again, other = (train(jax.random.key(seed)).weights["v_proj"] for seed in (0, 0, 1))
+    still = made(config, SPEC, variables, embeddings(2))[0].weights["v_proj"]
+    for side in ("a", "b"):
+        np.testing.assert_array_equal(first[side], again[side])
+        assert not np.allclose(first[side], other[side])
+        assert not np.allclose(first[side], still[side])
+
+
+@pytest.mark.parametrize("head", ["L", "S"])
+def test_dropout_is_drawn_per_query(head):
+    """With queries that all ask the same and heads that all answer alike, only dropout can tell them apart."""
+    square = tuple(LoraModule(name, 12, 12) for name in ("q_proj", "k_proj", "o_proj"))
+    config, spec = replace(HEADS[head], dropout=0.5, init="reconstruction"), replace(SPEC, modules=square)
+    params = init(jax.random.key(0), config, spec)["params"]
+    for name in {"depth", "type", "side", "row"} & params["query"].keys():
+        params["query"][name] = jax.tree.map(jnp.zeros_like, params["query"][name])
+    for module in square:
+        params[f"head_{module.name}"] = params["head_q_proj"]
+
+    def answers(train: bool) -> np.ndarray:
+        net = Hypernet(config, spec, train=train)
+        adapter = jax.jit(net.apply)({"params": params}, embeddings(1)[0], rngs={"dropout": jax.random.key(0)})
+        a = np.stack([adapter.weights[module.name]["a"] for module in square])  # [M, L, r, i]
+        return a.reshape(-1, 12) if head == "S" else a.reshape(9, -1)  # in S each row is a query of its own
+
+    assert len(np.unique(answers(train=False).round(5), axis=0)) == 1
+    drawn = answers(train=True)
+    assert len(np.unique(drawn.round(5), axis=0)) == len(drawn)
+
+
+def test_modules_may_be_listed_in_any_order():
+    backwards = replace(SPEC, modules=MODULES[::-1])
+    variables, z = random_variables(TINY), embeddings(2)
+    jax.tree.map(np.testing.assert_array_equal, made(TINY, backwards, variables, z), made(TINY, SPEC, variables, z))

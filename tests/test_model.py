@@ -1,0 +1,140 @@
+"""The published hypernetwork as a user meets it."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_published import NET, SPEC, HashEncoder, save_base, save_published, tiny_config
+
+import t2l_jax
+from t2l_jax import hypernet
+from t2l_jax import model as model_module
+from t2l_jax.errors import UserError
+from t2l_jax.lora import LoraModule, LoraSpec, merge
+from t2l_jax.model import Model, describe, load, packaged
+
+TEXTS = ["Say the last word.", "Say the first word.", "Answer with one"]
+
+
+@pytest.fixture(autouse=True)
+def encoder(monkeypatch):
+    """Every model of this file embeds by hashing."""
+    encoder = HashEncoder()
+    monkeypatch.setattr(model_module, "load_encoder", lambda source: encoder)
+    return encoder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("published")
+    return save_published(path / "model", tiny_config(save_base(path / "base")))
+
+
+@pytest.fixture
+def model(folder):
+    return load(folder)
+
+
+def assert_close(found, expected):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found, expected)
+
+
+def test_generate_is_the_hypernetwork_whatever_it_is_padded_to(model, encoder):
+    adapters = model.generate(TEXTS)  # three, padded to four
+    assert adapters.batch_shape == (3,)
+    assert adapters.spec == SPEC
+    assert encoder.texts[2] == "Answer with one."
+    z = jnp.asarray(HashEncoder().embed(TEXTS))
+    assert_close(adapters, hypernet.generate(model.config.hypernet, SPEC, model.variables, z))
+    for index in (0, 2):
+        assert_close(model.generate(TEXTS[index : index + 1])[0], adapters[index])
+    first, second = (adapters[index].weights["v_proj"]["b"] for index in (0, 1))
+    assert np.abs(first - second).max() > 1e-3
+    assert model.generate([]).batch_shape == (0,)
+
+
+def test_the_base_model_is_not_touched(tmp_path, monkeypatch):
+    model = load(str(save_published(tmp_path, tiny_config("no/such/base"))))
+    monkeypatch.setattr(model_module.LLM, "load", lambda *_, **__: pytest.fail("the base model is loaded"))
+    assert len(model.generate(TEXTS)) == 3
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="no/such/base"):
+        model.load_base()
+
+
+def test_texts_that_cannot_be_embedded_are_refused(model):
+    with pytest.raises(UserError, match="description 2 is empty"):
+        model.generate(["Say it.", " "])
+    with pytest.raises(UserError, match="1,000,000 characters"):
+        model.generate(["x" * 1_000_000])
+
+
+def test_an_encoder_of_another_width_is_refused(folder, encoder):
+    encoder.dim = 384
+    with pytest.raises(UserError, match="width is 384, the hypernetwork reads 12"):
+        load(folder).generate(TEXTS)
+
+
+def test_adapters_work_in_the_base_model(model):
+    llm = model.load_base()
+    adapters = model.generate(TEXTS)
+    tokens = np.arange(3 * 6).reshape(3, 6) % 20
+    for index, logits in enumerate(llm(tokens, adapters)):
+        alone = llm.replace(params=merge(llm.params, adapters[index]))
+        np.testing.assert_allclose(logits, alone(tokens[index]), atol=1e-4)
+    assert np.abs(llm(tokens, adapters) - llm(tokens)).max() > 1e-2
+    assert len(llm.chat(["one two"], adapter=adapters[0])) == 1
+
+
+def test_a_base_that_the_adapters_do_not_fit_is_refused(model):
+    other = LoraSpec((LoraModule("q_proj", 16, 32),), num_layers=2)
+    misfit = Model(replace(model.config, lora=other), model.variables)
+    with pytest.raises(UserError, match="q_proj is 16 -> 32, the base model's 16 -> 16"):
+        misfit.load_base()
+
+
+def test_a_fingerprint_is_that_of_configuration_and_weights(model, folder):
+    assert load(folder).fingerprint == model.fingerprint
+    assert Model(replace(model.config, base_name="org/other"), model.variables).fingerprint != model.fingerprint
+    leaves, structure = jax.tree.flatten(model.variables)
+    leaves[-1] = leaves[-1] + np.float32(1e-6)
+    assert Model(model.config, jax.tree.unflatten(structure, leaves)).fingerprint != model.fingerprint
+
+
+def test_describe(folder, model):
+    text = describe(str(folder))
+    count = sum(leaf.size for leaf in jax.tree.leaves(model.variables["params"]))
+    for part in ("org/tiny", "hash, width 12", f"L, {count / 1e6:.1f} M", "q_proj, v_proj; rank 2", "scale 11.314"):
+        assert part in text
+
+
+def test_the_package_names_its_models(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(model_module, "PACKAGED", folder.parent)
+    monkeypatch.setattr(model_module, "DEFAULT_MODEL", folder)
+    assert packaged() == [str(folder.parent / "base"), str(folder)]
+    assert load().fingerprint == load(folder).fingerprint
+    monkeypatch.setattr(model_module, "PACKAGED", tmp_path / "none")
+    assert packaged() == []
+
+
+def test_a_missing_model_is_named(tmp_path):
+    with pytest.raises(UserError, match="nowhere: no such model folder"):
+        load(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"config\.json"):
+        load(tmp_path)
+
+
+def test_the_library_is_short_to_use():
+    assert t2l_jax.load is load
+    assert t2l_jax.Model is Model
+    assert all(getattr(t2l_jax, name) is not None for name in t2l_jax.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = t2l_jax.nothing
+
+
+def test_a_hypernetwork_starts_as_the_base_model(tmp_path):
+    config = tiny_config(hypernet=replace(NET, init="sft"))
+    adapters = load(save_published(tmp_path, config)).generate(TEXTS)
+    assert all(np.all(np.asarray(sides["b"]) == 0) for sides in adapters.weights.values())

@@ -1,0 +1,141 @@
+"""A whole run on a tiny base model, from task folders to a published model that loads and generates."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_published import save_base, snapshot
+
+import t2l_jax
+from t2l_jax import recipe as recipes
+from t2l_jax.data import words
+from t2l_jax.errors import UserError
+from t2l_jax.hypernet import HypernetConfig
+from t2l_jax.io.base import load_tokenizer
+from t2l_jax.recipe import LoraConfig, Recipe, read_tasks, run
+from t2l_jax.training import LoopConfig
+
+
+def write_task(folder: Path, name: str, descriptions: list[str], use: str = "train") -> None:
+    """A task that answers every list of words with one of them."""
+    path = folder / name
+    path.mkdir(parents=True)
+    path.joinpath("task.yaml").write_text(json.dumps({"name": name, "descriptions": descriptions, "use": use}))
+    lines = [
+        {"input": f"one two {colour}", "output": "one" if "first" in name else colour} for colour in ("red", "blue")
+    ]
+    for split in ("train", "test"):
+        path.joinpath(f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory) -> Recipe:
+    """Three steps on two of three tasks. The text encoder is the base model itself."""
+    folder = tmp_path_factory.mktemp("material")
+    base = save_base(folder / "base")
+    write_task(folder / "tasks", "first", ["say the first word", "answer with the first word"])
+    write_task(folder / "tasks", "last", ["say the last word"])
+    write_task(folder / "tasks", "unseen-last", ["answer with the last word"], use="test")
+    return Recipe(
+        base=str(base),
+        base_name="org/tiny",
+        encoder=f"last-token:{base}",
+        tasks=str(folder / "tasks"),
+        lora=LoraConfig(rank=2),
+        hypernet=HypernetConfig(head="M", latent=8, head_in=16),
+        loop=LoopConfig(steps=3, tasks_per_batch=2, examples_per_task=2, log_every=2, checkpoint_every=2),
+    )
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch) -> None:
+    """Embeddings of these tests stay out of the user's cache."""
+    monkeypatch.setenv("T2L_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def finished(recipe, tmp_path_factory) -> Path:
+    """The folder of a run."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("T2L_CACHE", str(folder.parent / "cache"))
+        assert run(recipe, folder) == folder / "model"
+    return folder
+
+
+def test_the_published_model_loads_and_generates(recipe, finished):
+    model = t2l_jax.load(finished / "model")
+    assert (model.config.base, model.config.base_name, model.config.prompt) == (recipe.base, "org/tiny", "instance")
+    assert model.config.hypernet == replace(recipe.hypernet, task=replace(recipe.hypernet.task, dim=16))
+    assert {path.name for path in (finished / "model").iterdir()} == {"config.json", "model.safetensors", "README.md"}
+    assert "on 2 tasks" in (finished / "model" / "README.md").read_text()
+    adapters = model.generate(["say the first word", "say the last word"])
+    assert adapters.batch_shape == (2,)
+    assert adapters.spec == model.load_base().config.lora_spec(rank=2)
+    assert all(np.all(np.isfinite(side)) for w in adapters.weights.values() for side in w.values())
+    b = adapters.weights["v_proj"]["b"]
+    assert np.any(b[0])  # it was trained: at the start B is zero
+    assert np.any(b[0] != b[1])
+
+
+def test_validation_is_on_tasks_seen_and_unseen(finished):
+    records = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records if "loss" in record] == [1, 2, 3]
+    assert sum("seen/exact" in record for record in records) == 1
+    assert sum("unseen/exact" in record for record in records) == 1
+
+
+def test_a_finished_run_is_published_again_without_training(recipe, finished):
+    before = snapshot(finished / "model"), (finished / "metrics.jsonl").read_bytes()
+    run(recipe, finished)
+    assert (snapshot(finished / "model"), (finished / "metrics.jsonl").read_bytes()) == before
+
+
+def test_another_recipe_needs_another_folder(recipe, finished):
+    before = snapshot(finished)
+    with pytest.raises(UserError, match=r"holds a run of another recipe \(loop, prompt differ\)"):
+        run(replace(recipe, prompt="instruction", loop=replace(recipe.loop, seed=1)), finished)
+    assert snapshot(finished) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tasks": "no/such/folder"}, "no such folder of tasks"),
+        ({"loop": LoopConfig(tasks_per_batch=3)}, "a batch of 3 tasks needs as many training tasks, there are 2"),
+        ({"lora": LoraConfig(modules=("lm_head",))}, "no projection lm_head"),
+    ],
+)
+def test_a_recipe_that_cannot_be_run_leaves_no_folder(recipe, tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        run(replace(recipe, **changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("prompt", "user"), [("instance", ""), ("instruction", "say the first word ")])
+def test_what_the_base_model_reads_in_each_prompt_mode(recipe, tmp_path, monkeypatch, prompt, user):
+    """The instance alone, or the task's first description before it."""
+    drawn = []
+
+    def look(producer, decoder, base, draw, folder, *, validation, **settings):
+        drawn.extend([draw(0), validation["seen"], validation["unseen"]])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(recipes, "train", look)
+    with pytest.raises(KeyboardInterrupt):
+        run(replace(recipe, prompt=prompt), tmp_path)
+    tokenizer = load_tokenizer(recipe.base)
+    batch, seen, unseen = drawn
+    row = batch.tokens[list(batch.task_ids).index(0), 0]
+    text = tokenizer.decode(row[batch.segments[list(batch.task_ids).index(0), 0] > 0])
+    assert text in {f"system user {user}one two {colour} assistant one" for colour in ("red", "blue")}
+    assert (seen.tokens.shape[:2], unseen.tokens.shape[:2]) == ((2, 1), (1, 1))
+    assert ("answer with the last word" in tokenizer.decode(unseen.tokens[0, 0])) == (prompt == "instruction")
+
+
+def test_tasks_of_use_test_are_not_trained_on(recipe):
+    seen, unseen = read_tasks(recipe.tasks)
+    assert ([task.name for task in seen], [task.name for task in unseen]) == (["first", "last"], ["unseen-last"])
+    assert read_tasks("words") == (words.train_tasks(), words.unseen_tasks())
