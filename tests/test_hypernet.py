@@ -127,11 +127,11 @@ def torch_read_out(config: HypernetConfig, kernel: torch.Tensor, h, module: Lora
     return a[:, :d_in], b[:, :d_out].T
 
 
-def torch_adapter(config: HypernetConfig, variables: Variables, z: np.ndarray) -> dict:
+def torch_adapter(config: HypernetConfig, variables: Variables, z: np.ndarray | jax.Array) -> dict:
     tree = jax.tree.map(lambda leaf: torch.from_numpy(np.array(leaf)), variables)
     params, constants = tree["params"], tree.get("constants", {})
     p = params["query"]
-    task = torch_task(config.task, params["task"], torch.from_numpy(z))
+    task = torch_task(config.task, params["task"], torch.from_numpy(np.array(z)))
     weights = {}
     for m, module in enumerate(SPEC.modules):
         head = params[f"head_{module.name}"]
@@ -186,7 +186,7 @@ def test_task_encoders_are_the_papers(kind):
 def test_one_hot_task_identity_in_place_of_text():
     config = with_task(TINY, dim=5)
     variables = random_variables(config)
-    z = np.eye(5, dtype=np.float32)
+    z = jnp.eye(5)
     adapters = made(config, SPEC, variables, z)
     assert_close(adapters[3], torch_adapter(config, variables, z[3]))
     assert not np.allclose(adapters.weights["q_proj"]["a"][3], adapters.weights["q_proj"]["a"][4])

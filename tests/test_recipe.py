@@ -10,7 +10,6 @@ from tiny_published import save_base, snapshot
 
 import t2l_jax
 from t2l_jax import recipe as recipes
-from t2l_jax.data import words
 from t2l_jax.errors import UserError
 from t2l_jax.hypernet import HypernetConfig
 from t2l_jax.io.base import load_tokenizer
@@ -138,4 +137,3 @@ def test_what_the_base_model_reads_in_each_prompt_mode(recipe, tmp_path, monkeyp
 def test_tasks_of_use_test_are_not_trained_on(recipe):
     seen, unseen = read_tasks(recipe.tasks)
     assert ([task.name for task in seen], [task.name for task in unseen]) == (["first", "last"], ["unseen-last"])
-    assert read_tasks("words") == (words.train_tasks(), words.unseen_tasks())
