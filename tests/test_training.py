@@ -123,7 +123,7 @@ def test_metrics_hold_every_step_and_every_validation_in_order(undisturbed):
 def test_the_loss_falls(tmp_path):
     """A table of LoRAs learns what each task answers; the base model is as it was."""
     base = make_base()
-    loop = replace(LOOP, steps=30, validate_every=1)
+    loop = replace(LOOP, steps=30, validate_every=1, checkpoint_every=30)
     plain = SftConfig(label_smoothing=0.0, weight_l2=0.0, neftune=0.0, lora_dropout=0.0)
     run(tmp_path, producer=LoraTable(4, SPEC), loop=loop, base=base, sft=plain)
     losses = [r["seen/cross_entropy"] for r in curves(tmp_path) if "seen/cross_entropy" in r]
