@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import jax
 import jax.numpy as jnp
@@ -37,8 +37,12 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "ModelConfig":
-        net = {**data["hypernet"], "task": TaskEncoderConfig(**data["hypernet"]["task"])}
-        return cls(**{**data, "hypernet": HypernetConfig(**net), "lora": LoraSpec.from_dict(data["lora"])})
+        task = TaskEncoderConfig(**data["hypernet"]["task"])
+        net = HypernetConfig(**{**data["hypernet"], "task": task})
+        config = cls(**{**data, "hypernet": net, "lora": LoraSpec.from_dict(data["lora"])})
+        for part in (config, net, task):
+            _check_choices(part)
+        return config
 
 
 def save_model(folder: Path, config: ModelConfig, variables: Variables, card: str, dtype: Any = np.float16) -> None:
@@ -57,18 +61,21 @@ def load_model(folder: Path) -> tuple[ModelConfig, Variables]:
     Raises UserError where a file is missing, cut short, or of another shape than the config says.
     """
     path = folder / "config.json"
+    data = read_json(path)
     try:
-        config = ModelConfig.from_dict(read_json(path))
+        config = ModelConfig.from_dict(data)
         shapes = _shapes(config)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             f"{path}: not the config of a t2l_jax model ({error!r}); give a folder that t2l train wrote"
         ) from error
     path = folder / "model.safetensors"
     with explained(path, "read"):
-        data = path.read_bytes()
+        content = path.read_bytes()
     try:
-        tensors = load(data)
+        tensors = load(content)
     except SafetensorError as error:
         raise UserError(f"{path} is damaged ({error}): download or publish the model again") from error
     for name in sorted(shapes.keys() | tensors.keys()):
@@ -77,6 +84,14 @@ def load_model(folder: Path) -> tuple[ModelConfig, Variables]:
             raise UserError(f"{path}: tensor {name} is {found}, its config.json asks for {shapes.get(name, 'none')}")
     loaded = {name: jnp.asarray(leaf, jnp.float32) for name, leaf in tensors.items()}
     return config, _with_adapters(unflatten_dict(loaded, sep="/"), config.lora)
+
+
+def _check_choices(config: Any) -> None:
+    """Raise UserError where a field that is one of a few words holds another."""
+    for name, hint in get_type_hints(type(config)).items():
+        words, value = get_args(hint), getattr(config, name)
+        if get_origin(hint) is Literal and value not in words:
+            raise UserError(f"{name} is {value!r}: choose among {', '.join(words)}")
 
 
 def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
