@@ -137,6 +137,7 @@ Trained with t2l_jax on {num_tasks} tasks ({recipe.tasks}), {recipe.loop.last} s
 def _claim(folder: Path, recipe: Recipe) -> None:
     """Note the recipe in the run folder, or refuse a folder that another recipe has begun."""
     mine = json.loads(json.dumps(asdict(recipe)))
+    del mine["loop"]["stop_after"]  # a run that ended early may go on: its steps are the same
     path = folder / "recipe.json"
     if not path.exists():
         atomic_write(path, json.dumps(mine, indent=2) + "\n")

@@ -99,6 +99,20 @@ def test_another_recipe_needs_another_folder(recipe, finished):
     assert snapshot(finished) == before
 
 
+def test_a_run_that_ended_early_may_go_on(recipe, tmp_path, monkeypatch):
+    ends = []
+
+    def look(*arguments, loop, **settings):
+        ends.append(loop.last)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(recipes, "train", look)
+    for stop_after in (2, None):
+        with pytest.raises(KeyboardInterrupt):
+            run(replace(recipe, loop=replace(recipe.loop, stop_after=stop_after)), tmp_path)
+    assert ends == [2, 3]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

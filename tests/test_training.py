@@ -163,6 +163,7 @@ def test_a_run_can_end_before_its_schedule(undisturbed, tmp_path):
     run(tmp_path, loop=replace(LOOP, stop_after=4))
     assert [r for r in curves(tmp_path) if "loss" in r] == curves(undisturbed[0])[:4]
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["3", "4"]
+    assert_equal(run(tmp_path), undisturbed[1])
 
 
 def test_a_finished_run_is_not_trained_again(undisturbed):
