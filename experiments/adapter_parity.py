@@ -2,7 +2,7 @@
 
 Run:    python experiments/adapter_parity.py
 Time:   about a minute on 2 cores
-Result: @@RESULT@@
+Result: 7.7e-05 and 9.1e-05 on logits up to 39; fresh L, M and S differ by exactly 0
 
 Largest absolute differences of float32 logits on a real text, against peft in PyTorch; and for hypernetworks L, M and S
 at their initialisation for SFT, against the base model without an adapter (exactly 0 is asked for).
