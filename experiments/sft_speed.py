@@ -3,22 +3,25 @@
 Command (about 2 minutes on two CPU cores): python experiments/sft_speed.py
 
 Both sides train adapters for SmolLM2-135M-Instruct (q and v, rank 8, LoRA dropout 0.05) on 8 rows of 128 tokens, 16 of
-which are supervised, in float32, forward, backward and AdamW step. PyTorch trains one LoRA with peft. Ours trains the
-hypernetwork L: it writes 8 adapters, one for each row, and learns through them. The sides take turns; the figures are
-medians, with the fastest and slowest step. The floor is the base model's matrix products at the matmul rate measured
-beside them.
+which are supervised, forward, backward and AdamW step. PyTorch trains one LoRA with peft. Ours trains the hypernetwork
+L: it writes 8 adapters, one for each row, and learns through them. Each side runs in float32, and with its matrix
+products in bfloat16 (ours: `narrow`, sums in float32; PyTorch: autocast), which processors with bfloat16 units do
+faster. The sides take turns; the figures are medians, with the fastest and slowest step. The floor is the base model's
+matrix products at the rates measured beside them.
 """
 
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
 import tyro
+from jax.typing import DTypeLike
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
@@ -58,14 +61,15 @@ def make_batch(vocab_size: int) -> Batch:
     )
 
 
-def ours(source: str) -> tuple[Callable[[], None], Batch, int]:
+def ours(source: str, narrow: DTypeLike | None) -> tuple[Callable[[], None], Batch, int]:
     """A function that takes one step of ours, its batch, and the base model's weights in matrix products per token."""
     config, base = load_base(source)
     batch = make_batch(config.vocab_size)
     producer = HypernetProducer(HypernetConfig(), config.lora_spec())
     variables = producer.init(jax.random.key(0))
     optimizer = make_optimizer(OptimizerConfig(), 1000)
-    step = make_step(producer, Decoder(config), SftConfig(label_smoothing=0.0, neftune=0.0), optimizer, seed=0)
+    decoder = Decoder(config, narrow=narrow)
+    step = make_step(producer, decoder, SftConfig(label_smoothing=0.0, neftune=0.0), optimizer, seed=0)
     state = TrainState(jnp.zeros((), jnp.int32), variables["params"], optimizer.init(variables["params"]))
 
     def run() -> None:
@@ -77,7 +81,7 @@ def ours(source: str) -> tuple[Callable[[], None], Batch, int]:
     return run, batch, per_token
 
 
-def theirs(source: str, batch: Batch) -> Callable[[], None]:
+def theirs(source: str, batch: Batch) -> Callable[..., None]:
     """A function that takes one step of PyTorch + peft on the same tokens."""
     folder = resolve(source)
     file = next(folder.glob("*.gguf"))
@@ -89,9 +93,10 @@ def theirs(source: str, batch: Batch) -> Callable[[], None]:
     labels = tokens.clone()
     labels[:, :-SUPERVISED] = -100
 
-    def run() -> None:
-        logits = model(input_ids=tokens[:, :-1]).logits
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten())
+    def run(narrow: bool) -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
+            logits = model(input_ids=tokens[:, :-1]).logits
+            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten())
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -100,11 +105,11 @@ def theirs(source: str, batch: Batch) -> Callable[[], None]:
     return run
 
 
-def matmul_rate() -> float:
-    """FLOP/s of a large float32 matrix product in JAX, the best of a few."""
-    x = jnp.ones((2048, 2048))
-    product = jax.jit(lambda x: x @ x)
-    return 2 * 2048**3 / min(timed(lambda: product(x).block_until_ready()) for _ in range(8))
+def matmul_rate(dtype: DTypeLike) -> float:
+    """FLOP/s of a large matrix product with float32 sums in JAX, the best of a few."""
+    x = jnp.ones((2048, 2048), dtype)
+    multiply = jax.jit(lambda x: jnp.matmul(x, x, preferred_element_type=jnp.float32))
+    return 2 * 2048**3 / min(timed(lambda: multiply(x).block_until_ready()) for _ in range(8))
 
 
 def timed(function: Callable[[], object]) -> float:
@@ -115,27 +120,37 @@ def timed(function: Callable[[], object]) -> float:
 
 
 def main(args: SftSpeed) -> None:
-    """Warm both sides up, let them take turns, print the table."""
-    run_ours, batch, per_token = ours(args.base)
-    sides = {"t2l_jax, hypernetwork": run_ours, "PyTorch + peft, one LoRA": theirs(args.base, batch)}
-    for run in sides.values():
-        run()
-        run()
+    """Warm all sides up, let them take turns, print the table."""
+    run_ours, batch, per_token = ours(args.base, None)
+    run_narrow, _, _ = ours(args.base, jnp.bfloat16)
+    run_theirs = theirs(args.base, batch)
+    sides = {
+        "t2l_jax float32": run_ours,
+        "t2l_jax narrow": run_narrow,
+        "PyTorch + peft float32": partial(run_theirs, narrow=False),
+        "PyTorch + peft autocast": partial(run_theirs, narrow=True),
+    }
+    types = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
     times: dict[str, list[float]] = {name: [] for name in sides}
-    rates = []
-    for _ in range(args.rounds):
-        rates.append(matmul_rate())
+    rates: dict[str, list[float]] = {name: [] for name in types}
+    for n in range(args.rounds + 2):  # the first two warm up
+        for name, dtype in types.items():
+            rates[name] += [matmul_rate(dtype)] * (n > 1)
         for name, run in sides.items():
-            times[name].append(timed(run))
+            times[name] += [timed(run)] * (n > 1)
     tokens = ROWS * LENGTH
-    medians = [statistics.median(seconds) for seconds in times.values()]
-    for (name, seconds), median in zip(times.items(), medians, strict=True):
+    medians = {name: statistics.median(seconds) for name, seconds in times.items()}
+    for name, seconds in times.items():
         spread = f"{min(seconds):.2f} to {max(seconds):.2f}"
-        print(f"{name}: {median:.2f} s a step ({spread}), {tokens / median:.0f} tokens/s")
-    rate = statistics.median(rates)
-    floor = 4 * per_token * tokens / rate  # forward, and backward to the activations alone: the base is frozen
-    print(f"ratio: {medians[1] / medians[0]:.2f}")
-    print(f"floor: {floor:.2f} s at {rate / 1e9:.0f} GFLOP/s, of which the step takes {floor / medians[0]:.0%}")
+        print(f"{name}: {medians[name]:.2f} s a step ({spread}), {tokens / medians[name]:.0f} tokens/s")
+    plain = medians["PyTorch + peft float32"]
+    print(f"ratio, both float32: {plain / medians['t2l_jax float32']:.2f}")
+    print(f"ratio, ours narrow, theirs float32: {plain / medians['t2l_jax narrow']:.2f}")
+    print(f"ratio, both narrow: {medians['PyTorch + peft autocast'] / medians['t2l_jax narrow']:.2f}")
+    for name, measured in rates.items():
+        rate = statistics.median(measured)
+        floor = 4 * per_token * tokens / rate  # forward, and backward to the activations alone: the base is frozen
+        print(f"floor in {name}: {floor:.2f} s at {rate / 1e9:.0f} GFLOP/s")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ differs between families (Llama, SmolLM2, Mistral, Gemma 2, Qwen 2 and 3) is dat
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -16,10 +17,12 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from jax.ad_checkpoint import checkpoint_name
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from t2l_jax.errors import UserError
 from t2l_jax.lora import Adapter, LoraModule, LoraSpec, lora_delta
+from t2l_jax.products import dense_product, product
 
 PROJECTION = "projection"  # the name under which rematerialisation knows what projections return
 Activation = Literal["silu", "gelu_tanh", "gelu"]
@@ -131,7 +134,7 @@ def init_cache(config: DecoderConfig, batch_shape: tuple[int, ...], length: int,
     return Cache(jnp.zeros(kv, dtype), jnp.zeros(kv, dtype), blank, blank, jnp.zeros((), jnp.int32))
 
 
-def rope_frequencies(config: AttentionConfig) -> Float[Array, "h/2"]:
+def rope_frequencies(config: AttentionConfig) -> Float[Array, " half"]:
     """Radians per position of each pair of channels (RoFormer, arXiv 2104.09864; Llama 3.1's scaling on top)."""
     half = config.head_dim // 2
     freq = 1.0 / config.rope_theta ** (jnp.arange(half, dtype=jnp.float32) / half)
@@ -158,6 +161,7 @@ def attend(
     v: Float[Array, "*B K C h"],
     mask: Bool[Array, "*B S C"],
     config: AttentionConfig,
+    narrow: DTypeLike | None = None,
 ) -> Float[Array, "*B S H*h"]:
     """Grouped-query attention, softmax in float32. `mask` is True where a query may look.
 
@@ -168,13 +172,13 @@ def attend(
     q = jnp.moveaxis(q.reshape(*batch, length, *grouped[-3:-1], config.head_dim), -4, -2)
     q = q.reshape(*batch, config.num_kv_heads, -1, config.head_dim)
     scale = config.head_dim**-0.5 if config.scale is None else config.scale
-    scores = scale * jnp.einsum("...qh,...ch->...qc", q, k, preferred_element_type=jnp.float32)
+    scores = scale * product("...qh,...ch->...qc", q, k, narrow)
     if config.softcap is not None:
         scores = config.softcap * jnp.tanh(scores / config.softcap)
     scores = scores.reshape(*grouped, -1)
     scores = jnp.where(mask[..., None, None, :, :], scores, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    out = weights.reshape(*q.shape[:-1], -1) @ v
+    out = product("...qc,...ch->...qh", weights.reshape(*q.shape[:-1], -1), v, narrow).astype(v.dtype)
     out = jnp.moveaxis(out.reshape(*grouped, config.head_dim), -2, -4)
     return out.reshape(*batch, length, -1)
 
@@ -199,6 +203,7 @@ class Layer(nn.Module):
     lora_scale: float
     lora_dropout: float
     train: bool
+    narrow: DTypeLike | None
 
     @nn.compact
     def __call__(self, carry, lora, window, index, angles, places):
@@ -213,7 +218,8 @@ class Layer(nn.Module):
     def project(self, name: str, x, dropped, lora, use_bias: bool = False):
         """x W (+ bias) + scale * (dropped aᵀ) bᵀ, where `dropped` is x after LoRA dropout."""
         d_out = self.config.projection_widths()[name][1]
-        out = nn.Dense(d_out, use_bias=use_bias, dtype=x.dtype, name=name)(x)
+        times = partial(dense_product, narrow=self.narrow)
+        out = nn.Dense(d_out, use_bias=use_bias, dtype=x.dtype, dot_general=times, name=name)(x)
         if name in lora:
             weights = jax.tree.map(lambda leaf: leaf.astype(x.dtype), lora[name])
             out = out + self.lora_scale * lora_delta(dropped, weights["a"], weights["b"])
@@ -235,7 +241,7 @@ class Layer(nn.Module):
         if cache is not None:
             cache, k, v = write_cache(cache, k, v, index)
         distance, visible = places
-        out = attend(q, k, v, visible & (distance < window), config)
+        out = attend(q, k, v, visible & (distance < window), config, self.narrow)
         return self.project("o_proj", out, self.drop(out), lora, config.out_bias), cache
 
     def mlp(self, x, lora):
@@ -266,6 +272,7 @@ class Decoder(nn.Module):
     dtype: Any = jnp.float32  # of the activations
     lora_dropout: float = 0.0
     train: bool = False  # dropout on
+    narrow: DTypeLike | None = None  # round the operands of matrix products to this; sums stay float32
     remat: bool = True  # for the backward pass keep only what projections return, and recompute the rest
 
     @nn.compact
@@ -324,13 +331,15 @@ class Decoder(nn.Module):
             length=self.config.num_layers,
         )
         scale = 1.0 if adapter is None else adapter.spec.scale
-        return scanned(self.config, scale, self.lora_dropout, self.train, name="layers")
+        return scanned(self.config, scale, self.lora_dropout, self.train, self.narrow, name="layers")
 
 
-def logits(config: DecoderConfig, params: dict[str, Any], hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
+def logits(
+    config: DecoderConfig, params: dict[str, Any], hidden: Float[Array, "*B D"], narrow: DTypeLike | None = None
+) -> Float[Array, "*B V"]:
     """Scores over the vocabulary, float32. Kept apart from the decoder so that they are computed where needed only."""
     head = params["embedding"] if config.tied_head else params["head"]
-    scores = jnp.einsum("...d,vd->...v", hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    scores = product("...d,vd->...v", hidden, head.astype(hidden.dtype), narrow)
     if config.logit_softcap is not None:
         scores = config.logit_softcap * jnp.tanh(scores / config.logit_softcap)
     return scores

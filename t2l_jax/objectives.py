@@ -84,7 +84,7 @@ def sft_loss(
         {"params": base}, batch.tokens, adapter, segments=batch.segments, embed_noise=noise, rngs=rngs
     )
     supervised = jnp.take_along_axis(hidden, batch.at[..., None], axis=-2)
-    scores = logits(decoder.config, base, supervised)
+    scores = logits(decoder.config, base, supervised, decoder.narrow)
     smoothing = config.label_smoothing if train else 0.0
     entropy = cross_entropy(scores, batch.targets, batch.weights, smoothing)
     hit = (jnp.argmax(scores, axis=-1) == batch.targets) | (batch.weights == 0)

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
@@ -53,6 +53,9 @@ class Recipe:
     """`words` (built in) or a folder of task folders."""
     prompt: PromptMode = "instance"
     """What the base LLM reads: the instance alone, or the instruction and the instance."""
+    products: Literal["float32", "bfloat16"] = "float32"
+    """What the base LLM's matrix products round their operands to while training; sums stay float32. bfloat16 is faster
+    where the processor has units for it."""
     lora: LoraConfig = LoraConfig()
     hypernet: HypernetConfig = field(default_factory=HypernetConfig)
     sft: SftConfig = field(default_factory=SftConfig)
@@ -93,7 +96,7 @@ def run(recipe: Recipe, folder: Path) -> Path:
     _claim(folder, recipe)  # only now, since a recipe that cannot be run must leave nothing behind
     variables = train(
         HypernetProducer(net, spec),
-        Decoder(config),
+        Decoder(config, narrow=None if recipe.products == "float32" else recipe.products),
         base,
         sampler.draw,
         folder,

@@ -284,3 +284,14 @@ def test_adapters_of_another_base_are_refused():
     wider = dataclasses.replace(CONFIG, width=64)
     with pytest.raises(UserError, match=r"q_proj is 64 -> 32, the base model's 32 -> 32"):
         CONFIG.check_adapter(wider.lora_spec())
+
+
+def test_narrow_products_stay_close_and_do_round():
+    params = random_params(CONFIG)
+    wide, narrow = (
+        logits(CONFIG, params, Decoder(CONFIG, narrow=kind).apply({"params": params}, TOKENS)[0], kind)
+        for kind in (None, jnp.bfloat16)
+    )
+    assert wide.dtype == narrow.dtype == jnp.float32
+    difference = float(jnp.abs(wide - narrow).max() / jnp.abs(wide).max())
+    assert 1e-4 < difference < 5e-2  # bfloat16 keeps 8 bits

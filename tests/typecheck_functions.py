@@ -6,16 +6,13 @@ from typing import Any
 from beartype import beartype
 from beartype.roar import BeartypeDecorHintPep3119Exception
 
-# Its return value has an axis that no argument names, which jaxtyping cannot work out.
-UNCHECKED = {"rope_frequencies"}
-
 
 def check_functions(function: Callable[..., Any]) -> Callable[..., Any]:
     """Beartype for functions, not for a dataclass's __init__.
 
     The dataclasses that hold arrays are pytrees: JAX rebuilds them with shapes, shardings or axis numbers as leaves.
     """
-    if function.__name__ in {"__init__", *UNCHECKED}:
+    if function.__name__ == "__init__":
         return function
     try:
         return beartype(function)
