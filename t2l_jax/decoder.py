@@ -175,10 +175,10 @@ def attend(
     scores = scale * product("...qh,...ch->...qc", q, k, narrow)
     if config.softcap is not None:
         scores = config.softcap * jnp.tanh(scores / config.softcap)
-    scores = scores.reshape(*grouped, -1)
-    scores = jnp.where(mask[..., None, None, :, :], scores, jnp.finfo(jnp.float32).min)
+    mask = jnp.broadcast_to(mask[..., None, None, :, :], (*batch, 1, *grouped[-2:], mask.shape[-1]))
+    scores = jnp.where(mask.reshape(*batch, 1, -1, mask.shape[-1]), scores, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    out = product("...qc,...ch->...qh", weights.reshape(*q.shape[:-1], -1), v, narrow).astype(v.dtype)
+    out = product("...qc,...ch->...qh", weights, v, narrow).astype(v.dtype)
     out = jnp.moveaxis(out.reshape(*grouped, config.head_dim), -2, -4)
     return out.reshape(*batch, length, -1)
 
@@ -226,8 +226,12 @@ class Layer(nn.Module):
         return checkpoint_name(out, PROJECTION)
 
     def drop(self, x):
-        """LoRA dropout. Projections of one input share its mask: drawing it is a good part of a step on a CPU."""
-        return nn.Dropout(self.lora_dropout, deterministic=not self.train)(x)
+        """LoRA dropout. Projections of one input share its mask and the backward pass keeps it: drawing it is slow."""
+        if not self.train or not self.lora_dropout:
+            return x
+        keep = 1 - self.lora_dropout
+        mask = checkpoint_name(jax.random.bernoulli(self.make_rng("dropout"), keep, x.shape), PROJECTION)
+        return jnp.where(mask, x / keep, 0)
 
     def attention(self, x, cache, lora, window, index, angles, places):
         config = self.config.attention
