@@ -58,8 +58,8 @@ TRAIN = Frames(
         "can you {give} {whole}{layout}?",
         "could you {find} {select}{then}?",
         "what {is} {select}? Write the answer{style}.",
-        "what {is} {whole}? {format_step}.",
-        "tell me this: what {is} {select}? {transform_step}, and {format_step}.",
+        "what {is} {whole}? {Format_step}.",
+        "tell me this: what {is} {select}? {Transform_step}, and {format_step}.",
         "{find} {select}{then}.",
         "{find} {select}. {steps}",
         "{find} {select}; {transform_step}; {format_step}.",
@@ -95,16 +95,16 @@ TRAIN = Frames(
         "after reading {the}, {transform_step} once you have {select}, and {format_step}.",
     ),
     single=(
-        "the result must be {format}. Use {select}, {transform}.",
-        "{give} {select}. It must be {transform} and {format}.",
-        "what I need is {select}. It should be {format}, and the content itself should be {transform}.",
+        "the result must appear {format}. Use {select}, {transform}.",
+        "{give} {select}. It must appear {transform} and {format}.",
+        "what I need is {select}. It should appear {format}, and its content should come {transform}.",
         "written {format}, {give} {whole}.",
         "the answer, {format}, has to be {whole}.",
         "layout first: the answer comes {format}. It consists of {whole}.",
-        "an answer that is {format} is expected. It holds {select}, {transform}.",
+        "I expect an answer {format}. It holds {select}, {transform}.",
     ),
     several=(
-        "the results must be {format}. Use {select}, {transform}.",
+        "the results must appear {format}. Use {select}, {transform}.",
         "{give} {select}. They should come {format}. Write them {transform}.",
         "written {format}, {give} {whole}.",
         "the answer has several parts, {format}. They are {select}, {transform}.",
@@ -117,7 +117,7 @@ TRAIN = Frames(
         "Each message holds {a}.",
         "You get {a}.",
         "I will send {a}.",
-        "Here is {the}.",
+        "Here you see {the}.",
         "What follows is {a}.",
         "You receive {a} from the user.",
         "Consider {the}.",
@@ -154,13 +154,13 @@ UNSEEN = Frames(
         "for every input ({a}) the correct reply is {select}{style}.",
         "somebody hands you {a} and asks for {whole}{layout}. Oblige.",
         "once you manage to {find} {select}, {transform_step}. To conclude, {format_step}.",
-        "nothing but {whole}{layout} may appear in your reply to {a}.",
+        "your reply to {a} may hold one thing only: {whole}{layout}.",
         "question: what {is} {select}? Present your solution{style}.",
         "(a) {Find} {select}; (b) {transform_step}; (c) {format_step}.",
     ),
     single=(
-        "make sure that your reply is {format}: it is {select}, {transform}.",
-        "the reply is meant to be {format}, and it should contain {whole}.",
+        "make sure that your reply appears {format}: it is {select}, {transform}.",
+        "the reply is meant to appear {format}, and it should contain {whole}.",
     ),
     several=(
         "make sure that the items of your reply stand {format}: they are {select}, {transform}.",
@@ -194,8 +194,7 @@ def describe(stream: Random, combination: Combination, held_out: bool) -> str:
         sentences.insert(0, stream.choice(frames.openings))
     if not core.endswith(("?", "that.", "Oblige.")) and stream.random() < 0.25:
         sentences.append(stream.choice(frames.closings))
-    filled = [_capitalised(sentence.format_map(fields)) for sentence in sentences]
-    return " ".join(sentence for sentence in filled if sentence)
+    return " ".join(_capitalised(sentence.format_map(fields)).strip() for sentence in sentences)
 
 
 def _fields(stream: Random, combination: Combination, held_out: bool) -> dict[str, str]:
@@ -234,7 +233,9 @@ def _fields(stream: Random, combination: Combination, held_out: bool) -> dict[st
         "it": "them" if several else "it",
         "is": "are" if several else "is",
     }
-    return fields | {name.capitalize(): _capitalised(fields[name]) for name in ("find", "transform_step", "format_step")}
+    return fields | {
+        name.capitalize(): _capitalised(fields[name]) for name in ("find", "transform_step", "format_step")
+    }
 
 
 def _mentioned(stream: Random, worded: tuple[tuple[Primitive, str], ...]) -> list[str]:

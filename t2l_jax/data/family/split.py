@@ -3,8 +3,9 @@
 A task combines a kind of instance, a select, an order (of selects of several values only), a transform and a format.
 All of this is decided by the SHA-256 of names, so that it stays as it is when primitives are added beside it:
 
-- every select with every transform of its type gets the default format and the ten-thousandths of the others;
-- a combination that uses a held-out primitive is an unseen primitive's; of those the family takes fewer;
+- every select with every transform of its type (and every order) is a task with the default format, and with about a
+  third of the other formats;
+- a combination that uses a held-out primitive belongs to the unseen primitives; of those the family takes fewer;
 - of the others, a tenth are the unseen combinations: each of their primitives is trained on in other company.
 """
 
@@ -13,12 +14,13 @@ from collections.abc import Iterator
 from functools import cache
 from typing import NamedTuple
 
-from t2l_jax.data.family.formats import BARE, COMMA, FORMATS, IN_ORDER, JOINS, ORDERS
+from t2l_jax.data.family.formats import BARE, COMMA, FORMATS, JOINS, ORDERS
 from t2l_jax.data.family.number_kinds import NUMBERS, VARIABLES
 from t2l_jax.data.family.primitive import Kind, Primitive
 from t2l_jax.data.family.record_kinds import DATES, PEOPLE_LISTS, PRODUCT_LISTS
-from t2l_jax.data.family.transforms import SAME, TRANSFORMS
-from t2l_jax.data.family.word_kinds import LETTERS, SENTENCES, WORDS
+from t2l_jax.data.family.sentence_kinds import SENTENCES
+from t2l_jax.data.family.transforms import TRANSFORMS
+from t2l_jax.data.family.word_kinds import LETTERS, WORDS
 
 KINDS: tuple[Kind, ...] = (WORDS, LETTERS, SENTENCES, NUMBERS, VARIABLES, DATES, PRODUCT_LISTS, PEOPLE_LISTS)
 SPLITS = ("train", "unseen combinations", "unseen primitives")
@@ -26,7 +28,7 @@ SPLITS = ("train", "unseen combinations", "unseen primitives")
 # Of several values only the short transforms, or else answers get long.
 SEVERAL = ("same", "upper", "lower", "title", "initial", "plus_one", "double", "next_letter")
 
-# What part of the combinations is kept: of those with a format other than the default, by whether they are single.
+# What part is kept of the combinations with another format than the default, and of those with a held-out primitive.
 _KEPT_SINGLE, _KEPT_SEVERAL = 0.36, 0.30
 _KEPT_UNSEEN_SINGLE, _KEPT_UNSEEN_SEVERAL = 0.04, 0.03
 _UNSEEN_COMBINATIONS = 0.1
@@ -102,6 +104,3 @@ def _draw(purpose: str, combination: Combination) -> float:
     """A number in [0, 1) that depends on the purpose and the name alone."""
     digest = hashlib.sha256(f"{purpose}/{combination.name}".encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
-
-
-__all__ = ["COMMA", "IN_ORDER", "KINDS", "SAME", "SEVERAL", "SPLITS", "Combination", "combinations"]
