@@ -5,7 +5,8 @@ records of persons. All tasks of a kind share one pool of instances, so that not
 its description (that is, the adapter) can. Answers are short and exact.
 
 - `primitive` says what a primitive is: a function and its wordings in one record. Adding a task's part is adding one.
-- `word_kinds`, `sentence_kinds`, `number_kinds`, `record_kinds` hold the kinds with their selects; `transforms`, `formats` the rest.
+- `word_kinds`, `sentence_kinds`, `number_kinds`, `record_kinds` hold the kinds with their selects; `transforms` and
+  `formats` hold the rest.
 - `split` says which combinations there are, and which of them are training tasks.
 - `phrasing` puts a combination into words.
 

@@ -16,6 +16,7 @@ A description is an opening, a core and a closing; opening and closing are often
 Nothing on the held-out side (templates, verbs, openings, closings, wordings of primitives) is used in training.
 """
 
+from functools import partial
 from random import Random
 from typing import NamedTuple
 
@@ -98,7 +99,7 @@ TRAIN = Frames(
         "the result must appear {format}. Use {select}, {transform}.",
         "{give} {select}. It must appear {transform} and {format}.",
         "what I need is {select}. It should appear {format}, and its content should come {transform}.",
-        "written {format}, {give} {whole}.",
+        "take care of the layout ({format}) and {give} {whole}.",
         "the answer, {format}, has to be {whole}.",
         "layout first: the answer comes {format}. It consists of {whole}.",
         "I expect an answer {format}. It holds {select}, {transform}.",
@@ -106,7 +107,7 @@ TRAIN = Frames(
     several=(
         "the results must appear {format}. Use {select}, {transform}.",
         "{give} {select}. They should come {format}. Write them {transform}.",
-        "written {format}, {give} {whole}.",
+        "take care of the layout ({format}) and {give} {whole}.",
         "the answer has several parts, {format}. They are {select}, {transform}.",
         "layout first: the parts come {format}. They are {whole}.",
     ),
@@ -198,9 +199,7 @@ def describe(stream: Random, combination: Combination, held_out: bool) -> str:
 
 
 def _fields(stream: Random, combination: Combination, held_out: bool) -> dict[str, str]:
-    def draw(choices: Texts) -> str:
-        return stream.choice(choices.side(held_out))
-
+    draw = partial(_wording, stream, held_out)
     frames = UNSEEN if held_out else TRAIN
     kind, select, order, transform, format_ = combination
     several = select.plural
@@ -238,6 +237,10 @@ def _fields(stream: Random, combination: Combination, held_out: bool) -> dict[st
     }
 
 
+def _wording(stream: Random, held_out: bool, choices: Texts) -> str:
+    return stream.choice(choices.side(held_out))
+
+
 def _mentioned(stream: Random, worded: tuple[tuple[Primitive, str], ...]) -> list[str]:
     return [text for part, text in worded if part not in DEFAULTS or stream.random() < _MENTIONED]
 
@@ -247,7 +250,7 @@ def _whole(stream: Random, transform: Primitive, phrase: str, chosen: str, sever
         return chosen
     if several:
         return f"{chosen}, {phrase}"
-    return stream.choice(transform.nouns.side(held_out)).replace("{x}", chosen)
+    return _wording(stream, held_out, transform.nouns).replace("{x}", chosen)
 
 
 def _capitalised(text: str) -> str:

@@ -20,9 +20,10 @@ MONTHS = [
     "November",
     "December",
 ]
-PRODUCTS = (
-    ["milk", "bread", "soap", "rice", "tea", "honey", "salt", "flour", "cheese", "butter", "sugar", "coffee", "paper", "candles", "eggs", "nuts", "beans", "oil", "pasta", "juice"]
-)  # fmt: skip
+PRODUCTS = [
+    "milk", "bread", "soap", "rice", "tea", "honey", "salt", "flour", "cheese", "butter",
+    "sugar", "coffee", "paper", "candles", "eggs", "nuts", "beans", "oil", "pasta", "juice",
+]  # fmt: skip
 
 Product = tuple[str, int]  # what, how many
 Person = tuple[str, int, str]  # name, age, city
@@ -117,7 +118,7 @@ DATES = Kind(
             "number",
             lambda date: date.month,
             "the number of the month | the month as a number from 1 to 12 | the month's place in the year, as a "
-            "number || the numerical value of the month | the month's number, January being 1",
+            "number || the numerical value of the month | the month's number (January is 1)",
             computed=True,
         ),
         select(

@@ -168,8 +168,8 @@ TRANSFORMS: tuple[Primitive, ...] = (
     modifier(
         "twice",
         lambda value: f"{value} {value}",
-        "written twice, with a space between | said two times in a row | repeated once after a space | given twice "
-        "in a row | printed two times, side by side || stated twice | repeated so that it appears two times",
+        "written twice with a space between | said two times in a row | repeated once after a space | given twice "
+        "in a row | printed two times side by side || stated twice | repeated so that it appears two times",
         "write {it} twice in a row | say {it} two times | repeat {it} once after a space | put {it} down twice || "
         "state {it} twice | output {it} two times",
         "two copies of {x}, with a space between | {x} two times in a row | {x} written twice || a pair of copies of "
@@ -179,7 +179,7 @@ TRANSFORMS: tuple[Primitive, ...] = (
     modifier(
         "thrice",
         lambda value: f"{value} {value} {value}",
-        "written three times, with spaces between | said three times in a row | given three times | printed 3 times, "
+        "written three times with spaces between | said three times in a row | given three times | printed 3 times "
         "side by side || repeated so that it appears three times",
         "write {it} three times in a row | say {it} three times | put {it} down 3 times || output {it} thrice",
         "three copies of {x}, with spaces between | {x} three times in a row || {x} thrice in succession",
@@ -233,7 +233,7 @@ TRANSFORMS: tuple[Primitive, ...] = (
         "multiplied by two | times two | added to itself | made twice as large || scaled by a factor of two | "
         "increased to twice its value",
         "multiply {it} by two | add {it} to itself | make {it} twice as large | work out two times {it} || scale "
-        "{it} by a factor of two | calculate {it} times 2",
+        "{it} by a factor of two | compute the product of 2 and {it}",
         "the double of {x} | two times {x} | twice the value of {x} || the product of two and {x} | 2 multiplied by "
         "{x}",
         "number",
@@ -242,7 +242,7 @@ TRANSFORMS: tuple[Primitive, ...] = (
         "in_words",
         number_words,
         "in words | spelled out in English | written as words instead of digits | expressed in words | written out "
-        "in full || verbalised in English | without digits, in words",
+        "in full || verbalised in English | put into words without digits",
         "write {it} in words | spell {it} out in English | turn the digits of {it} into words | write {it} out in "
         "full || verbalise {it} in English | express {it} without digits",
         "the English words for {x} | the spelled-out form of {x} | the name in words of {x} || the verbal form of "
@@ -252,7 +252,7 @@ TRANSFORMS: tuple[Primitive, ...] = (
     modifier(
         "parity",
         lambda number: "odd" if number % 2 else "even",
-        "replaced by the word even or odd, whichever is right | classified as even or odd | labelled only as odd or "
+        "replaced by the right one of the words even and odd | classified as even or odd | labelled only as odd or "
         "even || judged as odd or even | reduced to its parity",
         "say whether {it} is even or odd, and only that | replace {it} by the word even or odd | classify {it} as "
         "odd or even || reduce {it} to its parity | decide on odd or even for {it}, and keep that word",
@@ -297,10 +297,10 @@ TRANSFORMS: tuple[Primitive, ...] = (
     modifier(
         "alphabet_place",
         lambda letter: str(ord(letter) - 64),
-        "replaced by its place in the alphabet | given as its number in the alphabet, A being 1 | turned into its "
-        "position in the alphabet || represented by its alphabet index, counting from 1",
+        "replaced by its place in the alphabet | given as its number in the alphabet (A is 1) | turned into its "
+        "position in the alphabet || represented by its alphabet index with A as 1",
         "replace {it} by its place in the alphabet | turn {it} into its number in the alphabet, A being 1 | write the "
-        "position of {it} in the alphabet instead || swap {it} for its alphabet index, counting from 1",
+        "position of {it} in the alphabet instead || swap {it} for {its} alphabet index with A as 1",
         "the place in the alphabet of {x} | the number in the alphabet (A is 1) of {x} || the alphabet index of {x}",
         "letter",
     ),
