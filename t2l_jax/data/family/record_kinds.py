@@ -1,5 +1,6 @@
 """Kinds of instances made of fields: a date and time, a list of products with amounts, three persons."""
 
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from random import Random
 
@@ -27,6 +28,7 @@ PRODUCTS = [
 
 Product = tuple[str, int]  # what, how many
 Person = tuple[str, int, str]  # name, age, city
+People = tuple[Person, ...]
 
 
 def draw_date(stream: Random) -> datetime:
@@ -304,15 +306,15 @@ def _cells() -> tuple[Primitive, ...]:
                 for side_rows, side_fields in zip(rows, fields, strict=True)
             )
             phrases = " || ".join(" | ".join(side) for side in both)
-
-            def cell(people, pick=pick, column=column):  # type: ignore[no-untyped-def]
-                return pick(people)[column]
-
-            cells.append(select(f"{row}.{field}", gives, cell, phrases, held_out=held_out))
+            cells.append(select(f"{row}.{field}", gives, _cell(pick, column), phrases, held_out=held_out))
     return tuple(cells)
 
 
-def _column(column: int):  # type: ignore[no-untyped-def]
+def _cell(pick: Callable[[People], Person], column: int) -> Callable[[People], str | int]:
+    return lambda people: pick(people)[column]
+
+
+def _column(column: int) -> Callable[[People], tuple[str | int, ...]]:
     return lambda people: tuple(person[column] for person in people)
 
 

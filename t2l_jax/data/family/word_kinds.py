@@ -1,5 +1,6 @@
 """Kinds of instances made of words and of letters: a list of words, a row of letters."""
 
+from collections.abc import Callable
 from random import Random
 
 from t2l_jax.data.family.primitive import Kind, select, texts
@@ -26,7 +27,7 @@ def draw_letters(stream: Random) -> tuple[str, ...]:
     return tuple(letters)
 
 
-def _of(category: str):  # type: ignore[no-untyped-def]
+def _of(category: str) -> Callable[[tuple[str, ...]], str]:
     return lambda words: next(word for word in words if word in CATEGORIES[category])
 
 
