@@ -7,6 +7,7 @@ The folder of a task holds three files:
     test.jsonl     the same
 """
 
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,8 +59,9 @@ def spread(tasks: Sequence[Task], count: int) -> list[Task]:
 def load_tasks(folder: str | Path) -> list[Task]:
     """The task in `folder`, or the tasks in its subfolders in order of their names.
 
-    Descriptions past the first MAX_TRAIN_DESCRIPTIONS become unseen wordings. Raises UserError, with file and line,
-    where a file is missing or malformed, a field is absent or of the wrong type, or two tasks have one name.
+    Descriptions past the first MAX_TRAIN_DESCRIPTIONS become unseen wordings. A task of which a file is missing or
+    malformed, or a field absent or of the wrong type, is left out with a warning that names file and line and says
+    how many tasks are left. Raises UserError where none is left, and where two tasks have one name.
     """
     folder = Path(folder)
     with explained(folder, "read"):
@@ -68,7 +70,17 @@ def load_tasks(folder: str | Path) -> list[Task]:
         return [load_task(folder)]
     if not subfolders:
         raise UserError(f"{folder}: neither a task.yaml nor folders of tasks are here: give a folder of tasks")
-    tasks = [load_task(path) for path in subfolders]
+    tasks, problems = [], []
+    for path in subfolders:
+        try:
+            tasks.append(load_task(path))
+        except UserError as error:
+            problems.append(error)
+    if not tasks:
+        raise problems[0]
+    if problems:
+        text = f"{folder}: {len(problems)} of {len(subfolders)} tasks are damaged and left out, {len(tasks)} are left: "
+        warnings.warn(text + "; ".join(map(str, problems)), stacklevel=2)
     check_unique(tasks)
     return tasks
 
