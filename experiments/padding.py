@@ -1,8 +1,26 @@
 """How much of a batch of packed rows is padding, on the real tasks of a folder, with SmolLM2's tokenizer.
 
 Run:    python experiments/padding.py --tasks ../shared/data/tasks
-Time:   TIME
-Result: RESULT
+Time:   1.5 minutes of one core
+Result: 3 to 4% of a batch is padding with rows of 1,024 tokens (the default), under 10% already with 512
+
+    132 training tasks, 300 batches of 8 tasks a line
+    rows x length  instructed  padding  worst batch  shapes  too long  mean length drawn / all  ms a batch
+       1 x  512           0.0       5.6%      13.8%        4      3.098%           0.978                 2.6
+       1 x  512           0.5       5.9%      15.1%        4      3.098%           0.938                 3.4
+       1 x  512           1.0       8.8%      19.3%        4      3.098%           0.954                 3.0
+       2 x  512           0.0       5.4%      12.3%        4      3.098%           0.979                 7.3
+       2 x  512           0.5       5.7%      15.3%        4      3.098%           0.945                 6.2
+       2 x  512           1.0       8.5%      19.1%        4      3.098%           0.955                 5.1
+       1 x 1024           0.0       2.8%       7.9%        4      0.001%           0.991                 6.9
+       1 x 1024           0.5       2.9%       7.2%        4      0.001%           0.969                 5.8
+       1 x 1024           1.0       4.3%      10.8%        4      0.001%           0.979                 5.2
+       1 x 2048           0.0       1.4%       3.8%        4      0.000%           0.994                13.5
+       1 x 2048           0.5       1.5%       3.9%        4      0.000%           0.985                10.7
+       1 x 2048           1.0       2.3%       5.5%        4      0.000%           0.988                 9.3
+
+Three of the 135 training tasks are damaged in that folder. "Too long" counts an example in both modes. Examples drawn
+are shorter than all examples on average, since a short one fits the end of a row more often.
 """
 
 import sys

@@ -1,6 +1,7 @@
 """A training run from beginning to end: a recipe in, a run folder with a published model out."""
 
 import json
+import warnings
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -71,6 +72,10 @@ def run(recipe: Recipe, folder: Path) -> Path:
     tokenizer = load_tokenizer(recipe.base)
     material = training_tasks(splits[TRAIN], weights, tokenizer, encoder, modes, cache_folder())
     sampler = Sampler(material, recipe.batch, recipe.loop.seed, recipe.instruction_share)
+    too_long, count = sampler.too_long
+    if too_long:
+        share = f"{too_long:,} of {count:,} training examples ({too_long / count:.2%})"
+        warnings.warn(f"{share} are longer than a row of {recipe.batch.length} tokens and left out", stacklevel=2)
     held_out = {"seen" if name == TRAIN else name: tasks for name, tasks in splits.items()}
     validation = validation_batches(held_out, recipe.batch, tokenizer, encoder, modes, cache_folder())
     config, base = load_base(recipe.base)

@@ -6,7 +6,7 @@ so the model reads what it would read if the example stood alone.
 
 Examples longer than a row are left out, since a cut prompt is another task (`Sampler.too_long` counts them). The last
 examples of a row are chosen among the next LOOKAHEAD so that they fill it: the examples of a batch are therefore a
-little shorter than all examples, by 1 to 2% on real tasks with rows of 1,024 tokens (experiments/padding.py).
+little shorter than all examples, by 1 to 3% on real tasks with rows of 1,024 tokens (experiments/padding.py).
 """
 
 from collections.abc import Mapping, Sequence

@@ -7,7 +7,8 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from t2l_jax.data.batches import BatchConfig, TokenTable, TrainingTask, collate, fill_rows
-from t2l_jax.data.prompts import Encoded, PromptMode, encode
+from t2l_jax.data.encoding import encode_all
+from t2l_jax.data.prompts import Encoded, PromptMode
 from t2l_jax.data.tasks import Task, spread
 from t2l_jax.embed import Encoder
 from t2l_jax.errors import UserError
@@ -39,9 +40,11 @@ def training_tasks(
     sizes = [len(task.descriptions) for task in tasks]
     z = encoder.embed([text for task in tasks for text in task.descriptions], cache / "embeddings")
     pieces = np.split(z, np.cumsum(sizes)[:-1])
+    jobs = [(task.train, task.descriptions if mode == "instruction" else ()) for task in tasks for mode in modes]
+    tables = encode_all(tokenizer, jobs, cache / "tokens")
     return [
-        TrainingTask(task.name, piece, {mode: _table(tokenizer, task, mode) for mode in modes}, weight)
-        for task, piece, weight in zip(tasks, pieces, weights, strict=True)
+        TrainingTask(task.name, piece, dict(zip(modes, tables[index * len(modes) :], strict=False)), weight)
+        for index, (task, piece, weight) in enumerate(zip(tasks, pieces, weights, strict=True))
     ]
 
 
@@ -66,7 +69,9 @@ def validation_batches(
             continue
         z = encoder.embed([task.held_out_wording() for task in some], cache / "embeddings")
         for mode in modes:
-            rows = [_rows(_held_out(tokenizer, task, mode), mode, shape) for task in some]
+            wordings = [(task.held_out_wording(),) if mode == "instruction" else () for task in some]
+            jobs = [(task.test, wording) for task, wording in zip(some, wordings, strict=True)]
+            rows = [_rows(table, mode, shape) for table in encode_all(tokenizer, jobs, cache / "tokens")]
             usable = [index for index, row in enumerate(rows) if any(row)]
             parts = np.array_split(np.asarray(usable), -(-len(usable) // shape.tasks)) if usable else []
             batches = []
@@ -78,14 +83,6 @@ def validation_batches(
             if batches:
                 found[name if len(modes) == 1 else f"{name}, {mode}"] = batches
     return found
-
-
-def _table(tokenizer: PreTrainedTokenizerBase, task: Task, mode: PromptMode) -> TokenTable:
-    return TokenTable.of(encode(tokenizer, task.train, task.descriptions if mode == "instruction" else ()))
-
-
-def _held_out(tokenizer: PreTrainedTokenizerBase, task: Task, mode: PromptMode) -> TokenTable:
-    return TokenTable.of(encode(tokenizer, task.test, (task.held_out_wording(),) if mode == "instruction" else ()))
 
 
 def _rows(table: TokenTable, mode: PromptMode, shape: BatchConfig) -> list[list[Encoded]]:
