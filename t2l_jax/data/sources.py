@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from t2l_jax.data import words
+from t2l_jax.data.hub import is_registry, load_registry
 from t2l_jax.data.tasks import Task, check_unique, load_tasks
 from t2l_jax.errors import UserError
 
@@ -15,13 +16,14 @@ BUILT_IN = {"words": words.tasks}
 
 
 def read_tasks(source: str) -> dict[str, list[Task]]:
-    """The splits of a source: the name of a built-in family, or a folder of tasks."""
+    """The splits of a source: the name of a built-in family, a folder of tasks, or a registry of tasks of the hub."""
     if source in BUILT_IN:
         return BUILT_IN[source]()
     if not Path(source).is_dir():
         names = ", ".join(f"`{name}`" for name in BUILT_IN)
         raise UserError(f"{source}: no such folder of tasks; write {names} for the built-in ones")
-    tasks = load_tasks(source)
+    folder = Path(source)
+    tasks = load_registry(folder) if is_registry(folder) else load_tasks(folder)
     return {
         TRAIN: [task for task in tasks if task.use == "train"],
         "unseen tasks": [task for task in tasks if task.use == "test"],
