@@ -55,6 +55,7 @@ def make_batch(vocab_size: int) -> Batch:
         task_ids=np.arange(ROWS, dtype=np.int32),
         tokens=tokens[..., :-1],
         segments=np.ones((ROWS, 1, LENGTH), np.int32),
+        positions=np.broadcast_to(np.arange(LENGTH, dtype=np.int32), (ROWS, 1, LENGTH)),
         at=at,
         targets=tokens[..., -SUPERVISED:],
         weights=np.full(at.shape, 1 / at.size, np.float32),

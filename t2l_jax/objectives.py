@@ -27,22 +27,24 @@ class SftConfig:
 
 @struct.dataclass
 class Batch:
-    """Rows of T tasks, R rows each, and where in them the answers are.
+    """Rows of T tasks, R rows each, of several examples each, and where in them the answers are.
 
-    `segments` is 0 on padding. `at[t, r, k]` is a position whose hidden state predicts `targets[t, r, k]`;
-    `weights` sum to 1 over the batch, equal for every example, 0 where there is no target.
+    `segments` numbers a row's examples 1, 2, 3, ... and is 0 on padding; `positions` count from 0 in every example.
+    `at[t, r, k]` is a place in the row whose hidden state predicts `targets[t, r, k]`; `weights` sum to 1 over the
+    batch, equal for every task and for every example of a task, 0 where there is no target.
     """
 
     z: Float[Array, "T z"]
     task_ids: Int[Array, " T"]
     tokens: Int[Array, "T R S"]
     segments: Int[Array, "T R S"]
+    positions: Int[Array, "T R S"]
     at: Int[Array, "T R K"]
     targets: Int[Array, "T R K"]
     weights: Float[Array, "T R K"]
 
 
-ROW_FIELDS = ("tokens", "segments", "at", "targets", "weights")
+ROW_FIELDS = ("tokens", "segments", "positions", "at", "targets", "weights")
 
 
 def cross_entropy(
@@ -54,12 +56,22 @@ def cross_entropy(
     return jnp.sum(weights * (jax.nn.logsumexp(scores, axis=-1) - wanted))
 
 
+def segment_sums(values: Float[Array, "*b n"], segments: Int[Array, "*b n"]) -> Float[Array, "*b n"]:
+    """For each element, the sum over its row's elements of the same segment; a row of n has at most n segments."""
+    width = values.shape[-1]
+
+    def of_row(values: Array, segments: Array) -> Array:
+        return jax.ops.segment_sum(values, segments, width + 1)[segments]
+
+    return jnp.vectorize(of_row, signature="(n),(n)->(n)")(values, segments)
+
+
 def neftune_noise(
     key: PRNGKeyArray, segments: Int[Array, "*b S"], width: int, strength: float
 ) -> Float[Array, "*b S D"]:
-    """Uniform noise of magnitude strength / sqrt(length * D), length counting a row's real tokens; 0 on padding."""
+    """Uniform noise of magnitude strength / sqrt(length * D), length counting an example's tokens; 0 on padding."""
     real = (segments > 0).astype(jnp.float32)
-    bound = strength * real / jnp.sqrt(jnp.maximum(real.sum(-1, keepdims=True), 1) * width)
+    bound = strength * real / jnp.sqrt(jnp.maximum(segment_sums(real, segments), 1) * width)
     return bound[..., None] * jax.random.uniform(key, (*segments.shape, width), jnp.float32, -1, 1)
 
 
@@ -73,6 +85,8 @@ def sft_loss(
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Loss of the base model adapted per task, and its parts. Without a key nothing is random: no noise, no dropout.
 
+    `exact` is the share of examples, a mean over tasks, all of whose answer tokens are the likeliest, each given the
+    right ones before it.
     Scores are computed at the supervised positions alone, never [T, R, S, V].
     """
     train = key is not None
@@ -86,15 +100,21 @@ def sft_loss(
         if config.neftune:
             noise = neftune_noise(noise_key, batch.segments, decoder.config.width, config.neftune)
     hidden, _ = decoder.apply(
-        {"params": base}, batch.tokens, adapter, segments=batch.segments, embed_noise=noise, rngs=rngs
+        {"params": base},
+        batch.tokens,
+        adapter,
+        segments=batch.segments,
+        positions=batch.positions,
+        embed_noise=noise,
+        rngs=rngs,
     )
     supervised = jnp.take_along_axis(hidden, batch.at[..., None], axis=-2)
     scores = logits(decoder.config, base, supervised, decoder.narrow)
     smoothing = config.label_smoothing if train else 0.0
     entropy = cross_entropy(scores, batch.targets, batch.weights, smoothing)
-    hit = (jnp.argmax(scores, axis=-1) == batch.targets) | (batch.weights == 0)
-    supervised_rows = jnp.any(batch.weights > 0, axis=-1)
-    exact = jnp.sum(jnp.all(hit, axis=-1) & supervised_rows) / jnp.maximum(jnp.sum(supervised_rows), 1)
+    missed = (jnp.argmax(scores, axis=-1) != batch.targets) & (batch.weights > 0)
+    examples = jnp.take_along_axis(batch.segments, batch.at, axis=-1)
+    exact = jnp.sum(batch.weights * (segment_sums(missed.astype(jnp.float32), examples) == 0))
     penalty = weight_penalty(adapter)
     loss = entropy + config.weight_l2 * penalty
     return loss, {"loss": loss, "cross_entropy": entropy, "exact": exact, "weight_penalty": penalty}

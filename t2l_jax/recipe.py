@@ -1,32 +1,27 @@
 """A training run from beginning to end: a recipe in, a run folder with a published model out."""
 
 import json
-from collections.abc import Sequence
+import warnings
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import numpy as np
 import tyro
-from jaxtyping import Float
 
-from t2l_jax.data import words
-from t2l_jax.data.batches import Sampler, TrainingTask, collate
-from t2l_jax.data.prompts import encode
-from t2l_jax.data.tasks import Example, Task, load_tasks, spread
+from t2l_jax.data.batches import BatchConfig, Sampler
+from t2l_jax.data.material import prompt_modes, training_tasks, validation_batches
+from t2l_jax.data.sources import TRAIN, read_mixture
 from t2l_jax.decoder import Decoder
 from t2l_jax.embed import load_encoder
 from t2l_jax.errors import UserError
 from t2l_jax.hypernet import HypernetConfig
 from t2l_jax.io.base import load_base, load_tokenizer
 from t2l_jax.io.files import atomic_write, read_json
-from t2l_jax.io.published import ModelConfig, PromptMode, save_model
+from t2l_jax.io.published import ModelConfig, save_model
 from t2l_jax.io.sources import cache_folder
-from t2l_jax.objectives import Batch, SftConfig
+from t2l_jax.objectives import SftConfig
 from t2l_jax.producers import HypernetProducer
 from t2l_jax.training import LoopConfig, OptimizerConfig, train
-
-VALIDATION_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -49,10 +44,13 @@ class Recipe:
     """What exported adapters call the base LLM."""
     encoder: str = "minilm"
     """Text encoder: minilm, gte-large, or any sentence-transformers source."""
-    tasks: str = "words"
-    """`words` (built in) or a folder of task folders."""
-    prompt: PromptMode = "instance"
-    """What the base LLM reads: the instance alone, or the instruction and the instance."""
+    tasks: tuple[str, ...] = ("words",)
+    """Sources of tasks: `words` (built in) or a folder of task folders."""
+    task_weights: tuple[float, ...] = ()
+    """How often the tasks of each source are drawn next to the other sources'. Default: every task equally often."""
+    instruction_share: float = 0.0
+    """The share of examples whose prompt has an instruction before the instance; the others hold the instance alone."""
+    batch: BatchConfig = field(default_factory=BatchConfig)
     products: Literal["float32", "bfloat16"] = "float32"
     """What the base LLM's matrix products round their operands to while training; sums stay float32. bfloat16 is faster
     where the processor has units for it."""
@@ -68,28 +66,18 @@ def run(recipe: Recipe, folder: Path) -> Path:
 
     The folder gets `recipe.json`, `metrics.jsonl`, `checkpoints/` and, at the end, `model/`.
     """
-    seen, unseen = read_tasks(recipe.tasks)
-    if not seen:
-        raise UserError(f"{recipe.tasks}: holds no task of use `train`: there is nothing to train on")
+    splits, weights = read_mixture(recipe.tasks, recipe.task_weights)
+    modes = prompt_modes(recipe.instruction_share)
     encoder = load_encoder(recipe.encoder)
     tokenizer = load_tokenizer(recipe.base)
-    cache = cache_folder() / "embeddings"
-    sizes = [len(task.descriptions) for task in seen]
-    z = encoder.embed([text for task in seen for text in task.descriptions], cache)
-    pieces = np.split(z, np.cumsum(sizes)[:-1])
-    training = [
-        TrainingTask(task.name, piece, tuple(_encode(tokenizer, task, e, recipe.prompt) for e in task.train))
-        for task, piece in zip(seen, pieces, strict=True)
-    ]
-    sampler = Sampler(training, recipe.loop.tasks_per_batch, recipe.loop.examples_per_task, recipe.loop.seed)
-    held_out = {"seen": spread(seen, VALIDATION_ROWS), "unseen": spread(unseen, VALIDATION_ROWS)}
-    validation = {
-        name: _validation(
-            tasks, encoder.embed([task.held_out_wording() for task in tasks], cache), tokenizer, recipe.prompt
-        )
-        for name, tasks in held_out.items()
-        if tasks
-    }
+    material = training_tasks(splits[TRAIN], weights, tokenizer, encoder, modes, cache_folder())
+    sampler = Sampler(material, recipe.batch, recipe.loop.seed, recipe.instruction_share)
+    too_long, count = sampler.too_long
+    if too_long:
+        share = f"{too_long:,} of {count:,} training examples ({too_long / count:.2%})"
+        warnings.warn(f"{share} are longer than a row of {recipe.batch.length} tokens and left out", stacklevel=2)
+    held_out = {"seen" if name == TRAIN else name: tasks for name, tasks in splits.items()}
+    validation = validation_batches(held_out, recipe.batch, tokenizer, encoder, modes, cache_folder())
     config, base = load_base(recipe.base)
     spec = config.lora_spec(**asdict(recipe.lora))
     net = replace(recipe.hypernet, task=replace(recipe.hypernet.task, dim=encoder.dim))
@@ -105,19 +93,10 @@ def run(recipe: Recipe, folder: Path) -> Path:
         sft=recipe.sft,
         validation=validation,
     )
-    model = ModelConfig(net, spec, recipe.encoder, recipe.base, recipe.base_name, recipe.prompt)
-    save_model(folder / "model", model, variables, model_card(model, recipe, len(seen)))
+    prompt = modes[0] if len(modes) == 1 else "both"
+    model = ModelConfig(net, spec, recipe.encoder, recipe.base, recipe.base_name, prompt)
+    save_model(folder / "model", model, variables, model_card(model, recipe, len(splits[TRAIN])))
     return folder / "model"
-
-
-def read_tasks(source: str) -> tuple[list[Task], list[Task]]:
-    """(tasks to train on, tasks never trained on): of `words`, the built-in family, or of a folder of tasks."""
-    if source == "words":
-        return words.train_tasks(), words.unseen_tasks()
-    if not Path(source).is_dir():
-        raise UserError(f"{source}: no such folder of tasks; write `words` for the built-in ones")
-    tasks = load_tasks(source)
-    return [task for task in tasks if task.use == "train"], [task for task in tasks if task.use == "test"]
 
 
 def model_card(model: ModelConfig, recipe: Recipe, num_tasks: int) -> str:
@@ -128,8 +107,8 @@ def model_card(model: ModelConfig, recipe: Recipe, num_tasks: int) -> str:
 From one sentence that describes a task it writes a LoRA adapter (rank {model.lora.rank}, {modules}) for the base model
 `{model.base}`. Text encoder: `{model.encoder}`. Architecture: {model.hypernet.head}. Prompt mode: {model.prompt}.
 
-Trained with t2l_jax on {num_tasks} tasks ({recipe.tasks}), {recipe.loop.last} steps of
-{recipe.loop.tasks_per_batch} tasks x {recipe.loop.examples_per_task} examples.
+Trained with t2l_jax on {num_tasks} tasks ({", ".join(recipe.tasks)}), {recipe.loop.last} steps of
+{recipe.batch.tasks} tasks x {recipe.batch.rows} rows of {recipe.batch.length} tokens.
 
     import t2l_jax
     model = t2l_jax.load("this folder")
@@ -149,13 +128,3 @@ def _claim(folder: Path, recipe: Recipe) -> None:
         raise UserError(
             f"{path}: this folder holds a run of another recipe ({', '.join(changed)} differ); give another --out"
         )
-
-
-def _encode(tokenizer: Any, task: Task, example: Example, mode: PromptMode) -> Any:
-    return encode(tokenizer, example, task.descriptions[0] if mode == "instruction" else None)
-
-
-def _validation(tasks: Sequence[Task], z: Float[np.ndarray, "T z"], tokenizer: Any, mode: PromptMode) -> Batch:
-    """One test example of each task, with a wording that is not trained on where there is one."""
-    rows = [[_encode(tokenizer, task, task.test[0], mode)] for task in tasks]
-    return collate(rows, z, np.arange(len(tasks)))

@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -41,12 +41,10 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """How long, how large a batch, how often to look."""
+    """How long, how often to look."""
 
     steps: int = 1000
     stop_after: int | None = None  # end here, on the learning rate's schedule for all `steps`
-    tasks_per_batch: int = 8
-    examples_per_task: int = 1
     seed: int = 0
     log_every: int = 10
     validate_every: int = 250
@@ -137,12 +135,13 @@ def train(
     loop: LoopConfig,
     optimizer: OptimizerConfig,
     sft: SftConfig,
-    validation: Mapping[str, Batch] | None = None,
+    validation: Mapping[str, Sequence[Batch]] | None = None,
 ) -> Variables:
     """Run, or go on with, the training in `folder`; return the trained variables.
 
-    `draw(n)` is the batch of step n. The folder gets `metrics.jsonl` and `checkpoints/`; a folder that holds a
-    checkpoint is continued after it, with the losses that an undisturbed run would have had.
+    `draw(n)` is the batch of step n; a validation metric is the mean over its batches. The folder gets `metrics.jsonl`
+    and `checkpoints/`; a folder that holds a checkpoint is continued after it, with the losses that an undisturbed run
+    would have had.
     """
     folder.mkdir(parents=True, exist_ok=True)
     variables = producer.init(jax.random.key(loop.seed))
@@ -165,7 +164,8 @@ def train(
                 progress.update(bar, completed=done, rate=log.flush())
             if validation and loop.due(done, loop.validate_every):
                 for name, held_out in validation.items():
-                    log.write(done, name, validate(state.params, constants, base, held_out))
+                    found = [validate(state.params, constants, base, some) for some in held_out]
+                    log.write(done, name, jax.tree.map(lambda *values: sum(values) / len(values), *found))
             if loop.due(done, loop.checkpoint_every):
                 checkpoints.save(done, state)
     return {"params": state.params, **constants}

@@ -27,9 +27,10 @@ COMMANDS = ("generate", "train", "evaluate", "chat", "embed", "models")
 ROOT = Path(t2l_jax.__file__).parents[1]
 LINE = '{"name": "a", "description": "Say a."}\n'
 EXPERIMENT = """
+from t2l_jax.data.batches import BatchConfig
 from t2l_jax.recipe import LoraConfig, Recipe
 from t2l_jax.training import LoopConfig
-RECIPE = Recipe(lora=LoraConfig(rank=3), loop=LoopConfig(steps=7, tasks_per_batch=2))
+RECIPE = Recipe(batch=BatchConfig(tasks=2), lora=LoraConfig(rank=3), loop=LoopConfig(steps=7))
 """
 
 
@@ -232,7 +233,7 @@ def test_train_starts_from_the_recipe_of_the_file(capsys, place, monkeypatch):
     assert run(capsys, "train", "--out", "x", "--hypernet.head", "S", "exp.py")[1] == "model written to x/model\n"
     assert run(capsys, "train", "--steps", "5")[0] == 0
     (first, out), (second, x), (third, _) = runs
-    assert (first.loop.steps, first.loop.tasks_per_batch, first.lora.rank, first.lora.alpha) == (100, 2, 3, 4.0)
+    assert (first.loop.steps, first.batch.tasks, first.lora.rank, first.lora.alpha) == (100, 2, 3, 4.0)
     assert (second.loop.steps, second.hypernet.head) == (7, "S")
     assert (out, x) == (Path("runs/latest"), Path("x"))
     assert third == Recipe(loop=third.loop)
@@ -240,7 +241,7 @@ def test_train_starts_from_the_recipe_of_the_file(capsys, place, monkeypatch):
 
 
 def test_the_experiment_in_the_repository_is_one(capsys, monkeypatch):
-    assert cli.read_experiment(str(ROOT / "experiments" / "smollm2_words.py")).tasks == "words"
+    assert cli.read_experiment(str(ROOT / "experiments" / "smollm2_words.py")).tasks == ("words",)
 
 
 @pytest.mark.parametrize(
@@ -267,7 +268,7 @@ def test_train_refuses_a_file_that_is_no_experiment(capsys, place, code, message
         (("exp.py", "--tasks", "nowhere"), "nowhere: no such folder of tasks"),
         (("exp.py", "--tasks", "full"), "neither a task.yaml nor folders of tasks"),
         (("exp.py", "--tasks", "tasks", "--base", "nowhere"), "nowhere: no such model folder"),
-        (("exp.py", "--tasks", "tasks", "--base", "models/base", "--tasks-per-batch", "3"), "a batch of 3 tasks"),
+        (("exp.py", "--tasks", "tasks", "--base", "models/base", "--batch.tasks", "3"), "a batch of 3 tasks"),
         (("exp.py", "--tasks", "tasks", "--base", "models/base", "--lora.rank", "0"), "LoRA needs rank"),
         (("exp.py", "--tasks", "tasks", "--base", "models/base", "--lora.modules", "c_attn"), "no projection c_attn"),
     ],

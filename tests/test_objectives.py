@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy as torch_cross_entropy
 
 from t2l_jax.data.batches import collate
 from t2l_jax.data.prompts import Encoded
-from t2l_jax.decoder import Decoder
+from t2l_jax.decoder import Decoder, logits
 from t2l_jax.io.base import load_base
 from t2l_jax.lora import Adapter, dense_delta
 from t2l_jax.objectives import Batch, SftConfig, cross_entropy, neftune_noise, sft_loss, weight_penalty
@@ -58,8 +58,10 @@ def adapters(llama):
     )
 
 
-def batch_of(rows: list[list[Encoded]]) -> Batch:
-    batch = collate(rows, np.zeros((len(rows), 4), np.float32), np.arange(len(rows)))
+def batch_of(tasks: list[list[Encoded]], length: int = 16, packed: bool = False) -> Batch:
+    """The examples of each task in one row, or one to a row."""
+    rows = [[task] if packed else [[example] for example in task] for task in tasks]
+    batch = collate(rows, np.zeros((len(rows), 4), np.float32), np.arange(len(rows)), length)
     return jax.tree.map(jnp.asarray, batch)
 
 
@@ -78,6 +80,27 @@ def torch_loss(model, adapter: Adapter, rows: list[list[Encoded]], smoothing: fl
             losses.append(torch_cross_entropy(scores, torch.tensor(answer), label_smoothing=smoothing).item())
         model.load_state_dict(originals)
     return float(np.mean(losses))
+
+
+def test_packing_changes_neither_loss_nor_gradients_nor_metrics(llama, adapters):
+    """All examples of a task in one row, against one to a row; one answer is right by construction."""
+    _, decoder, base = llama
+    tasks = [[*ROWS[0], ROWS[1][1]], [*ROWS[1], ROWS[0][1], ROWS[0][0]]]
+    first, _ = decoder.apply({"params": base}, jnp.asarray([tasks[0][0].prompt]), adapters[0])
+    likeliest = int(jnp.argmax(logits(decoder.config, base, first[0, -1])))
+    tasks[0].append(Encoded(tasks[0][0].prompt, (likeliest,)))
+    found = jax.jit(jax.value_and_grad(sft_loss, argnums=2, has_aux=True), static_argnums=(0, 4))
+    (packed, metrics), gradients = found(decoder, base, adapters, batch_of(tasks, 32, packed=True), PLAIN, None)
+    rows = [[[example] for example in task] for task in tasks]
+    rows[0] += [[]] * (len(rows[1]) - len(rows[0]))
+    rows[1] += [[]] * (len(rows[0]) - len(rows[1]))
+    alone = jax.tree.map(jnp.asarray, collate(rows, np.zeros((2, 4), np.float32), np.arange(2), 32))
+    (expected, wanted), slopes = found(decoder, base, adapters, alone, PLAIN, None)
+    np.testing.assert_allclose(packed, expected, rtol=1e-5)
+    assert float(metrics["exact"]) == pytest.approx(float(wanted["exact"]))
+    assert float(metrics["exact"]) >= 1 / 8 - 1e-6
+    largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(slopes))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5 * largest), gradients, slopes)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -129,6 +152,7 @@ def test_padding_changes_nothing(llama, adapters):
     padded = batch.replace(
         tokens=more(batch.tokens, 3),
         segments=more(batch.segments, 0),
+        positions=more(batch.positions, 4),
         at=more(batch.at, 12),
         targets=more(batch.targets, 7),
         weights=more(batch.weights, 0),
@@ -148,7 +172,7 @@ def test_exact_is_the_share_of_answers_whose_every_token_is_the_likeliest(llama,
     rows = [[Encoded(prompts[t][r], (greedy[t][r],)) for r in range(2)] for t in range(2)]
     nothing = jax.tree.map(jnp.zeros_like, adapters)
     _, metrics = loss_of(decoder, base, nothing, batch_of(rows), PLAIN, None)
-    assert float(metrics["exact"]) == 0.75
+    assert float(metrics["exact"]) == pytest.approx(0.75)
 
 
 def test_without_a_key_nothing_is_random_and_with_one_everything_that_is_configured_is(llama, adapters):
@@ -176,18 +200,18 @@ def test_weight_penalty_is_a_mean_of_squares_per_side_summed_over_modules(llama,
     np.testing.assert_allclose(loss - metrics["cross_entropy"], 0.1 * sum(squares), rtol=1e-4)
 
 
-def test_neftune_noise_is_uniform_within_strength_over_root_of_length_and_width():
-    segments = jnp.asarray([[1] * 40, [1] * 10 + [0] * 30])
+def test_neftune_noise_is_uniform_within_strength_over_root_of_an_examples_length_and_width():
+    segments = jnp.asarray([[1] * 40, [1] * 10 + [2] * 25 + [0] * 5])
     noise = np.asarray(neftune_noise(jax.random.key(0), segments, 64, strength=5.0))
     assert noise.shape == (2, 40, 64)
-    for row, length in enumerate((40, 10)):
+    for row, start, length in ((0, 0, 40), (1, 0, 10), (1, 10, 25)):
         bound = 5.0 / math.sqrt(length * 64)
-        real = noise[row, :length]
+        real = noise[row, start : start + length]
         assert np.abs(real).max() <= bound
         assert np.abs(real).max() == pytest.approx(bound, rel=0.02)
         assert real.std() == pytest.approx(bound / math.sqrt(3), rel=0.05)
         assert real.mean() == pytest.approx(0, abs=0.1 * bound)
-    assert not noise[1, 10:].any()
+    assert not noise[1, 35:].any()
 
 
 def test_neftune_noise_of_an_empty_row_is_zero():
@@ -208,13 +232,13 @@ def shapes_in(jaxpr) -> set[tuple[int, ...]]:
 def test_scores_are_computed_at_supervised_positions_only(llama, adapters):
     """Forward and backward: nothing over the vocabulary is larger than [T, R, K, V]."""
     _, decoder, base = llama
-    batch = batch_of([[Encoded((1,) * 40, (2,))] * 2] * 2)
+    batch = batch_of([[Encoded((1,) * 40, (2,))] * 2] * 2, length=40)
 
     def loss(adapter: Adapter) -> jax.Array:
         return sft_loss(decoder, base, adapter, batch, SftConfig(), jax.random.key(0))[0]
 
     found = shapes_in(jax.make_jaxpr(jax.grad(loss))(adapters).jaxpr)
     over_vocabulary = {shape for shape in found if VOCAB in shape}
-    assert (2, 2, 8, VOCAB) in over_vocabulary
-    assert max(map(math.prod, over_vocabulary)) == 2 * 2 * 8 * VOCAB
+    assert (2, 2, 5, VOCAB) in over_vocabulary
+    assert max(map(math.prod, over_vocabulary)) == 2 * 2 * 5 * VOCAB
     assert any(40 in shape for shape in found)  # the layers were looked into

@@ -10,10 +10,11 @@ from tiny_published import save_base, snapshot
 
 import t2l_jax
 from t2l_jax import recipe as recipes
+from t2l_jax.data.batches import BatchConfig
 from t2l_jax.errors import UserError
 from t2l_jax.hypernet import HypernetConfig
 from t2l_jax.io.base import load_tokenizer
-from t2l_jax.recipe import LoraConfig, Recipe, read_tasks, run
+from t2l_jax.recipe import LoraConfig, Recipe, run
 from t2l_jax.training import LoopConfig
 
 
@@ -41,10 +42,11 @@ def recipe(tmp_path_factory) -> Recipe:
         base=str(base),
         base_name="org/tiny",
         encoder=f"last-token:{base}",
-        tasks=str(folder / "tasks"),
+        tasks=(str(folder / "tasks"),),
         lora=LoraConfig(rank=2),
         hypernet=HypernetConfig(head="M", latent=8, head_in=16),
-        loop=LoopConfig(steps=3, tasks_per_batch=2, examples_per_task=2, log_every=2, checkpoint_every=2),
+        batch=BatchConfig(tasks=2, rows=1, length=48),
+        loop=LoopConfig(steps=3, log_every=2, checkpoint_every=2),
     )
 
 
@@ -83,7 +85,7 @@ def test_validation_is_on_tasks_seen_and_unseen(finished):
     records = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records if "loss" in record] == [1, 2, 3]
     assert sum("seen/exact" in record for record in records) == 1
-    assert sum("unseen/exact" in record for record in records) == 1
+    assert sum("unseen tasks/exact" in record for record in records) == 1
 
 
 def test_a_finished_run_is_published_again_without_training(recipe, finished):
@@ -94,8 +96,8 @@ def test_a_finished_run_is_published_again_without_training(recipe, finished):
 
 def test_another_recipe_needs_another_folder(recipe, finished):
     before = snapshot(finished)
-    with pytest.raises(UserError, match=r"holds a run of another recipe \(loop, prompt differ\)"):
-        run(replace(recipe, prompt="instruction", loop=replace(recipe.loop, seed=1)), finished)
+    with pytest.raises(UserError, match=r"holds a run of another recipe \(instruction_share, loop differ\)"):
+        run(replace(recipe, instruction_share=1.0, loop=replace(recipe.loop, seed=1)), finished)
     assert snapshot(finished) == before
 
 
@@ -116,8 +118,9 @@ def test_a_run_that_ended_early_may_go_on(recipe, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"tasks": "no/such/folder"}, "no such folder of tasks"),
-        ({"loop": LoopConfig(tasks_per_batch=3)}, "a batch of 3 tasks needs as many training tasks, there are 2"),
+        ({"tasks": ("no/such/folder",)}, "no such folder of tasks"),
+        ({"batch": BatchConfig(tasks=3)}, "a batch of 3 tasks needs as many training tasks, there are 2"),
+        ({"instruction_share": 1.5}, "instruction_share must be between 0 and 1, got 1.5"),
         ({"lora": LoraConfig(modules=("lm_head",))}, "no projection lm_head"),
     ],
 )
@@ -127,27 +130,44 @@ def test_a_recipe_that_cannot_be_run_leaves_no_folder(recipe, tmp_path, changes,
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(("prompt", "user"), [("instance", ""), ("instruction", "say the first word ")])
-def test_what_the_base_model_reads_in_each_prompt_mode(recipe, tmp_path, monkeypatch, prompt, user):
-    """The instance alone, or the task's first description before it."""
+@pytest.mark.parametrize(
+    ("share", "modes"), [(0.0, ["instance"]), (1.0, ["instruction"]), (0.5, ["instance", "instruction"])]
+)
+def test_what_the_base_model_reads_in_each_prompt_mode(recipe, tmp_path, monkeypatch, share, modes):
+    """The instance alone, or a wording of the task before it: a training wording in training, a new one after."""
     drawn = []
 
     def look(producer, decoder, base, draw, folder, *, validation, **settings):
-        drawn.extend([draw(0), validation["seen"], validation["unseen"]])
+        drawn.extend([[draw(n) for n in range(20)], validation])
         raise KeyboardInterrupt
 
     monkeypatch.setattr(recipes, "train", look)
     with pytest.raises(KeyboardInterrupt):
-        run(replace(recipe, prompt=prompt), tmp_path)
+        run(replace(recipe, instruction_share=share), tmp_path)
     tokenizer = load_tokenizer(recipe.base)
-    batch, seen, unseen = drawn
-    row = batch.tokens[list(batch.task_ids).index(0), 0]
-    text = tokenizer.decode(row[batch.segments[list(batch.task_ids).index(0), 0] > 0])
-    assert text in {f"system user {user}one two {colour} assistant one" for colour in ("red", "blue")}
-    assert (seen.tokens.shape[:2], unseen.tokens.shape[:2]) == ((2, 1), (1, 1))
-    assert ("answer with the last word" in tokenizer.decode(unseen.tokens[0, 0])) == (prompt == "instruction")
+    batches, validation = drawn
 
+    def texts(batch, task: int) -> set[str]:
+        at = list(batch.task_ids).index(task)
+        tokens, segments = batch.tokens[at, 0], batch.segments[at, 0]
+        return {tokenizer.decode(tokens[segments == segment]) for segment in range(1, segments.max() + 1)}
 
-def test_tasks_of_use_test_are_not_trained_on(recipe):
-    seen, unseen = read_tasks(recipe.tasks)
-    assert ([task.name for task in seen], [task.name for task in unseen]) == (["first", "last"], ["unseen-last"])
+    found = set().union(*(texts(batch, 0) for batch in batches))
+    wanted = {
+        "instance": {f"system user one two {colour} assistant one" for colour in ("red", "blue")},
+        "instruction": {
+            "system user say the first word one two red assistant one",
+            "system user answer with the first word one two blue assistant one",
+        },
+    }
+    assert found == set().union(*(wanted[mode] for mode in modes))
+    names = [f"{split}{f', {mode}' * (len(modes) > 1)}" for split in ("seen", "unseen tasks") for mode in modes]
+    assert list(validation) == names
+    for name, mode in zip(names, 2 * modes, strict=True):
+        (batch,) = validation[name]
+        assert batch.tokens.shape == (2, 1, 48)
+        np.testing.assert_allclose(batch.weights.sum(), 1, rtol=1e-6)
+        wording = "answer with the last word " * (mode == "instruction")
+        if name.startswith("unseen"):
+            answers = {f"system user {wording}one two {colour} assistant {colour}" for colour in ("red", "blue")}
+            assert texts(batch, 0) == answers

@@ -15,7 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from t2l_jax.data.batches import Sampler, TrainingTask, collate
+from t2l_jax.data.batches import BatchConfig, Sampler, TokenTable, TrainingTask, collate
 from t2l_jax.data.prompts import Encoded
 from t2l_jax.decoder import AttentionConfig, Decoder, DecoderConfig
 from t2l_jax.errors import UserError
@@ -31,9 +31,8 @@ SPEC = CONFIG.lora_spec(rank=2)
 NET = HypernetConfig(TaskEncoderConfig(dim=4), latent=8, head_in=16)
 PRODUCER = HypernetProducer(NET, SPEC)
 PAPER = SftConfig()
-LOOP = LoopConfig(
-    steps=8, tasks_per_batch=2, examples_per_task=2, log_every=4, validate_every=5, checkpoint_every=3, seed=1
-)
+LOOP = LoopConfig(steps=8, log_every=4, validate_every=5, checkpoint_every=3, seed=1)
+SHAPE = BatchConfig(tasks=2, rows=1, length=12)
 FAST = OptimizerConfig(learning_rate=0.02, warmup=0.1)
 
 
@@ -49,18 +48,23 @@ def make_tasks() -> list[TrainingTask]:
     rng = np.random.default_rng(0)
     prompts = [tuple(map(int, rng.integers(40, size=4))) for _ in range(6)]
     return [
-        TrainingTask(f"t{n}", 2 * np.eye(4, dtype=np.float32)[[n]], tuple(Encoded(p, (40 + n, 2)) for p in prompts))
+        TrainingTask(
+            f"t{n}",
+            2 * np.eye(4, dtype=np.float32)[[n]],
+            {"instance": TokenTable.of([Encoded(p, (40 + n, 2)) for p in prompts])},
+        )
         for n in range(4)
     ]
 
 
 def validation_batch() -> Batch:
     tasks = make_tasks()
-    return collate([task.examples[:2] for task in tasks], np.concatenate([t.embeddings for t in tasks]), np.arange(4))
+    rows = [[[task.examples["instance"][n] for n in range(2)]] for task in tasks]
+    return collate(rows, np.concatenate([task.embeddings for task in tasks]), np.arange(4), SHAPE.length)
 
 
 def sampler(loop: LoopConfig = LOOP) -> Sampler:
-    return Sampler(make_tasks(), loop.tasks_per_batch, loop.examples_per_task, loop.seed)
+    return Sampler(make_tasks(), SHAPE, loop.seed)
 
 
 def stop_at(step: int, stop: Callable[[], None]) -> Callable[[int], Batch]:
@@ -91,7 +95,7 @@ def run(
         loop=loop,
         optimizer=FAST,
         sft=sft,
-        validation={"seen": validation_batch()},
+        validation={"seen": [validation_batch()]},
     )
 
 

@@ -1,81 +1,206 @@
-"""SFT batches: tasks first, then examples, then one of the task's descriptions. Step n is a function of (seed, n)."""
+"""SFT batches of packed rows. The batch of step n is a function of (seed, n) alone.
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+A batch is [task, row, position]: tasks are drawn first, then as many of their examples as fill their rows. A row holds
+examples of one task end to end. Each is a segment of its own: it attends to itself alone, and its positions start at 0,
+so the model reads what it would read if the example stood alone. However many of its examples fit, a task weighs as
+much in the loss as any other, as it does where every task brings one example (the paper).
+
+Examples longer than a row are left out, since a cut prompt is another task (`Sampler.too_long` counts them). The last
+examples of a row are chosen among the next LOOKAHEAD so that they fill it: the examples of a batch are therefore a
+little shorter than all examples, by 1 to 3% on real tasks with rows of 1,024 tokens (experiments/padding.py).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 
-from t2l_jax.data.prompts import Encoded
+from t2l_jax.data.prompts import Encoded, PromptMode
 from t2l_jax.errors import UserError
 from t2l_jax.objectives import Batch
 
-BUCKET = 8  # lengths are rounded up to multiples of this: few shapes, few compilations
+LOOKAHEAD = 8  # examples that may fail to fit before a task's rows count as full
+
+
+@dataclass(frozen=True)
+class BatchConfig:
+    """The shape of a step's batch."""
+
+    tasks: int = 8
+    """Tasks of a step."""
+    rows: int = 1
+    """Rows of each task."""
+    length: int = 1024
+    """Tokens of a row, which holds several examples. Longer examples are left out."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value < 1:
+                raise UserError(f"batch.{name} must be at least 1, got {value}")
+
+
+@dataclass(frozen=True)
+class TokenTable:
+    """Encoded examples end to end: example i is tokens[starts[i]:starts[i + 1]], first prompts[i] tokens of prompt."""
+
+    tokens: Int[np.ndarray, " N"]
+    starts: Int[np.ndarray, " n+1"]
+    prompts: Int[np.ndarray, " n"]
+
+    @classmethod
+    def of(cls, examples: Sequence[Encoded]) -> "TokenTable":
+        """The table of these examples."""
+        ends = np.cumsum([0] + [len(e.prompt) + len(e.answer) for e in examples], dtype=np.int64)
+        parts = [np.asarray(part, np.int32) for example in examples for part in example]
+        tokens = np.concatenate(parts) if parts else np.zeros(0, np.int32)
+        return cls(tokens, ends, np.asarray([len(e.prompt) for e in examples], np.int64))
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def __getitem__(self, index: int) -> Encoded:
+        tokens = self.tokens[self.starts[index] : self.starts[index + 1]]
+        return Encoded(tokens[: self.prompts[index]], tokens[self.prompts[index] :])
+
+    @cached_property
+    def lengths(self) -> Int[np.ndarray, " n"]:
+        """How many tokens the model reads of each example: the last is predicted, never read."""
+        return np.diff(self.starts) - 1
 
 
 @dataclass(frozen=True)
 class TrainingTask:
-    """What training reads of a task: the embeddings of its descriptions [n, z] and its encoded examples."""
+    """What training reads of a task: its descriptions' embeddings [n, z], and its examples in each mode trained.
+
+    The tables of both modes hold the same examples in the same order. `weight`: how often the task is drawn, next to
+    the others'.
+    """
 
     name: str
     embeddings: Float[np.ndarray, "n z"]
-    examples: tuple[Encoded, ...]
+    examples: Mapping[PromptMode, TokenTable]
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """Draws batches of `tasks_per_batch` x `examples_per_task` rows."""
+    """Draws the batches of a run. Of the examples, `instruction_share` have an instruction in their prompt."""
 
     tasks: Sequence[TrainingTask]
-    tasks_per_batch: int
-    examples_per_task: int
+    shape: BatchConfig
     seed: int
-    max_length: int = 1024
+    instruction_share: float = 0.0
+    _chances: Float[np.ndarray, " n"] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self.tasks_per_batch > len(self.tasks):
+        if self.shape.tasks > len(self.tasks):
             raise UserError(
-                f"a batch of {self.tasks_per_batch} tasks needs as many training tasks, there are {len(self.tasks)}: "
-                "lower --tasks-per-batch or add tasks"
+                f"a batch of {self.shape.tasks} tasks needs as many training tasks, there are {len(self.tasks)}: "
+                "lower --batch.tasks or add tasks"
+            )
+        weights = np.asarray([task.weight for task in self.tasks])
+        chances = self.shape.tasks * weights / weights.sum()
+        if chances.max() > 1 + 1e-9:
+            raise UserError(
+                f"task {self.tasks[int(chances.argmax())].name} would come {chances.max():.1f} times in a batch of "
+                f"{self.shape.tasks} tasks: lower the weight of its source, lower --batch.tasks or add tasks"
             )
         for task in self.tasks:
-            longest = max((len(e.prompt) + len(e.answer) for e in task.examples), default=0)
-            if not task.examples or longest > self.max_length:
+            shortest = min((int(table.lengths.min(initial=2**31)) for table in task.examples.values()), default=2**31)
+            if shortest > self.shape.length:
                 raise UserError(
-                    f"task {task.name}: {len(task.examples)} examples, the longest of {longest} tokens; "
-                    f"training needs at least one and at most {self.max_length} tokens each"
+                    f"task {task.name}: none of its examples fits in a row of {self.shape.length} tokens: "
+                    "training needs at least one; raise --batch.length or leave the task out"
                 )
+        object.__setattr__(self, "_chances", chances)
+
+    @property
+    def too_long(self) -> tuple[int, int]:
+        """(Examples that fit in no row and are never drawn, examples); an example counts once in each mode."""
+        lengths = np.concatenate([table.lengths for task in self.tasks for table in task.examples.values()])
+        return int((lengths > self.shape.length).sum()), len(lengths)
 
     def draw(self, step: int) -> Batch:
         """The batch of a step: the same for the same seed and step, whatever came before."""
         rng = np.random.default_rng([self.seed, step])
-        chosen = rng.choice(len(self.tasks), self.tasks_per_batch, replace=False)
+        chosen = draw_tasks(rng, self._chances, self.shape.tasks)
         rows, z = [], []
         for index in chosen:
             task = self.tasks[index]
-            rows.append([task.examples[i] for i in rng.integers(len(task.examples), size=self.examples_per_task)])
             z.append(task.embeddings[rng.integers(len(task.embeddings))])
-        return collate(rows, np.stack(z), chosen)
+            rows.append(self._rows(rng, task))
+        return collate(rows, np.stack(z), chosen, self.shape.length)
+
+    def _rows(self, rng: np.random.Generator, task: TrainingTask) -> list[list[Encoded]]:
+        count = len(next(iter(task.examples.values())))
+        order, instructed = rng.permutation(count), rng.random(count) < self.instruction_share
+        return fill_rows(task.examples, order, instructed, self.shape.rows, self.shape.length)
 
 
-def collate(rows: Sequence[Sequence[Encoded]], z: Float[np.ndarray, "T z"], task_ids: np.ndarray) -> Batch:
-    """Encoded examples [T][R] as one padded batch of numpy arrays; lengths are rounded up to buckets."""
+def draw_tasks(rng: np.random.Generator, chances: Float[np.ndarray, " n"], count: int) -> Int[np.ndarray, " T"]:
+    """`count` different tasks, each with its own probability; these sum to `count` (systematic sampling)."""
+    order = rng.permutation(len(chances))
+    places = np.searchsorted(np.cumsum(chances[order]), rng.random() + np.arange(count), side="right")
+    return order[np.minimum(places, len(order) - 1)]
+
+
+def fill_rows(
+    tables: Mapping[PromptMode, TokenTable],
+    order: Int[np.ndarray, " n"],
+    instructed: Bool[np.ndarray, " n"],
+    rows: int,
+    length: int,
+) -> list[list[Encoded]]:
+    """Examples in this order, each put in the fullest row that it fits in, until LOOKAHEAD of them fitted in none."""
+    filled: list[list[Encoded]] = [[] for _ in range(rows)]
+    free, misses = [length] * rows, 0
+    for index, with_instruction in zip(order, instructed, strict=True):
+        table = tables["instruction" if with_instruction else "instance"]
+        need = int(table.lengths[index])
+        fitting = [row for row in range(rows) if free[row] >= need]
+        if fitting:
+            row = min(fitting, key=free.__getitem__)
+            filled[row].append(table[int(index)])
+            free[row] -= need
+        elif need <= length:
+            misses += 1
+        if misses == LOOKAHEAD or not any(free):
+            break
+    return filled
+
+
+def collate(
+    rows: Sequence[Sequence[Sequence[Encoded]]], z: Float[np.ndarray, "T z"], task_ids: np.ndarray, length: int
+) -> Batch:
+    """Encoded examples [T][R][any number] as one batch of numpy arrays with rows of `length` tokens.
+
+    The supervised positions of a row are padded to an eighth, a quarter, half or all of `length`: a run compiles four
+    shapes at most. Raises ValueError where the examples of a row are longer than `length`.
+    """
     shape = (len(rows), len(rows[0]))
-    longest = max(len(e.prompt) + len(e.answer) for row in rows for e in row) - 1
-    answer = max(len(e.answer) for row in rows for e in row)
-    length, supervised = -(-longest // BUCKET) * BUCKET, -(-answer // BUCKET) * BUCKET
-    tokens, segments = np.zeros((*shape, length), np.int32), np.zeros((*shape, length), np.int32)
-    at, targets = np.zeros((*shape, supervised), np.int32), np.zeros((*shape, supervised), np.int32)
+    counts = [sum(map(len, task)) for task in rows]
+    filled = sum(count > 0 for count in counts)
+    needed = max(sum(len(e.answer) for e in row) for task in rows for row in task)
+    supervised = next(size for part in (8, 4, 2, 1) if (size := -(-length // part)) >= needed)
+    tokens, segments, positions = (np.zeros((*shape, length), np.int32) for _ in range(3))
+    at, targets = (np.zeros((*shape, supervised), np.int32) for _ in range(2))
     weights = np.zeros((*shape, supervised), np.float32)
-    for t, row in enumerate(rows):
-        for r, example in enumerate(row):
-            prompt, wanted = example.prompt, example.answer
-            count = len(prompt) + len(wanted) - 1  # the last answer token is predicted, never read
-            tokens[t, r, :count] = (*prompt, *wanted[:-1])
-            segments[t, r, :count] = 1
-            at[t, r, : len(wanted)] = np.arange(len(prompt) - 1, count)
-            targets[t, r, : len(wanted)] = wanted
-            weights[t, r, : len(wanted)] = 1 / (len(wanted) * shape[0] * shape[1])
-    arrays: Any = (z, np.asarray(task_ids, np.int32), tokens, segments, at, targets, weights)  # JAX takes NumPy's too
+    for t, task in enumerate(rows):
+        for r, row in enumerate(task):
+            start, first = 0, 0
+            for segment, (prompt, wanted) in enumerate(row, 1):
+                end = start + len(prompt) + len(wanted) - 1  # the last answer token is predicted, never read
+                tokens[t, r, start:end] = (*prompt, *wanted[:-1])
+                segments[t, r, start:end] = segment
+                positions[t, r, start:end] = np.arange(end - start)
+                here = slice(first, first + len(wanted))
+                at[t, r, here] = np.arange(start + len(prompt) - 1, end)
+                targets[t, r, here] = wanted
+                weights[t, r, here] = 1 / (len(wanted) * counts[t] * filled)
+                start, first = end, here.stop
+    ids = np.asarray(task_ids, np.int32)
+    arrays: Any = (z, ids, tokens, segments, positions, at, targets, weights)  # JAX takes NumPy's too
     return Batch(*arrays)

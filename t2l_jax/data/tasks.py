@@ -7,6 +7,7 @@ The folder of a task holds three files:
     test.jsonl     the same
 """
 
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,8 +59,9 @@ def spread(tasks: Sequence[Task], count: int) -> list[Task]:
 def load_tasks(folder: str | Path) -> list[Task]:
     """The task in `folder`, or the tasks in its subfolders in order of their names.
 
-    Descriptions past the first MAX_TRAIN_DESCRIPTIONS become unseen wordings. Raises UserError, with file and line,
-    where a file is missing or malformed, a field is absent or of the wrong type, or two tasks have one name.
+    Descriptions past the first MAX_TRAIN_DESCRIPTIONS become unseen wordings. A task of which a file is missing or
+    malformed, or a field absent or of the wrong type, is left out with a warning that names file and line and says
+    how many tasks are left. Raises UserError where none is left, and where two tasks have one name.
     """
     folder = Path(folder)
     with explained(folder, "read"):
@@ -68,7 +70,17 @@ def load_tasks(folder: str | Path) -> list[Task]:
         return [load_task(folder)]
     if not subfolders:
         raise UserError(f"{folder}: neither a task.yaml nor folders of tasks are here: give a folder of tasks")
-    tasks = [load_task(path) for path in subfolders]
+    tasks, problems = [], []
+    for path in subfolders:
+        try:
+            tasks.append(load_task(path))
+        except UserError as error:
+            problems.append(error)
+    if not tasks:
+        raise problems[0]
+    if problems:
+        text = f"{folder}: {len(problems)} of {len(subfolders)} tasks are damaged and left out, {len(tasks)} are left: "
+        warnings.warn(text + "; ".join(map(str, problems)), stacklevel=2)
     check_unique(tasks)
     return tasks
 
@@ -76,9 +88,9 @@ def load_tasks(folder: str | Path) -> list[Task]:
 def load_task(folder: Path) -> Task:
     """The task in `folder`; errors as in `load_tasks`."""
     path = folder / "task.yaml"
-    fields = _read_yaml(path)
+    fields = read_yaml(path)
     name, metric, use = (
-        _text(fields.get(key, default), key, str(path))
+        text_field(fields.get(key, default), key, str(path))
         for key, default in (("name", None), ("metric", "exact_match"), ("use", "train"))
     )
     if use not in USES:
@@ -87,7 +99,7 @@ def load_task(folder: Path) -> Task:
         check_name(name)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    descriptions = _texts(fields.get("descriptions"), "descriptions", str(path))
+    descriptions = texts_field(fields.get("descriptions"), "descriptions", str(path))
     return Task(
         name=name,
         descriptions=descriptions[:MAX_TRAIN_DESCRIPTIONS],
@@ -108,7 +120,8 @@ def check_unique(tasks: Iterable[Task]) -> None:
         seen.add(task.name.lower())
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The fields of a YAML file. Raises UserError where it cannot be read, or holds no fields."""
     with explained(path, "read"):
         data = path.read_bytes()
     try:
@@ -125,19 +138,21 @@ def _read_examples(path: Path) -> tuple[Example, ...]:
 
 
 def _example(fields: dict[str, Any], where: str) -> Example:
-    output = _text(fields.get("output"), "output", where)
-    accepted = _texts(fields["outputs"], "outputs", where) if "outputs" in fields else (output,)
-    return Example(_text(fields.get("input"), "input", where), output, accepted)
+    output = text_field(fields.get("output"), "output", where)
+    accepted = texts_field(fields["outputs"], "outputs", where) if "outputs" in fields else (output,)
+    return Example(text_field(fields.get("input"), "input", where), output, accepted)
 
 
-def _text(value: object, field: str, where: str) -> str:
+def text_field(value: object, field: str, where: str) -> str:
+    """The value of a field if it is a text that is not empty, else UserError."""
     if isinstance(value, str) and value.strip():
         return value
     problem = "is missing" if value is None else "is empty" if isinstance(value, str) else f"is {value!r:.40}, not text"
     raise UserError(f"{where}: the field `{field}` {problem}: give it a text that is not empty")
 
 
-def _texts(value: object, field: str, where: str) -> tuple[str, ...]:
+def texts_field(value: object, field: str, where: str) -> tuple[str, ...]:
+    """The value of a field if it is a list of texts that are not empty, else UserError."""
     if not isinstance(value, list) or not value:
         raise UserError(f"{where}: the field `{field}` must be a list of at least one text")
-    return tuple(_text(item, f"{field}[{i}]", where) for i, item in enumerate(value))
+    return tuple(text_field(item, f"{field}[{i}]", where) for i, item in enumerate(value))

@@ -49,6 +49,11 @@ DEFAULTS = ("same", "bare")
 Combination = tuple[str, str, str]  # the names of a select, a transform and a format
 
 
+def tasks() -> dict[str, list[Task]]:
+    """The family's splits: "train" and "unseen combinations"."""
+    return {"train": train_tasks(), "unseen combinations": unseen_tasks()}
+
+
 def train_tasks(n_train: int = 200, n_test: int = 50) -> list[Task]:
     """The training combinations, with `n_train` and `n_test` examples each."""
     return [build_task(combination, n_train, n_test, "train") for combination in split_combinations()[0]]

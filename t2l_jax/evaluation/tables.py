@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from t2l_jax.data.prompts import render
+from t2l_jax.data.sources import TRAIN, read_tasks
 from t2l_jax.data.tasks import Task, spread
 from t2l_jax.errors import UserError
 from t2l_jax.evaluation.metrics import find_metric
@@ -22,7 +23,6 @@ from t2l_jax.llm import LLM
 from t2l_jax.lora import Adapter
 from t2l_jax.model import Model
 from t2l_jax.progress import progress_bar
-from t2l_jax.recipe import read_tasks
 
 BASE, PROMPTED, MISALIGNED, ALIGNED = MODES = (
     "base",
@@ -53,7 +53,8 @@ def evaluate_tasks(
     """
     if min(examples, draws, max_tasks) < 1:
         raise UserError(f"examples, draws and tasks must be at least 1, got {examples}, {draws} and {max_tasks}")
-    splits = {name: spread(some, max_tasks) for name, some in zip(("seen", "unseen"), read_tasks(source), strict=True)}
+    found = read_tasks(source)
+    splits = {"seen" if name == TRAIN else name: spread(tasks, max_tasks) for name, tasks in found.items()}
     check_splits(source, splits)
     llm = model.load_base()
     runs = [

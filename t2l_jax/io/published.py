@@ -18,7 +18,7 @@ from t2l_jax.hypernet import HypernetConfig, TaskEncoderConfig, Variables
 from t2l_jax.io.files import atomic_folder, explained, read_json
 from t2l_jax.lora import Adapter, LoraSpec
 
-PromptMode = Literal["instance", "instruction"]  # what the user turn holds: the instance alone, or the task's text too
+PromptModes = Literal["instance", "instruction", "both"]  # see data/prompts.py
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class ModelConfig:
     encoder: str  # source of the text encoder
     base: str  # source of the base LLM
     base_name: str  # what the world calls the base LLM; goes into exported adapters
-    prompt: PromptMode = "instance"
+    prompt: PromptModes = "instance"  # the modes that it was trained for
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "lora": self.lora.to_dict()}

@@ -1,126 +1,220 @@
+"""Batches of packed rows: drawn by seed and step alone, full, and every example whole and findable in its row."""
+
 import jax
 import numpy as np
 import pytest
 
-from t2l_jax.data.batches import BUCKET, Sampler, TrainingTask, collate
+from t2l_jax.data.batches import (
+    LOOKAHEAD,
+    BatchConfig,
+    Sampler,
+    TokenTable,
+    TrainingTask,
+    collate,
+    draw_tasks,
+    fill_rows,
+)
 from t2l_jax.data.prompts import Encoded
 from t2l_jax.errors import UserError
 from t2l_jax.objectives import Batch
 
 
-def training_task(index: int, descriptions: int = 3, examples: int = 4) -> TrainingTask:
-    """A task that can be told from its embeddings and its prompts."""
-    z = np.stack([np.asarray([index, wording], np.float32) for wording in range(descriptions)])
-    return TrainingTask(f"t{index}", z, tuple(Encoded((index + 1, n + 1), (50 + n, 2)) for n in range(examples)))
+def training_task(index: int, examples: int = 40, weight: float = 1.0) -> TrainingTask:
+    """A task that can be told from its embeddings and its prompts, and the mode from the prompt's second token."""
+    z = np.stack([np.asarray([index, wording], np.float32) for wording in range(3)])
+    tables = {
+        mode: TokenTable.of(
+            [Encoded((index + 1, mark, n + 100, *[5] * (n % 3)), (50 + n % 7, 2)) for n in range(examples)]
+        )
+        for mode, mark in (("instance", 11), ("instruction", 12))
+    }
+    return TrainingTask(f"t{index}", z, tables, weight)
 
 
-def sampler(tasks: int = 6, tasks_per_batch: int = 3, examples_per_task: int = 2, seed: int = 0) -> Sampler:
-    return Sampler([training_task(index) for index in range(tasks)], tasks_per_batch, examples_per_task, seed)
+def sampler(tasks: int = 6, shape: tuple[int, int, int] = (3, 2, 24), seed: int = 0, share: float = 0.0) -> Sampler:
+    return Sampler([training_task(index) for index in range(tasks)], BatchConfig(*shape), seed, share)
 
 
-def assert_equal(first: Batch, second: Batch) -> None:
-    jax.tree.map(np.testing.assert_array_equal, first, second)
+def examples_of(batch: Batch) -> list[tuple[int, tuple[int, ...], tuple[int, ...]]]:
+    """(task, tokens read, targets) of every example of a batch, found by its segments."""
+    found = []
+    for task, row in np.ndindex(batch.tokens.shape[:2]):
+        segments, real = batch.segments[task, row], batch.weights[task, row] > 0
+        for segment in range(1, segments.max() + 1):
+            here = real & (segments[batch.at[task, row]] == segment)
+            tokens = batch.tokens[task, row][segments == segment]
+            found.append((int(batch.task_ids[task]), tuple(tokens), tuple(batch.targets[task, row][here])))
+    return found
 
 
 def test_a_batch_depends_on_seed_and_step_alone():
-    one, other = sampler(), sampler()
+    one, other = sampler(share=0.5), sampler(share=0.5)
     expected = [one.draw(step) for step in range(4)]
     for step in (3, 0, 2, 1, 3):
-        assert_equal(other.draw(step), expected[step])
-    assert any(np.any(expected[0].tokens != batch.tokens) for batch in expected[1:])
-    assert any(np.any(sampler(seed=1).draw(step).tokens != expected[step].tokens) for step in range(4))
+        jax.tree.map(np.testing.assert_array_equal, other.draw(step), expected[step])
+    assert all(np.any(expected[0].tokens != batch.tokens) for batch in expected[1:])
+    assert all(np.any(sampler(seed=1, share=0.5).draw(n).tokens != expected[n].tokens) for n in range(4))
 
 
 def test_tasks_are_drawn_without_replacement_and_z_and_rows_are_theirs():
-    counts, wordings, examples = np.zeros(6), set(), set()
+    counts, wordings, seen = np.zeros(6), set(), set()
     for step in range(60):
         batch = sampler().draw(step)
         assert len(set(batch.task_ids)) == 3
         np.testing.assert_array_equal(batch.z[:, 0], batch.task_ids)
-        np.testing.assert_array_equal(batch.tokens[:, :, 0], np.repeat(batch.task_ids[:, None] + 1, 2, axis=1))
         counts[batch.task_ids] += 1
         wordings |= set(batch.z[:, 1])
-        examples |= set(batch.tokens[:, :, 1].flatten())
+        examples = examples_of(batch)
+        assert all(tokens[:2] == (task + 1, 11) for task, tokens, _ in examples)
+        assert len({(task, tokens[2]) for task, tokens, _ in examples}) == len(examples)  # no example twice
+        seen |= {tokens[2] - 100 for _, tokens, _ in examples}
     assert np.all(np.abs(counts - 30) < 15)  # 180 draws over 6 tasks
     assert wordings == {0, 1, 2}
-    assert examples == {1, 2, 3, 4}
+    assert seen == set(range(40))
 
 
 def test_a_batch_of_every_task_holds_each_once():
-    assert sorted(sampler(tasks_per_batch=6).draw(0).task_ids) == list(range(6))
+    for step in range(20):
+        assert sorted(sampler(shape=(6, 1, 24)).draw(step).task_ids) == list(range(6))
+
+
+def test_tasks_are_drawn_as_often_as_their_chances_say():
+    chances = np.asarray([1.0, 0.5, 0.25, 0.25])
+    counts = np.zeros(4)
+    for seed in range(2000):
+        chosen = draw_tasks(np.random.default_rng(seed), chances, 2)
+        assert len(set(chosen)) == 2
+        counts[chosen] += 1
+    np.testing.assert_allclose(counts / 2000, chances, atol=0.04)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_the_share_of_examples_with_an_instruction(share):
+    found = sampler(share=share)
+    marks = [tokens[1] for step in range(40) for _, tokens, _ in examples_of(found.draw(step))]
+    assert set(marks) <= {11, 12}
+    assert np.mean(np.asarray(marks) == 12) == pytest.approx(share, abs=0.05 if 0 < share < 1 else 0)
+
+
+def test_an_example_goes_into_the_fullest_row_that_it_fits_in():
+    """By hand: lengths 5, 4, 3, 2, 2, 4 in two rows of 8: 5 + 3 and 4 + 2 + 2."""
+    table = TokenTable.of([Encoded((index,) * (need - 1), (9, 2)) for index, need in enumerate((5, 4, 3, 2, 2, 4))])
+    rows = fill_rows({"instance": table}, np.arange(6), np.zeros(6, bool), 2, 8)
+    assert [[int(example.prompt[0]) for example in row] for row in rows] == [[0, 2], [1, 3, 4]]
+
+
+def test_filling_ends_after_so_many_examples_that_did_not_fit():
+    lengths = [6, *[5] * (LOOKAHEAD - 1), 2, *[5], 2]
+    table = TokenTable.of([Encoded((index,) * (need - 1), (9, 2)) for index, need in enumerate(lengths)])
+    (row,) = fill_rows({"instance": table}, np.arange(len(lengths)), np.zeros(len(lengths), bool), 1, 10)
+    assert [int(example.prompt[0]) for example in row] == [0, LOOKAHEAD]
+
+
+def test_examples_longer_than_a_row_are_never_drawn_and_counted():
+    lengths = [3, 30, 3, 9]
+    examples = TokenTable.of([Encoded((7,) * (need - 1), (9, 2)) for need in lengths])
+    found = Sampler([TrainingTask("t", np.zeros((1, 2), np.float32), {"instance": examples})], BatchConfig(1, 2, 8), 0)
+    assert found.too_long == (2, 4)
+    for step in range(5):
+        assert [len(tokens) for _, tokens, _ in examples_of(found.draw(step))] == [3, 3]
+
+
+def test_a_table_gives_back_its_examples():
+    examples = [Encoded((1, 2, 3), (4, 5)), Encoded((6,), (7,))]
+    table = TokenTable.of(examples)
+    assert [tuple(map(tuple, table[index])) for index in range(len(table))] == examples
+    np.testing.assert_array_equal(table.lengths, [4, 1])
+    assert len(TokenTable.of([])) == 0
 
 
 def test_collate_places_tokens_and_targets():
-    """By hand: a prompt of 3 and an answer of 2, and a prompt of 1 and an answer of 3."""
-    rows = [[Encoded((5, 6, 7), (8, 2))], [Encoded((9,), (10, 11, 2))]]
-    batch = collate(rows, np.zeros((2, 4), np.float32), np.asarray([4, 1]))
-    assert batch.tokens.shape == batch.segments.shape == (2, 1, BUCKET)
-    np.testing.assert_array_equal(batch.tokens[:, 0, :5], [[5, 6, 7, 8, 0], [9, 10, 11, 0, 0]])
-    np.testing.assert_array_equal(batch.segments[:, 0, :5], [[1, 1, 1, 1, 0], [1, 1, 1, 0, 0]])
-    np.testing.assert_array_equal(batch.at[:, 0, :3], [[2, 3, 0], [0, 1, 2]])
-    np.testing.assert_array_equal(batch.targets[:, 0, :3], [[8, 2, 0], [10, 11, 2]])
-    np.testing.assert_allclose(batch.weights[:, 0, :3], [[1 / 4, 1 / 4, 0], [1 / 6, 1 / 6, 1 / 6]])
-    for padding in (batch.tokens[..., 5:], batch.segments[..., 5:], batch.weights[..., 3:]):
-        assert not padding.any()
+    """By hand: two examples in a row, one in another, and an empty row."""
+    rows = [[[Encoded((5, 6, 7), (8, 2)), Encoded((3,), (4, 4, 2))], []], [[Encoded((9,), (10, 11, 2))], []]]
+    batch = collate(rows, np.zeros((2, 4), np.float32), np.asarray([4, 1]), 16)
+    assert batch.tokens.shape == batch.segments.shape == batch.positions.shape == (2, 2, 16)
+    assert batch.at.shape == batch.targets.shape == batch.weights.shape == (2, 2, 8)
+    np.testing.assert_array_equal(batch.tokens[0, 0, :8], [5, 6, 7, 8, 3, 4, 4, 0])
+    np.testing.assert_array_equal(batch.segments[0, 0, :8], [1, 1, 1, 1, 2, 2, 2, 0])
+    np.testing.assert_array_equal(batch.positions[0, 0, :8], [0, 1, 2, 3, 0, 1, 2, 0])
+    np.testing.assert_array_equal(batch.at[0, 0, :6], [2, 3, 4, 5, 6, 0])
+    np.testing.assert_array_equal(batch.targets[0, 0, :6], [8, 2, 4, 4, 2, 0])
+    np.testing.assert_allclose(batch.weights[0, 0, :6], [1 / 8, 1 / 8, 1 / 12, 1 / 12, 1 / 12, 0])
+    np.testing.assert_array_equal(batch.tokens[1, 0, :4], [9, 10, 11, 0])
+    np.testing.assert_allclose(batch.weights[1, 0, :4], [1 / 6, 1 / 6, 1 / 6, 0])
+    for array in (batch.tokens, batch.segments, batch.positions, batch.at, batch.targets, batch.weights):
+        assert not array[:, 1].any()
+        assert not array[0, 0, 7:].any()
     np.testing.assert_array_equal(batch.task_ids, [4, 1])
 
 
-def random_rows(tasks: int, rows: int) -> list[list[Encoded]]:
+def random_rows(tasks: int, rows: int, length: int) -> list[list[list[Encoded]]]:
     rng = np.random.default_rng(0)
 
     def some(most: int) -> tuple[int, ...]:
         return tuple(map(int, rng.integers(1, 60, size=rng.integers(1, most))))
 
-    return [[Encoded(some(20), some(6)) for _ in range(rows)] for _ in range(tasks)]
+    examples = TokenTable.of([Encoded(some(20), some(6)) for _ in range(400)])
+    orders = rng.permutation(400).reshape(tasks, -1)
+    plain = np.zeros(400 // tasks, bool)
+    return [fill_rows({"instance": examples}, order, plain, rows, length) for order in orders]
 
 
 def test_every_supervised_position_predicts_the_token_after_it():
-    rows = random_rows(4, 3)
-    batch = collate(rows, np.zeros((4, 2), np.float32), np.arange(4))
-    for t, row in enumerate(rows):
-        for r, (prompt, answer) in enumerate(row):
-            whole = (*prompt, *answer)
-            count = int((batch.segments[t, r] > 0).sum())
-            assert tuple(batch.tokens[t, r, :count]) == whole[:-1]
-            supervised = batch.weights[t, r] > 0
-            assert tuple(batch.targets[t, r, supervised]) == answer
-            assert [whole[position + 1] for position in batch.at[t, r, supervised]] == list(answer)
+    rows = random_rows(4, 3, 64)
+    batch = collate(rows, np.zeros((4, 2), np.float32), np.arange(4), 64)
+    found = examples_of(batch)
+    expected = [(t, (*p, *a[:-1]), tuple(a)) for t, task in enumerate(rows) for row in task for p, a in row]
+    assert len(expected) > 30
+    assert found == expected
+    for _, r, k in np.argwhere(batch.weights > 0)[:, :3]:
+        assert batch.at[0, r, k] < 64
 
 
-def test_every_example_weighs_the_same_and_all_together_one():
-    batch = collate(random_rows(4, 3), np.zeros((4, 2), np.float32), np.arange(4))
-    np.testing.assert_allclose(batch.weights.sum(-1), np.full((4, 3), 1 / 12), rtol=1e-6)
+def test_tasks_weigh_the_same_and_so_do_the_examples_of_a_task():
+    """Also beside a task without examples, with which validation fills a batch up."""
+    rows = [*random_rows(4, 3, 64), [[], [], []]]
+    batch = collate(rows, np.zeros((5, 2), np.float32), np.arange(5), 64)
+    np.testing.assert_allclose(batch.weights.sum((1, 2)), [1 / 4] * 4 + [0], rtol=1e-5)
+    for task in range(4):
+        count = sum(map(len, rows[task]))
+        for row in range(3):
+            segments = np.where(batch.weights[task, row] > 0, batch.segments[task, row][batch.at[task, row]], 0)
+            sums = np.bincount(segments, batch.weights[task, row])[1:]
+            np.testing.assert_allclose(sums, 1 / (4 * count), rtol=1e-5)
 
 
-@pytest.mark.parametrize(("prompt", "answer", "length", "supervised"), [(1, 8, 8, 8), (2, 8, 16, 8), (1, 9, 16, 16)])
-def test_lengths_are_rounded_up_to_buckets(prompt, answer, length, supervised):
-    """The last answer token is predicted, never read: a prompt of 1 and an answer of 8 fill a bucket of 8."""
-    rows = [[Encoded((1,) * prompt, (2,) * answer)]]
-    batch = collate(rows, np.zeros((1, 2), np.float32), np.arange(1))
-    assert batch.tokens.shape[-1] == length
-    assert batch.targets.shape[-1] == supervised
+@pytest.mark.parametrize(("answer", "supervised"), [(1, 4), (4, 4), (5, 8), (9, 16), (17, 32), (31, 32)])
+def test_supervised_positions_come_in_four_sizes(answer, supervised):
+    rows = [[[Encoded((1,), (2,) * answer)]]]
+    assert collate(rows, np.zeros((1, 2), np.float32), np.arange(1), 32).targets.shape[-1] == supervised
 
 
 def test_arrays_are_of_the_types_that_the_device_takes():
     batch = sampler().draw(0)
-    assert {leaf.dtype for leaf in (batch.tokens, batch.segments, batch.at, batch.targets, batch.task_ids)} == {
-        np.dtype(np.int32)
-    }
+    whole = (batch.tokens, batch.segments, batch.positions, batch.at, batch.targets, batch.task_ids)
+    assert {leaf.dtype for leaf in whole} == {np.dtype(np.int32)}
     assert {leaf.dtype for leaf in (batch.z, batch.weights)} == {np.dtype(np.float32)}
 
 
 def test_a_batch_cannot_have_more_tasks_than_there_are():
     with pytest.raises(UserError, match="batch of 7 tasks needs as many training tasks, there are 6"):
-        sampler(tasks_per_batch=7)
+        sampler(shape=(7, 1, 24))
 
 
-def test_a_task_needs_examples():
-    with pytest.raises(UserError, match="task t1: 0 examples"):
-        Sampler([training_task(0), training_task(1, examples=0)], 1, 1, 0)
+def test_a_weight_that_asks_for_a_task_more_than_once_a_batch_is_refused():
+    tasks = [training_task(0, weight=3.0), training_task(1), training_task(2)]
+    with pytest.raises(UserError, match=r"task t0 would come 1\.2 times in a batch of 2 tasks"):
+        Sampler(tasks, BatchConfig(2, 1, 24), 0)
 
 
-def test_an_example_that_is_too_long_is_named_by_its_task():
-    long = TrainingTask("long", np.zeros((1, 2), np.float32), (Encoded((1,) * 9, (2,)),))
-    with pytest.raises(UserError, match=r"task long: 1 examples, the longest of 10 tokens.*at most 9"):
-        Sampler([training_task(0), long], 1, 1, 0, max_length=9)
-    Sampler([training_task(0), long], 1, 1, 0, max_length=10)
+def test_a_task_needs_an_example_that_fits():
+    with pytest.raises(UserError, match="task t1: none of its examples fits in a row of 24"):
+        Sampler([training_task(0), training_task(1, examples=0)], BatchConfig(1, 1, 24), 0)
+    with pytest.raises(UserError, match="task t0: none of its examples fits in a row of 3 tokens"):
+        sampler(shape=(1, 1, 3))
+
+
+@pytest.mark.parametrize("field", ["tasks", "rows", "length"])
+def test_a_batch_of_nothing_is_refused(field):
+    with pytest.raises(UserError, match=f"batch.{field} must be at least 1, got 0"):
+        BatchConfig(**{field: 0})

@@ -60,7 +60,7 @@ def test_tokens_are_those_of_transformers(tokenizer, system, instruction):
 
 def test_prompt_and_answer_are_the_whole_conversation(tokenizer):
     example = Example(LIST, '"TIGER"', ('"TIGER"',))
-    prompt, answer = encode(tokenizer, example)
+    ((prompt, answer),) = encode(tokenizer, [example])
     turns = [
         {"role": "system", "content": ""},
         {"role": "user", "content": LIST},
@@ -71,9 +71,18 @@ def test_prompt_and_answer_are_the_whole_conversation(tokenizer):
     assert answer[-1] == tokenizer.eos_token_id
 
 
+def test_instructions_are_dealt_out_in_turn(tokenizer):
+    examples = [Example(text, "b", ("b",)) for text in ("x", "y", "z")]
+    found = encode(tokenizer, examples, ("First.", "Second."))
+    assert [e.prompt for e in found] == [
+        render(tokenizer, text, wording) for text, wording in (("x", "First."), ("y", "Second."), ("z", "First."))
+    ]
+    assert encode(tokenizer, []) == []
+
+
 def test_words_family_is_short(tokenizer):
     tasks = [words.build_task(combination, 10, 0, "train") for combination in words.split_combinations()[0][::7]]
-    lengths = [sum(map(len, encode(tokenizer, example))) for task in tasks for example in task.train]
+    lengths = [sum(map(len, example)) for task in tasks for example in encode(tokenizer, task.train)]
     assert sorted(lengths)[int(0.95 * len(lengths))] <= 33  # 32 are read, the last is only predicted
     assert max(lengths) <= 40
 

@@ -123,6 +123,15 @@ def test_a_name_given_twice(tmp_path):
         load_tasks(tmp_path)
 
 
+def test_damaged_tasks_are_left_out_with_a_warning_that_names_file_and_line(tmp_path):
+    write_task(tmp_path / "good", "good")
+    write_task(tmp_path / "cut", "cut", train=LINE + LINE[:20])
+    write_task(tmp_path / "vague", "vague", yaml="name: vague")
+    message = r"2 of 3 tasks are damaged and left out, 1 are left: .*cut/train\.jsonl, line 2: not JSON.*; .*vague/task"
+    with pytest.warns(UserWarning, match=message):
+        assert [task.name for task in load_tasks(tmp_path)] == ["good"]
+
+
 def is_whole(folder):
     """Whether every line of both files is JSON, found without our reader."""
     try:

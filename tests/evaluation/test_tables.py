@@ -147,7 +147,7 @@ def evaluated(model, llm, monkeypatch, tmp_path):
         return [(MODES.index(mode) + draw) / 10 for _ in tasks]
 
     monkeypatch.setattr(tables, "score_tasks", fake)
-    monkeypatch.setattr(tables, "read_tasks", lambda source: (TASKS, TASKS[:3]))
+    monkeypatch.setattr(tables, "read_tasks", lambda source: {"train": TASKS, "unseen": TASKS[:3]})
     monkeypatch.setattr(Model, "load_base", lambda self: llm)
     table = evaluate_tasks(model, "words", examples=2, draws=3, max_tasks=4, out=tmp_path / "out")
     return scored, table, tmp_path / "out"
@@ -200,7 +200,7 @@ def test_a_mean_is_over_tasks_its_spread_over_draws():
     ],
 )
 def test_what_cannot_be_compared_is_refused_before_the_base_is_loaded(model, monkeypatch, tasks, options, message):
-    monkeypatch.setattr(tables, "read_tasks", lambda source: (tasks, []))
+    monkeypatch.setattr(tables, "read_tasks", lambda source: {"train": tasks, "unseen": []})
     monkeypatch.setattr(Model, "load_base", lambda self: pytest.fail("the base model is loaded"))
     with pytest.raises(UserError, match=message):
         evaluate_tasks(model, "somewhere", **options)

@@ -79,7 +79,7 @@ def edit_config(folder, edit):
         (lambda c: c.pop("lora"), "lora"),
         (lambda c: c["hypernet"].update(depth=3), "depth"),
         (lambda c: c["hypernet"].update(head="X"), "head is 'X': choose among L, M, S"),
-        (lambda c: c.update(prompt="both"), "prompt is 'both'"),
+        (lambda c: c.update(prompt="none"), "prompt is 'none'"),
         (lambda c: c["hypernet"].update(task=None), "not the config"),
         (lambda c: c["lora"].update(modules=["q_proj"]), "not the config"),
         (lambda c: c["lora"].update(rank="two"), "not the config"),

@@ -1,0 +1,185 @@
+"""The registry of hub tasks, against local copies of data sets in the hub's format."""
+
+import json
+from types import SimpleNamespace
+
+import datasets
+import pytest
+from huggingface_hub.errors import HfHubHTTPError
+
+from t2l_jax.data import hub
+from t2l_jax.data.hub import load_hub_task, load_registry, with_retries
+from t2l_jax.data.sources import read_tasks
+from t2l_jax.data.tasks import Example
+from t2l_jax.errors import UserError
+
+ARC = "Choose.\n\n{question}\n\n{choices[label][0]}: {choices[text][0]}\n{choices[label][1]}: {choices[text][1]}"
+SUPER_NI = (
+    "Definition: Name the colour.\nOnly one word.\n\nPositive Example 1 -\nInput: a leaf\nOutput: green\n\n"
+    "Now complete the following example -\nInput: {}\nOutput:"
+)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("T2L_CACHE", str(tmp_path / "cache"))
+
+
+def write(folder, rows, parquet=False, **fields):
+    """A task of the registry with its data set beside it."""
+    data = folder / "data"
+    data.mkdir(parents=True)
+    if parquet:
+        datasets.Dataset.from_list(rows).to_parquet(str(data / "train.parquet"))
+    else:
+        (data / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    whole = {
+        "ds_kwargs": {"path": "data", "split": "train"},
+        "user_prompt_template": "{question}",
+        "response_field": "answer",
+        "descriptions": [f"Wording {n}." for n in range(130)],
+        "assistant_prefill": "",
+        "system_message": "",
+    }
+    path = folder / "metadata.yaml"
+    path.write_text(json.dumps({**whole, **fields}))
+    return path
+
+
+def rows_of(*questions):
+    return [{"question": text, "answer": text.upper()} for text in questions]
+
+
+@pytest.mark.parametrize("parquet", [False, True])
+def test_a_task(tmp_path, parquet):
+    path = write(tmp_path / "shout", rows_of(*(f"q{n}" for n in range(20))), parquet)
+    task = load_hub_task(path)
+    assert (task.name, task.metric, task.use) == ("shout", "exact_match", "test")
+    assert (len(task.descriptions), len(task.unseen_descriptions)) == (128, 2)
+    assert task.train == tuple(Example(f"q{n}", f"Q{n}", (f"Q{n}",)) for n in range(18))
+    assert [example.input for example in task.test] == ["q18", "q19"]
+
+
+def test_a_registry_is_a_source_of_tasks(tmp_path):
+    write(tmp_path / "b", rows_of("x"), t2l_split="train")
+    write(tmp_path / "a", rows_of("x"), t2l_split="eval", metric="rouge_l")
+    assert [(task.name, task.metric) for task in load_registry(tmp_path)] == [("a", "rouge_l"), ("b", "exact_match")]
+    splits = read_tasks(str(tmp_path))
+    assert {name: [task.name for task in some] for name, some in splits.items()} == {
+        "train": ["b"],
+        "unseen tasks": ["a"],
+    }
+
+
+def test_items_of_columns_and_rows_with_too_few(tmp_path):
+    rows = [
+        {"question": "Which?", "choices": {"label": ["A", "B"], "text": ["x", "y"]}, "answer": "B"},
+        {"question": "What?", "choices": {"label": ["A"], "text": ["x"]}, "answer": "A"},
+    ]
+    with pytest.warns(UserWarning, match="1 of 2 rows are incomplete and left out"):
+        task = load_hub_task(write(tmp_path / "arc", rows, user_prompt_template=ARC))
+    assert task.train == (Example("Choose.\n\nWhich?\n\nA: x\nB: y", "B", ("B",)),)
+
+
+def test_lots_of_loras(tmp_path):
+    """The instance is cut out of the prompt, the definition left to descriptions."""
+    rows = [{"input": SUPER_NI.format("a tomato\n\nripe"), "output": ["red", "Red"], "id": "1"}]
+    task = load_hub_task(write(tmp_path / "lol", rows, user_prompt_template="{task_def}\n\n{problem}"))
+    assert task.train == (Example("a tomato\n\nripe", "red", ("red", "Red")),)
+
+
+def test_answers_of_other_types_and_what_stands_around_them(tmp_path):
+    rows = [{"question": "Is it?", "answer": True, "label": 3, "test_list": ["assert f()", "assert g()"]}]
+    path = write(tmp_path / "bool", rows, user_prompt_template="{question}\n{assertions}")
+    (example,) = load_hub_task(path).train
+    assert (example.input, example.output) == ("Is it?\nassert f()\nassert g()", "true")
+    path = write(tmp_path / "int", rows, response_field="label", assistant_prefill="<", assistant_postfill=">")
+    assert load_hub_task(path).train[0].output == "<3>"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"descriptions": []}, "`descriptions` must be a list"),
+        ({"response_field": None}, "`response_field` is missing"),
+        ({"system_message": "Hi."}, "`system_message` is not offered"),
+        ({"user_prompt_template": "{question.__class__}"}, "must be a column"),
+        ({"user_prompt_template": "{question!r}"}, "must be a column"),
+        ({"user_prompt_template": "{question"}, "user_prompt_template: expected"),
+        ({"user_prompt_template": "{problem}"}, "no column 'problem', only answer, question"),
+        ({"ds_kwargs": "data"}, "`ds_kwargs` must be a mapping"),
+        ({"ds_kwargs": {"path": "data", "trust_remote_code": True}}, "ds_kwargs has trust_remote_code"),
+        ({"ds_kwargs": {"path": "data"}}, "ds_kwargs names no split: choose among train"),
+        (
+            {"ds_kwargs": {"path": "data", "split": "dev"}},
+            "the data set .*data cannot be loaded .*look at ds_kwargs|dev",
+        ),
+    ],
+)
+def test_a_bad_field_is_named(tmp_path, fields, message):
+    path = write(tmp_path / "bad", rows_of("x"), **fields)
+    with pytest.raises(UserError, match=rf"bad/metadata\.yaml: .*({message})"):
+        load_hub_task(path)
+
+
+def test_offline_says_that_it_is_not_in_the_cache(tmp_path):
+    path = write(tmp_path / "far", rows_of("x"), ds_kwargs={"path": "org/nothing-of-that-name", "split": "train"})
+    with pytest.raises(UserError, match=r"org/nothing-of-that-name cannot be loaded .*not in the cache: run once with"):
+        load_hub_task(path, offline=True)
+
+
+def test_a_network_that_stays_away_is_named(tmp_path, monkeypatch):
+    waits = []
+    monkeypatch.setattr(hub.time, "sleep", waits.append)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+
+    def fail(**options):
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+    monkeypatch.setattr(hub, "WAITS", (0.0,))
+    path = write(tmp_path / "far", rows_of("x"), ds_kwargs={"path": "org/name", "split": "train"})
+    with pytest.raises(UserError, match=r"org/name cannot be loaded \(no route\): the hub cannot be reached"):
+        load_hub_task(path)
+
+
+def refused(status):
+    response = SimpleNamespace(status_code=status, headers={}, request=None)
+    return HfHubHTTPError("refused", response=response)
+
+
+@pytest.mark.parametrize("error", [ConnectionError(), hub.HTTP_ERROR("slow"), refused(503), refused(429)])
+def test_what_may_pass_is_tried_again_with_longer_and_longer_waits(error):
+    tries, waits = [], []
+
+    def load():
+        tries.append(1)
+        if len(tries) < 3:
+            raise error
+        return "rows"
+
+    assert with_retries(load, waits.append) == "rows"
+    assert waits == [1.0, 4.0]
+
+
+@pytest.mark.parametrize("error", [refused(404), ValueError("no")])
+def test_what_does_not_pass_is_not_tried_again(error):
+    waits = []
+
+    def load():
+        raise error
+
+    with pytest.raises(type(error)):
+        with_retries(load, waits.append)
+    assert waits == []
+
+
+def test_it_is_tried_so_many_times_only():
+    waits = []
+
+    def load():
+        raise ConnectionError
+
+    with pytest.raises(ConnectionError):
+        with_retries(load, waits.append)
+    assert waits == list(hub.WAITS)
