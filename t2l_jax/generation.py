@@ -7,7 +7,7 @@ length are rounded up to a few sizes (`bucket`): a program is compiled for a siz
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -306,7 +306,7 @@ def _generate(
 
     def advance(carry: tuple[State, Array]) -> tuple[State, Array]:
         state, new = carry
-        state = state.replace(token=jnp.where(state.step < limits - 1, state.token, NO_TOKEN))
+        state = replace(state, token=jnp.where(state.step < limits - 1, state.token, NO_TOKEN))
         turned = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, axis), layers_first)
         state = _advance(config, params, turned, choice, state)
         return state, new.at[..., state.step].set(state.token)
