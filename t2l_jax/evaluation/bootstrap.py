@@ -25,7 +25,7 @@ class Interval(NamedTuple):
     high: float
 
 
-def replicates(tasks: Sequence[Float[np.ndarray, " n"]], count: int = REPLICATES, seed: int = 0) -> np.ndarray:
+def replicates(tasks: Sequence[Float[np.ndarray, "_"]], count: int = REPLICATES, seed: int = 0) -> np.ndarray:
     """`count` draws of the mean over tasks of the mean over examples; `tasks` holds each task's scores."""
     rng = np.random.default_rng(seed)
     means = np.empty((len(tasks), count))
@@ -36,7 +36,7 @@ def replicates(tasks: Sequence[Float[np.ndarray, " n"]], count: int = REPLICATES
     return means[drawn, rng.integers(count, size=drawn.shape)].mean(axis=1)
 
 
-def interval(tasks: Sequence[Float[np.ndarray, " n"]]) -> Interval:
+def interval(tasks: Sequence[Float[np.ndarray, "_"]]) -> Interval:
     """Mean over tasks, and its 95% percentile interval. The same scores give the same interval."""
     ends = (100 * (1 - LEVEL) / 2, 100 * (1 + LEVEL) / 2)
     low, high = np.percentile(replicates(tasks), ends)
