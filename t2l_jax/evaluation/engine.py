@@ -23,8 +23,8 @@ from t2l_jax.llm import LLM
 from t2l_jax.lora import Adapter
 
 TIE = 1e-3  # in logits or nats: ten times the rounding of SmolLM2's logits in float32
-SEGMENT = 16  # new tokens of a row's first turn; doubled at every further one
-LONGEST_SEGMENT = 128
+SEGMENT = 16  # new tokens of a row's first turn; four times as many at every further one: each is a program to compile
+LONGEST_SEGMENT = 256
 ROWS = 4  # of one adapter in a batch
 BLOCK = 2048  # rows that are answered to their ends before the next ones begin
 
@@ -140,7 +140,7 @@ def _advance(
         if len(new) < room or len(row.written) >= row.query.limit:
             done.append((row.index, row.written))
         else:
-            row.segment = min(2 * row.segment, LONGEST_SEGMENT)
+            row.segment = min(4 * row.segment, LONGEST_SEGMENT)
             rest.append(row)
     return done, rest
 
