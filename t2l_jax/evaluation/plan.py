@@ -113,6 +113,7 @@ class Planner:
         some = task.test[: self.examples]
         options = [choices(task, example) for example in some] if self.likelihood else [()]
         chosen = all(options)  # one measure for a task: all its examples have choices, or none is asked to choose
+        picks = [tuple(tuple(self._tokens(text)) for text in own) if chosen else () for own in options] * len(some)
         limit = answer_limit(self.llm, some, self.max_new_tokens)
         prompts: dict[tuple[str, int, int], np.ndarray] = {}  # shared by the methods that ask the same
         wordings = min(self.wordings, len(task.unseen_descriptions or task.descriptions))
@@ -130,8 +131,7 @@ class Planner:
                         key = ("shots" if method.shots else "plain", wording if described else -1, number)
                         if key not in prompts:
                             prompts[key] = self._prompt(task, example, text, method.shots)
-                        picks = tuple(tuple(self._tokens(pick)) for pick in options[number]) if chosen else ()
-                        query = Query(method.source, adapter, prompts[key], limit, picks)
+                        query = Query(method.source, adapter, prompts[key], limit, picks[number])
                         yield self._row(split, task, name, mode, wording, number, query)
 
     def _row(self, split: str, task: Task, method: str, mode: str, wording: int, number: int, query: Query) -> Row:

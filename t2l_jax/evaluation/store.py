@@ -41,7 +41,8 @@ def read_predictions(folder: Path) -> dict[str, dict[str, Any]]:
         whole = data.rfind(b"\n") + 1
         if whole < len(data):
             file.truncate(whole)
-    return {str(record.get("key")): record for _, record in read_jsonl(path)}
+    records = [record for _, record in read_jsonl(path)]
+    return {str(record["key"]): record for record in records if "key" in record and "score" in record}
 
 
 def append(folder: Path, records: Sequence[dict[str, Any]]) -> None:
