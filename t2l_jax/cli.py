@@ -95,32 +95,38 @@ class Train(Generic[Settings]):
 
 
 @dataclass(frozen=True)
-class Evaluate:
-    """Score base model, base with the description in the prompt, aligned and misaligned adapters.
+class Evaluate(Generic[Settings]):
+    """Compare adapters written from descriptions with the base model, prompts, other adapters and trained LoRAs.
+
+    Killed and started again with the same words, it goes on where it was.
 
     Examples:
-      t2l evaluate --tasks words
-      t2l evaluate runs/words/model --tasks path/to/tasks --examples 20 --out results/
+      t2l evaluate
+      t2l evaluate runs/words/model --tasks words --splits unseen --examples 50 --out results/words
+      t2l evaluate --tasks path/to/tasks --only 'sni_*' 'boolq' --prompt both --out results/real
+      t2l evaluate --methods base aligned misaligned --examples 5
+      t2l evaluate --tasks path/to/tasks --multitask runs/shared --oracles runs/oracles --out results/all
     """
 
+    config: Annotated[Settings, arg(name="")]
     model: Positional[ModelSource] = None
     """Hypernetwork to evaluate. Default: the one in the package."""
-    tasks: str = "words"
-    """`words`, or a folder of task folders."""
-    examples: int = 5
-    """Test examples per task."""
-    draws: int = 3
-    """Wordings per task, each scored by itself: preferably ones that were never trained on."""
-    max_tasks: int = 70
-    """Tasks of each split, evenly spread."""
-    out: Annotated[Path | None, arg(metavar="FOLDER")] = None
-    """Folder for table.md and scores.jsonl."""
+    multitask: Annotated[Path | None, arg(metavar="FOLDER")] = None
+    """PEFT folder of one LoRA that was trained on all tasks."""
+    oracles: Annotated[Path | None, arg(metavar="FOLDER")] = None
+    """Folder of PEFT folders, each a LoRA trained on one task and named like it."""
+    out: Annotated[Path, arg(metavar="FOLDER")] = Path("evaluation")
+    """Folder for the answers, predictions.jsonl, and the table as .md, .csv, .json and .png."""
 
     def run(self) -> None:
         from t2l_jax import load
-        from t2l_jax.evaluation.tables import evaluate_tasks
+        from t2l_jax.evaluation.baselines import find_baselines
+        from t2l_jax.evaluation.evaluate import EvaluationConfig, evaluate
 
-        print(evaluate_tasks(load(self.model), self.tasks, self.examples, self.draws, self.max_tasks, self.out))
+        assert isinstance(self.config, EvaluationConfig)
+        baselines = find_baselines(self.multitask, self.oracles)
+        print(evaluate(load(self.model), self.config, self.out, baselines))
+        print(f"answers and tables written to {self.out}")
 
 
 @dataclass(frozen=True)
@@ -214,7 +220,7 @@ class Models:
         print("\n\n".join(describe(source) for source in self.sources or packaged()))
 
 
-Command = Generate | Train[Any] | Evaluate | Chat | Embed | Models
+Command = Generate | Train[Any] | Evaluate[Any] | Chat | Embed | Models
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -246,6 +252,12 @@ def parse(arguments: Sequence[str]) -> Command:
                 from t2l_jax.recipe import Recipe
 
                 typed, options["default"] = Train[Recipe], Train(read_experiment(experiment))
+        if kind is Evaluate:
+            typed = Evaluate[None]
+            if chosen:
+                from t2l_jax.evaluation.evaluate import EvaluationConfig
+
+                typed = Evaluate[EvaluationConfig]
         commands.append(Annotated[typed, subcommand(name, **options)])
     union: Any = Union[tuple(commands)]  # noqa: UP007 (its members are known at run time only)
     command = tyro.cli(union, args=arguments, prog="t2l", description=t2l_jax.__doc__)

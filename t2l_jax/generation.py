@@ -7,7 +7,7 @@ length are rounded up to a few sizes (`bucket`): a program is compiled for a siz
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -63,11 +63,15 @@ class Choice(NamedTuple):
 
 @struct.dataclass
 class State:
-    """Between two decoding steps: the token chosen last (NO_TOKEN: the row has ended), its position, the cache."""
+    """Between two decoding steps: the token chosen last (NO_TOKEN: the row has ended), its position, the cache.
+
+    `margin` is the smallest lead that a row's best token had over the second best so far.
+    """
 
     step: Int[Array, ""]
     token: Int[Array, "T R"]
     position: Int[Array, "T R"]
+    margin: Float[Array, "T R"]
     cache: Cache
 
 
@@ -101,8 +105,8 @@ def generate(
     if batched:
         extra = tokens.shape[0] - len(tasks)
         adapter = jax.tree.map(lambda leaf: jnp.pad(leaf, ((0, extra), *[(0, 0)] * (leaf.ndim - 1))), adapter)
-    choice = _choice(sampling, stop_ids, key, lengths)
-    new = _generate(config, sampling.max_new_tokens, params, tokens, lengths, adapter, choice)
+    choice, limits = _choice(sampling, stop_ids, key, lengths), np.full_like(lengths, sampling.max_new_tokens)
+    new, _ = _generate(config, sampling.max_new_tokens, params, tokens, lengths, limits, adapter, choice)
     rows = [[int(token) for token in row if token != NO_TOKEN] for row in np.asarray(new)[lengths > 0]]
     if not grouped:
         return rows
@@ -135,6 +139,26 @@ def stream(
         yield token
         if left:
             state = _advance_jit(config, params, adapter, choice, state)
+
+
+def greedy(
+    config: DecoderConfig,
+    params: Params,
+    tokens: Int[np.ndarray, "T R S"],
+    lengths: Int[np.ndarray, "T R"],
+    limits: Int[np.ndarray, "T R"],
+    room: int,
+    adapter: Adapter | None,
+    stop_ids: Sequence[int],
+) -> tuple[Int[Array, "T R N"], Float[Array, "T R"]]:
+    """Greedy tokens of padded prompts (see `pad_prompts`), and the smallest lead of each row's tokens in logits.
+
+    A row ends at a stop token, which is left out, or at its own limit, which is at most `room` (N); after its end
+    stands NO_TOKEN. A lead above the rounding of the logits says that no other batch would have changed the row. The
+    work is dispatched, not waited for.
+    """
+    choice = _choice(GREEDY, stop_ids, None, lengths)
+    return _generate(config, room, params, tokens, lengths, limits, adapter, choice)
 
 
 def check_batch(adapter: Adapter, prompts: int) -> None:
@@ -190,6 +214,13 @@ def nucleus(scores: Float[Array, "*B V"], top_p: Float[Array, ""]) -> Float[Arra
     return jnp.where(scores >= worst_kept, scores, -jnp.inf)
 
 
+def lead(scores: Float[Array, "*B V"]) -> Float[Array, "*B"]:
+    """How far the best score is above the second best; 0 for a tie."""
+    best = jnp.argmax(scores, axis=-1, keepdims=True)
+    others = jnp.where(jnp.arange(scores.shape[-1]) == best, -jnp.inf, scores)
+    return jnp.max(scores, axis=-1) - jnp.max(others, axis=-1)
+
+
 def _choice(
     sampling: Sampling, stop_ids: Sequence[int], key: PRNGKeyArray | None, lengths: Int[np.ndarray, "T R"]
 ) -> Choice:
@@ -235,7 +266,7 @@ def _start(
     step = jnp.zeros((), jnp.int32)
     token = choose(scores, choice, step)
     ended = (lengths == 0) | jnp.isin(token, choice.stop_ids)
-    return State(step, jnp.where(ended, NO_TOKEN, token), lengths, cache)
+    return State(step, jnp.where(ended, NO_TOKEN, token), lengths, lead(scores), cache)
 
 
 def _advance(config: DecoderConfig, params: Params, adapter: Adapter | None, choice: Choice, state: State) -> State:
@@ -244,8 +275,10 @@ def _advance(config: DecoderConfig, params: Params, adapter: Adapter | None, cho
     scores, cache = _read(config, params, last, adapter, positions=state.position[..., None], cache=state.cache)
     step = state.step + 1
     token = choose(scores, choice, step)
-    ended = (state.token == NO_TOKEN) | jnp.isin(token, choice.stop_ids)
-    return State(step, jnp.where(ended, NO_TOKEN, token), state.position + 1, cache)
+    before = state.token == NO_TOKEN
+    margin = jnp.where(before, state.margin, jnp.minimum(state.margin, lead(scores)))
+    ended = before | jnp.isin(token, choice.stop_ids)
+    return State(step, jnp.where(ended, NO_TOKEN, token), state.position + 1, margin, cache)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -255,10 +288,11 @@ def _generate(
     params: Params,
     tokens: Int[Array, "T R S"],
     lengths: Int[Array, "T R"],
+    limits: Int[Array, "T R"],
     adapter: Adapter | None,
     choice: Choice,
-) -> Int[Array, "T R N"]:
-    """Prefill, then decode until every row has ended or is full; NO_TOKEN after a row's end."""
+) -> tuple[Int[Array, "T R N"], Float[Array, "T R"]]:
+    """Prefill, then decode until every row has ended or is full; NO_TOKEN after a row's end. And the margins."""
     state = _start(config, max_new_tokens, params, tokens, lengths, adapter, choice)
     new = jnp.full((*lengths.shape, max_new_tokens), NO_TOKEN).at[..., 0].set(state.token)
     # The decoder scans an adapter batch along its layer axis, which XLA would bring to the front in every step. Brought
@@ -268,15 +302,17 @@ def _generate(
 
     def more(carry: tuple[State, Array]) -> Array:
         state, _ = carry
-        return (state.step < max_new_tokens - 1) & jnp.any(state.token != NO_TOKEN)
+        return jnp.any((state.token != NO_TOKEN) & (state.step < limits - 1))
 
     def advance(carry: tuple[State, Array]) -> tuple[State, Array]:
         state, new = carry
+        state = replace(state, token=jnp.where(state.step < limits - 1, state.token, NO_TOKEN))
         turned = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, axis), layers_first)
         state = _advance(config, params, turned, choice, state)
         return state, new.at[..., state.step].set(state.token)
 
-    return jax.lax.while_loop(more, advance, (state, new))[1]
+    state, new = jax.lax.while_loop(more, advance, (state, new))
+    return new, state.margin
 
 
 _start_jit = partial(jax.jit, static_argnums=(0, 1))(_start)

@@ -282,19 +282,31 @@ def test_train_refuses_and_leaves_no_run(capsys, place, monkeypatch, tmp_path_fa
 
 
 def test_evaluate(capsys, place):
-    arguments = ("--tasks", "tasks", "--draws", "1", "--out", "results")
+    arguments = (
+        "--tasks",
+        "tasks",
+        "--wordings",
+        "1",
+        "--methods",
+        "base",
+        "misaligned",
+        "aligned",
+        "--out",
+        "results",
+    )
     status, out, err = run(capsys, "evaluate", "models/good", *arguments)
     assert (status, err) == (0, "")
-    assert out.startswith("| tasks | base |")
-    assert "| seen (2) |" in out
-    assert Path("results/table.md").read_text().strip() == out.strip()
+    assert "| tasks | base | misaligned adapter | aligned adapter |" in out
+    assert "| train (2) |" in out
+    assert "| one (train, exact_match) |" in Path("results/table.md").read_text()
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("models/good", "--tasks", "nowhere"), "nowhere: no such folder of tasks"),
-        (("models/good", "--tasks", "tasks/one"), "one is the one seen task"),
+        (("models/good", "--tasks", "tasks", "--multitask", "nowhere"), "nowhere: holds no adapter_config.json"),
+        (("models/good", "--tasks", "tasks", "--methods", "oracle"), "oracle has no material"),
         (("models/good", "--tasks", "tasks", "--examples", "0"), "at least 1"),
         (("nowhere", "--tasks", "tasks"), "nowhere: no such model folder"),
     ],

@@ -2,8 +2,10 @@
 
 The folder of a task holds three files:
 
-    task.yaml      name, descriptions; if wanted, metric ("exact_match" when absent) and use ("train" when absent)
-    train.jsonl    one {"input": ..., "output": ..., "outputs": [accepted answers]} a line; outputs may be absent
+    task.yaml      name, descriptions; if wanted, metric ("exact_match" when absent), use ("train" when absent),
+                   kind ("generation" when absent) and labels (the answers of a classification)
+    train.jsonl    one {"input": ..., "output": ..., "outputs": [accepted answers]} a line; outputs may be absent;
+                   lines of a code task also hold "test" and "entry_point"
     test.jsonl     the same
 """
 
@@ -25,16 +27,24 @@ USES = ("train", "test")
 
 @dataclass(frozen=True)
 class Example:
-    """One instance: what the model reads, what it is trained to answer, and every answer that counts as right."""
+    """One instance: what the model reads, what it is trained to answer, and every answer that counts as right.
+
+    Of a code task also `test`, Python text that defines `check(function)`, and `entry_point`, the function's name.
+    """
 
     input: str
     output: str
     accepted: tuple[str, ...]
+    test: str = ""
+    entry_point: str = ""
 
 
 @dataclass(frozen=True)
 class Task:
-    """A task. `unseen_descriptions` are wordings never trained on; a task of use "test" is never trained on at all."""
+    """A task. `unseen_descriptions` are wordings never trained on; a task of use "test" is never trained on at all.
+
+    `kind` is free text ("classification", "multiple_choice", "code", ...); `labels` are a classification's answers.
+    """
 
     name: str
     descriptions: tuple[str, ...]
@@ -43,6 +53,8 @@ class Task:
     metric: str = "exact_match"
     unseen_descriptions: tuple[str, ...] = ()
     use: str = "train"
+    kind: str = "generation"
+    labels: tuple[str, ...] = ()
 
     def held_out_wording(self, draw: int = 0) -> str:
         """The draw-th wording that is never trained on; of a task without such wordings, the draw-th of the others."""
@@ -89,10 +101,8 @@ def load_task(folder: Path) -> Task:
     """The task in `folder`; errors as in `load_tasks`."""
     path = folder / "task.yaml"
     fields = read_yaml(path)
-    name, metric, use = (
-        text_field(fields.get(key, default), key, str(path))
-        for key, default in (("name", None), ("metric", "exact_match"), ("use", "train"))
-    )
+    defaults = {"name": None, "metric": "exact_match", "use": "train", "kind": "generation"}
+    name, metric, use, kind = (text_field(fields.get(key, value), key, str(path)) for key, value in defaults.items())
     if use not in USES:
         raise UserError(f"{path}: use is {use!r}: write one of {', '.join(USES)}")
     try:
@@ -108,6 +118,8 @@ def load_task(folder: Path) -> Task:
         test=_read_examples(folder / "test.jsonl"),
         metric=metric,
         use=use,
+        kind=kind,
+        labels=texts_field(fields["labels"], "labels", str(path)) if fields.get("labels") else (),
     )
 
 
@@ -140,7 +152,8 @@ def _read_examples(path: Path) -> tuple[Example, ...]:
 def _example(fields: dict[str, Any], where: str) -> Example:
     output = text_field(fields.get("output"), "output", where)
     accepted = texts_field(fields["outputs"], "outputs", where) if "outputs" in fields else (output,)
-    return Example(text_field(fields.get("input"), "input", where), output, accepted)
+    code = (text_field(fields[key], key, where) if key in fields else "" for key in ("test", "entry_point"))
+    return Example(text_field(fields.get("input"), "input", where), output, accepted, *code)
 
 
 def text_field(value: object, field: str, where: str) -> str:

@@ -1,1 +1,1 @@
-"""How well adapters do: metrics, and the comparison with the base model and with misplaced adapters."""
+"""How well adapters do: metrics, and the comparison with the base model, other adapters and trained LoRAs."""

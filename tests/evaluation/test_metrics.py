@@ -56,5 +56,3 @@ def test_metrics_are_found_by_name():
     assert {name: find_metric(name) for name in METRICS} == METRICS
     with pytest.raises(UserError, match=r"no metric 'bleu'.*exact_match, numeric_match, rouge_l"):
         find_metric("bleu")
-    with pytest.raises(UserError, match=r"code_pass.*not offered yet"):
-        find_metric("code_pass")

@@ -1,0 +1,90 @@
+"""Answers to choose among, and how likely a model finds each.
+
+The score of a choice is the log-probability of its tokens and of the token that ends the turn: that of the whole
+answer, so it is not divided by the length, and a choice that begins another one has no advantage.
+
+Axes: T tasks (adapters), R rows, S prompt, K choices, A tokens of a choice and its end.
+"""
+
+import re
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float, Int
+
+from t2l_jax.data.tasks import Example, Task
+from t2l_jax.decoder import Decoder, DecoderConfig, init_cache, logits
+from t2l_jax.lora import Adapter
+
+_LETTERS = re.compile(r"\(([A-Z])\)|\bCompletion ([A-Z])\b")
+_ANSWER = re.compile(r"(\(|Completion )?([A-Z])(\)|\.)?")
+
+
+def choices(task: Task, example: Example) -> tuple[str, ...]:
+    """A classification's labels; a multiple choice's options, written as its answer is; () where there are none.
+
+    Options are the letters (A), (B), ... or Completion A, ... of the input, from A on without a gap.
+    """
+    if task.labels:
+        found = task.labels
+    else:
+        form = _ANSWER.fullmatch(example.output.strip()) if task.kind == "multiple_choice" else None
+        if form is None:
+            return ()
+        letters = {first or second for first, second in _LETTERS.findall(example.input)}
+        count = next(n for n in range(27) if chr(ord("A") + n) not in letters)
+        found = tuple(f"{form[1] or ''}{chr(ord('A') + n)}{form[3] or ''}" for n in range(count))
+    accepted = {answer.strip() for answer in example.accepted}
+    return found if len(found) > 1 and accepted <= set(found) else ()
+
+
+@struct.dataclass
+class ChoiceBatch:
+    """Prompts without their last token, padded on the left, and what may follow.
+
+    `suffixes` starts with the prompt's last token and is read; `targets` is the choice and the end of the turn;
+    `weights` is 1 on them and 0 on padding. A row of length 0 only fills the batch. A choice without weights is none.
+    """
+
+    tokens: Int[Array, "T R S"]
+    lengths: Int[Array, "T R"]
+    suffixes: Int[Array, "T R K A"]
+    targets: Int[Array, "T R K A"]
+    weights: Float[Array, "T R K A"]
+
+
+@partial(jax.jit, static_argnums=0)
+def choose_likeliest(
+    config: DecoderConfig, params: dict[str, Any], batch: ChoiceBatch, adapter: Adapter | None
+) -> tuple[Int[Array, "T R"], Float[Array, "T R"]]:
+    """The number of each row's likeliest choice, and how many nats it is ahead of the second.
+
+    The prompt is read once into a cache that all choices share. Logits are computed at the choices alone.
+    """
+    decoder = Decoder(config, params["embedding"].dtype)
+    size, room = batch.tokens.shape[-1], batch.suffixes.shape[-1]
+    positions = jnp.arange(size) - (size - batch.lengths[..., None])
+    read: Any = decoder.apply(
+        {"params": params},
+        batch.tokens,
+        adapter,
+        segments=(positions >= 0).astype(jnp.int32),
+        positions=jnp.maximum(positions, 0),
+        cache=init_cache(config, batch.lengths.shape, size + room, params["embedding"].dtype),
+    )
+    after = batch.lengths[..., None] + jnp.arange(room)
+
+    def score(choice: tuple[Array, Array, Array]) -> Array:
+        suffix, target, weight = choice
+        output: Any = decoder.apply({"params": params}, suffix, adapter, positions=after, cache=read[1])
+        scores = logits(config, params, output[0])
+        chosen = jnp.take_along_axis(scores, target[..., None], axis=-1)[..., 0] - jax.nn.logsumexp(scores, axis=-1)
+        return jnp.where(weight.any(-1), jnp.sum(weight * chosen, axis=-1), -jnp.inf)
+
+    per_choice = jax.tree.map(lambda x: jnp.moveaxis(x, -2, 0), (batch.suffixes, batch.targets, batch.weights))
+    likelihoods = jax.lax.map(score, per_choice)
+    best = jnp.sort(likelihoods, axis=0)[-2:]
+    return jnp.argmax(likelihoods, axis=0), best[-1] - best[0]

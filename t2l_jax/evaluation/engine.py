@@ -1,0 +1,197 @@
+"""Rows of different tasks answered together, each through its own adapter.
+
+An answer does not depend on the batch that its row stood in. Other batches round the logits otherwise (by 1e-4 or so
+in float32), which matters only where the best two tokens, or choices, are nearly equal. So every row reports how close
+it came to a tie, and a row that came within `TIE` is decided by a batch of its own, which is the same in every run.
+
+Long answers do not hold up short ones: answers grow in segments, and what is not at its end after a segment goes on
+with others like it, its prompt and what it has written so far read again.
+
+Axes: T tasks (adapters) of a batch, R rows of one, S prompt, K choices, A tokens of a choice.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+from jaxtyping import Int
+
+from t2l_jax.evaluation.choices import ChoiceBatch, choose_likeliest
+from t2l_jax.generation import NO_TOKEN, SHORTEST_BUCKET, Params, bucket, greedy
+from t2l_jax.llm import LLM
+from t2l_jax.lora import Adapter
+
+TIE = 1e-3  # in logits or nats: ten times the rounding of SmolLM2's logits in float32
+SEGMENT = 16  # new tokens of a row's first turn; four times as many at every further one: each is a program to compile
+LONGEST_SEGMENT = 256
+ROWS = 4  # of one adapter in a batch
+BLOCK = 2048  # rows that are answered to their ends before the next ones begin
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the weights of a row come from: `params` and an adapter for all rows, or one by name.
+
+    `identity` stands for the weights: equal identities give equal answers.
+    """
+
+    identity: str
+    params: Params
+    adapter: Adapter | None = None
+    fetch: Callable[[Sequence[str]], Adapter] | None = None  # adapters [T] by name
+
+
+@dataclass(frozen=True)
+class Query:
+    """A prompt for one source and adapter; with `choices` (tokens of each) to choose among, else to continue."""
+
+    source: str
+    adapter: str
+    prompt: Int[np.ndarray, " n"]
+    limit: int
+    choices: tuple[tuple[int, ...], ...] = ()
+
+
+Answer = list[int] | int  # tokens, or the number of a choice
+Shape = tuple[str, bool, int, int, int]  # source, choices?, S, N or K, A
+
+
+@dataclass
+class _Row:
+    """A query on its way: what it has written, and how long its next segment may be."""
+
+    index: int
+    query: Query
+    written: list[int]
+    segment: int = SEGMENT
+
+    def shape(self) -> Shape:
+        query, size = self.query, len(self.query.prompt) + len(self.written)
+        if not query.choices:
+            return query.source, False, max(SHORTEST_BUCKET, bucket(size)), self.segment, 0
+        longest = bucket(max(len(tokens) for tokens in query.choices) + 1)
+        return query.source, True, max(SHORTEST_BUCKET, bucket(size - 1)), bucket(len(query.choices)), longest
+
+
+def answer_all(
+    llm: LLM, sources: dict[str, Source], queries: Sequence[Query], batch_tokens: int, end: int
+) -> Iterator[list[tuple[int, Answer]]]:
+    """Lists of (number of the query, answer) as they are ready.
+
+    `batch_tokens` bounds the prompt tokens of a batch, padding included. `end` is the token that ends a choice.
+    """
+    rows = sorted((_Row(i, query, []) for i, query in enumerate(queries)), key=lambda row: row.shape())
+    blocks = [rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK)]
+    for number in np.random.default_rng(0).permutation(len(blocks)):  # so that the time left is estimated fairly
+        waiting = blocks[number]
+        while waiting:
+            unfinished: list[_Row] = []
+            for shape, batch in _batches(waiting, sources, batch_tokens):
+                done, rest = _advance(llm, sources[shape[0]], shape, batch, end)
+                unfinished += rest
+                if done:
+                    yield done
+            waiting = unfinished
+
+
+def _batches(
+    rows: Sequence[_Row], sources: dict[str, Source], batch_tokens: int
+) -> Iterator[tuple[Shape, list[list[_Row]]]]:
+    """Rows of one shape as batches [T][R]: up to ROWS rows of an adapter stand together, or all without adapters."""
+    by_shape: dict[Shape, list[_Row]] = {}
+    for row in rows:
+        by_shape.setdefault(row.shape(), []).append(row)
+    for shape, alike in by_shape.items():
+        room = max(1, batch_tokens // shape[2])
+        if sources[shape[0]].fetch is None:
+            size = 1 << (room.bit_length() - 1)
+            for start in range(0, len(alike), size):
+                yield shape, [alike[start : start + size]]
+            continue
+        by_adapter: dict[str, list[_Row]] = {}
+        for row in alike:
+            by_adapter.setdefault(row.query.adapter, []).append(row)
+        most = max(len(own) for own in by_adapter.values())
+        width = min(ROWS, room, 1 << (most - 1).bit_length())
+        chunks = [own[i : i + width] for own in by_adapter.values() for i in range(0, len(own), width)]
+        size = 1 << (max(1, room // width).bit_length() - 1)
+        for start in range(0, len(chunks), size):
+            yield shape, chunks[start : start + size]
+
+
+def _advance(
+    llm: LLM, source: Source, shape: Shape, batch: list[list[_Row]], end: int
+) -> tuple[list[tuple[int, Answer]], list[_Row]]:
+    """Answer a batch, or write one more segment of it: what is done, and the rows that go on."""
+    rows = [row for task in batch for row in task]
+    answers, margins = _run(llm, source, shape, batch, end)
+    for place, row in enumerate(rows):
+        if margins[place] < TIE and len(rows) > 1:
+            answers[place] = _run(llm, source, shape, [[row]], end)[0][0]
+    done: list[tuple[int, Answer]] = []
+    rest = []
+    for row, new in zip(rows, answers, strict=True):
+        if isinstance(new, int):
+            done.append((row.index, new))
+            continue
+        room = min(row.segment, row.query.limit - len(row.written))
+        row.written += new
+        if len(new) < room or len(row.written) >= row.query.limit:
+            done.append((row.index, row.written))
+        else:
+            row.segment = min(4 * row.segment, LONGEST_SEGMENT)
+            rest.append(row)
+    return done, rest
+
+
+def _run(llm: LLM, source: Source, shape: Shape, batch: list[list[_Row]], end: int) -> tuple[list[Answer], np.ndarray]:
+    """Answers and margins of a batch's rows, in order."""
+    adapter, size = source.adapter, (1 << (len(batch) - 1).bit_length())
+    if source.fetch is not None:
+        names = [task[0].query.adapter for task in batch]
+        adapter = source.fetch(names + names[:1] * (size - len(names)))
+    width = 1 << (max(len(task) for task in batch) - 1).bit_length()
+    config = llm.config
+    tokens, lengths = np.zeros((size, width, shape[2]), np.int32), np.zeros((size, width), np.int32)
+    places = [(t, r) for t, task in enumerate(batch) for r in range(len(task))]
+    rows = [row for task in batch for row in task]
+    for place, row in zip(places, rows, strict=True):
+        prompt = np.append(row.query.prompt, row.written).astype(np.int32)[: -1 if shape[1] else None]
+        tokens[place][-len(prompt) :] = prompt
+        lengths[place] = len(prompt)
+    answers: list[Answer] = []
+    if shape[1]:
+        filled = _choice_batch(tokens, lengths, places, rows, shape, end)
+        chosen, margins = jax.device_get(choose_likeliest(config, source.params, filled, adapter))
+        answers += [int(chosen[place]) for place in places]
+    else:
+        limits = np.zeros_like(lengths)
+        for place, row in zip(places, rows, strict=True):
+            limits[place] = min(row.segment, row.query.limit - len(row.written))
+        new, margins = jax.device_get(
+            greedy(config, source.params, tokens, lengths, limits, shape[3], adapter, llm.stop_ids)
+        )
+        answers += [[int(token) for token in new[place] if token != NO_TOKEN] for place in places]
+    return answers, np.array([margins[place] for place in places])
+
+
+def _choice_batch(
+    tokens: np.ndarray,
+    lengths: np.ndarray,
+    places: Sequence[tuple[int, int]],
+    rows: Sequence[_Row],
+    shape: Shape,
+    end: int,
+) -> ChoiceBatch:
+    """The choices of every row behind its prompt, padded to the batch's K and A."""
+    size = (*lengths.shape, *shape[3:])
+    suffixes, targets = np.zeros(size, np.int32), np.zeros(size, np.int32)
+    weights = np.zeros(size, np.float32)
+    for place, row in zip(places, rows, strict=True):
+        for k, choice in enumerate(row.query.choices):
+            target = (*choice, end)
+            targets[place][k, : len(target)] = target
+            suffixes[place][k, : len(target)] = (row.query.prompt[-1], *choice)
+            weights[place][k, : len(target)] = 1
+    return ChoiceBatch(*(jax.numpy.asarray(x) for x in (tokens, lengths, suffixes, targets, weights)))

@@ -1,0 +1,290 @@
+"""An evaluation from beginning to end: tasks and a hypernetwork in, a folder with answers and tables out."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import jax
+import numpy as np
+import tyro
+
+from t2l_jax.data.sources import TRAIN, read_tasks
+from t2l_jax.data.tasks import Task, spread
+from t2l_jax.errors import UserError
+from t2l_jax.evaluation import baselines, report, sandbox, store
+from t2l_jax.evaluation.baselines import Baselines
+from t2l_jax.evaluation.choices import choices
+from t2l_jax.evaluation.engine import Answer, Source, answer_all
+from t2l_jax.evaluation.metrics import CODE_PASS, find_metric
+from t2l_jax.evaluation.plan import EITHER, METHODS, MethodName, Mode, Planner, Row, adapter_text, misalign
+from t2l_jax.llm import LLM
+from t2l_jax.model import Model
+from t2l_jax.progress import progress_bar
+
+SETTINGS_WITHOUT_EFFECT = ("batch_tokens",)
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """What is evaluated, and how thoroughly."""
+
+    tasks: str = "words"
+    """`words`, `family`, or a folder of task folders."""
+    only: tuple[str, ...] = ()
+    """Patterns of task names, such as 'sni_*' 'boolq'. Default: all tasks."""
+    splits: tuple[str, ...] = ()
+    """Groups of tasks, such as train, 'unseen combinations'. Default: all there are."""
+    max_tasks: int = 70
+    """Tasks of each split at most, evenly spread."""
+    examples: int = 20
+    """Test examples of each task at most."""
+    wordings: int = 3
+    """Descriptions of each task, averaged: ones that were never trained on, where the task has such."""
+    prompt: Literal["instance", "instruction", "both"] = "instance"
+    """What adapters are tried with: the instance alone, the description before it, or first one then the other."""
+    methods: Annotated[tuple[MethodName, ...], tyro.conf.arg(metavar="[METHOD ...]")] = ()
+    """Columns: base, description, few-shot, multitask, average, random, misaligned, aligned, oracle. Default: all that
+    there is material for."""
+    choose: Literal["likelihood", "text"] = "likelihood"
+    """How labels and options are answered: the likeliest one counts (label accuracy), or what the model writes does."""
+    run_code: bool = False
+    """Run the programs that the model writes for code tasks; left out otherwise. It is no jail:
+    evaluation/sandbox.py says what it protects from."""
+    max_new_tokens: int = 256
+    """Tokens of an answer at most; a task whose right answers are shorter gets as many as the longest needs."""
+    batch_tokens: int = 4096
+    """Prompt tokens computed at a time. More is faster on a GPU and needs more memory; the scores stay the same."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_tasks", "examples", "wordings", "max_new_tokens", "batch_tokens"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+    @property
+    def modes(self) -> tuple[Mode, ...]:
+        return ("instance", "instruction") if self.prompt == "both" else (self.prompt,)
+
+
+def evaluate(model: Model, config: EvaluationConfig, folder: Path, given: Baselines = Baselines()) -> str:  # noqa: B008
+    """Answer, score and tabulate; return the summary in markdown.
+
+    The folder gets `settings.json`, `predictions.jsonl`, and `table.md`, `.csv`, `.json` and `.png`. Killed and started
+    again, it goes on. Raises UserError for tasks, methods and folders that do not fit.
+    """
+    every = read_tasks(config.tasks)
+    splits, notes = select(config, every)
+    own = baselines.training_oracles(given.oracles, every.get(TRAIN, []))
+    methods, more = _methods(config, given, own)
+    notes += more + _partial_notes(methods, splits, given)
+    settings = _settings(model, config, splits, methods, given)
+    store.claim(folder, settings)
+    llm = model.load_base()
+    with jax.default_matmul_precision("highest"):  # the rounding that `engine.TIE` allows for is float32's
+        sources = _sources(model, llm, splits, methods, config, given, own)
+        planner = Planner(
+            llm,
+            sources,
+            methods,
+            config.modes,
+            config.examples,
+            config.wordings,
+            config.choose == "likelihood",
+            config.max_new_tokens,
+            frozenset(given.oracles),
+        )
+        rows = list(planner.rows(splits))
+        found = answer_rows(llm, sources, rows, folder, config.batch_tokens)
+    lines = report.entries(*_collect(rows, found, config.modes))
+    report.write(folder, lines, notes, settings)
+    return report.markdown(lines, notes, single=False)
+
+
+def select(config: EvaluationConfig, every: dict[str, list[Task]]) -> tuple[dict[str, list[Task]], list[str]]:
+    """The tasks that are evaluated, and notes on what is left out.
+
+    Raises UserError where a split is unknown, a metric is, or no task is left.
+    """
+    for name in config.splits:
+        if name not in every:
+            raise UserError(f"{config.tasks}: has no split {name!r}: choose among {', '.join(every)}")
+    chosen: dict[str, list[Task]] = {}
+    notes: list[str] = []
+    for name, tasks in every.items():
+        if config.splits and name not in config.splits:
+            continue
+        fit = [t for t in tasks if not config.only or any(fnmatchcase(t.name, pattern) for pattern in config.only)]
+        if not config.run_code:
+            code = [task.name for task in fit if task.metric == CODE_PASS]
+            fit = [task for task in fit if task.metric != CODE_PASS]
+            notes += [f"{name}: {', '.join(code)} left out: --run-code runs programs that the model writes"] * bool(
+                code
+            )
+        for task in fit:
+            if task.metric != CODE_PASS:
+                find_metric(task.metric)
+        some = spread(fit, config.max_tasks)
+        if some:
+            chosen[name] = some
+    if not chosen:
+        raise UserError(f"{config.tasks}: no task that was chosen has test examples: there is nothing to evaluate")
+    return chosen, notes
+
+
+def _methods(config: EvaluationConfig, given: Baselines, own: dict[str, Path]) -> tuple[tuple[str, ...], list[str]]:
+    """The columns, in the order of METHODS, and notes on those without material.
+
+    Raises UserError where such a column was asked for by name.
+    """
+    lacking = {}
+    if given.multitask is None:
+        lacking["multitask"] = "--multitask FOLDER gives the shared LoRA"
+    if not given.oracles:
+        lacking["oracle"] = "--oracles FOLDER gives each task's own LoRA"
+    if not own:
+        lacking["average"] = "--oracles FOLDER gives the LoRAs of training tasks, which are averaged"
+    for name in config.methods:
+        if name in lacking:
+            raise UserError(f"the method {name} has no material: {lacking[name]}")
+    wanted: Sequence[str] = config.methods or list(METHODS)
+    notes = [f"{METHODS[name].title}: left out, {how}" for name, how in lacking.items() if name in wanted]
+    return tuple(name for name in METHODS if name in wanted and name not in lacking), notes
+
+
+def _partial_notes(methods: Sequence[str], splits: dict[str, list[Task]], given: Baselines) -> list[str]:
+    """What a column lacks on some of the tasks."""
+    notes = []
+    for split, tasks in splits.items():
+        if "misaligned" in methods and len(tasks) == 1:
+            notes.append(f"{split}: {tasks[0].name} is the one task, so no other one's adapter is tried")
+        bare = [task.name for task in tasks if not task.train]
+        if "few-shot" in methods and bare:
+            notes.append(f"{split}: {', '.join(bare)} without training examples, hence without few-shot")
+        missing = sum(task.name not in given.oracles for task in tasks)
+        if "oracle" in methods and missing:
+            notes.append(f"{split}: {missing} of {len(tasks)} tasks have no oracle")
+    return notes
+
+
+def _settings(
+    model: Model, config: EvaluationConfig, splits: dict[str, list[Task]], methods: Sequence[str], given: Baselines
+) -> dict[str, Any]:
+    """What the answers depend on: a folder holds those of one value of it."""
+    shown = {name: value for name, value in asdict(config).items() if name not in SETTINGS_WITHOUT_EFFECT}
+    return {
+        **shown,
+        "methods": methods,
+        "model": model.fingerprint,
+        "base": model.config.base,
+        "multitask": None if given.multitask is None else baselines.digest(given.multitask),
+        "oracles": {name: baselines.digest(path) for name, path in given.oracles.items()},
+        "task_names": {split: [task.name for task in tasks] for split, tasks in splits.items()},
+    }
+
+
+def _sources(
+    model: Model,
+    llm: LLM,
+    splits: dict[str, list[Task]],
+    methods: Sequence[str],
+    config: EvaluationConfig,
+    given: Baselines,
+    own: dict[str, Path],
+) -> dict[str, Source]:
+    """The weights that the methods need."""
+    sources = {"base": Source(f"base {llm.source}", llm.params)}
+    texts = [
+        adapter_text(METHODS[name], task, other, wording)
+        for tasks in splits.values()
+        for task, other in zip(tasks, _others(tasks), strict=True)
+        for name in methods
+        if METHODS[name].source == "hypernet"
+        for wording in range(config.wordings)
+    ]
+    if texts:
+        sources["hypernet"] = baselines.hypernet_source(model, llm, texts)
+    if "multitask" in methods and given.multitask is not None:
+        sources["multitask"] = baselines.multitask_source(llm, given.multitask)
+    if "average" in methods:
+        sources["average"] = baselines.average_source(llm, own)
+    if "oracle" in methods:
+        sources["oracle"] = baselines.oracle_source(llm, given.oracles)
+    return sources
+
+
+def _others(tasks: Sequence[Task]) -> list[Task]:
+    by_name = {task.name: task for task in tasks}
+    return [by_name[name] for name in misalign([task.name for task in tasks])]
+
+
+def answer_rows(
+    llm: LLM, sources: dict[str, Source], rows: Sequence[Row], folder: Path, batch_tokens: int
+) -> dict[str, float]:
+    """Each row's score by key. Answers are appended to the folder as they come; those that are there are not redone."""
+    known = store.read_predictions(folder)
+    found = {row.key: float(known[row.key]["score"]) for row in rows if row.key in known}
+    todo = [row for row in rows if row.key not in found]
+    queries = [row.query for row in todo]
+    end = int(llm.tokenizer.eos_token_id)
+    with progress_bar() as progress, ThreadPoolExecutor(2) as pool:
+        bar = progress.add_task("answering", total=len(rows), completed=len(found), rate="")
+        for batch in answer_all(llm, sources, queries, batch_tokens, end):
+            texts = [_text(llm, todo[index], answer) for index, answer in batch]
+            scores = list(pool.map(_score, [todo[index] for index, _ in batch], texts))
+            pairs = zip(batch, texts, scores, strict=True)
+            store.append(folder, [_record(todo[index], text, score) for (index, _), text, score in pairs])
+            found |= {todo[index].key: score for (index, _), score in zip(batch, scores, strict=True)}
+            progress.advance(bar, len(batch))
+            speed = progress.tasks[bar].speed
+            progress.update(bar, rate=f"{speed:.1f} answers/s" if speed else "")
+    return found
+
+
+def _text(llm: LLM, row: Row, answer: Answer) -> str:
+    if isinstance(answer, int):
+        return choices(row.task, row.task.test[row.example])[answer]
+    return str(llm.tokenizer.decode(answer, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
+def _score(row: Row, text: str) -> float:
+    example = row.task.test[row.example]
+    if row.query.choices:
+        return float(text in {answer.strip() for answer in example.accepted})
+    if row.task.metric == CODE_PASS:
+        program = sandbox.program(example.input, text, example.test, example.entry_point)
+        return float(sandbox.passes(program))
+    return find_metric(row.task.metric)(text, example.accepted)
+
+
+def _record(row: Row, text: str, score: float) -> dict[str, Any]:
+    return {
+        "split": row.split,
+        "task": row.task.name,
+        "method": row.method,
+        "mode": row.mode,
+        "wording": row.wording,
+        "example": row.example,
+        "prediction": text,
+        "score": score,
+        "key": row.key,
+    }
+
+
+def _collect(
+    rows: Sequence[Row], found: dict[str, float], modes: Sequence[Mode]
+) -> tuple[report.Scores, dict[str, str]]:
+    """Scores [wordings, examples] of every cell, and what is measured on every task."""
+    cells: dict[tuple[str, str, str, str], dict[tuple[int, int], float]] = {}
+    metrics = {}
+    for row in rows:
+        metrics[row.task.name] = "label accuracy" if row.query.choices else row.task.metric
+        for mode in modes if row.mode == EITHER else (row.mode,):
+            cell = cells.setdefault((mode, row.split, row.task.name, row.method), {})
+            cell[row.wording, row.example] = found[row.key]
+    scores = {}
+    for place, cell in cells.items():
+        shape = tuple(1 + max(index[axis] for index in cell) for axis in (0, 1))
+        scores[place] = np.array([[cell[w, e] for e in range(shape[1])] for w in range(shape[0])])
+    return scores, metrics

@@ -1,0 +1,181 @@
+"""What is asked of whom: the methods (columns of the table), and every prompt of an evaluation.
+
+Wordings are texts that were never trained on, where a task has such. A method that reads no wording is asked once.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from t2l_jax.data.prompts import render
+from t2l_jax.data.tasks import Example, Task
+from t2l_jax.errors import UserError
+from t2l_jax.evaluation.choices import choices
+from t2l_jax.evaluation.engine import Query, Source
+from t2l_jax.llm import LLM
+
+Mode = Literal["instance", "instruction"]
+EITHER = ""  # the mode of what the base model answers: its prompt does not depend on the mode
+SHOTS = 3
+LONGEST_FEW_SHOT = 2048  # tokens of a prompt with examples: as many of the SHOTS as fit
+RANDOM_CHARACTERS = 60
+
+
+@dataclass(frozen=True)
+class Method:
+    """A column. `source` says whose weights answer; a hypernetwork's adapter reads `text`."""
+
+    title: str
+    source: Literal["base", "multitask", "average", "hypernet", "oracle"]
+    text: Literal["", "own", "other", "random"] = ""
+    described: bool = False  # the wording stands in the prompt, whatever the mode
+    shots: bool = False
+
+
+METHODS: dict[str, Method] = {
+    "base": Method("base", "base"),
+    "description": Method("base + description", "base", described=True),
+    "few-shot": Method(f"base + description + {SHOTS} examples", "base", described=True, shots=True),
+    "multitask": Method("multi-task LoRA", "multitask"),
+    "average": Method("average LoRA", "average"),
+    "random": Method("adapter from a random string", "hypernet", "random"),
+    "misaligned": Method("misaligned adapter", "hypernet", "other"),
+    "aligned": Method("aligned adapter", "hypernet", "own"),
+    "oracle": Method("oracle", "oracle"),
+}
+MethodName = Literal[
+    "base", "description", "few-shot", "multitask", "average", "random", "misaligned", "aligned", "oracle"
+]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One question: its place in the table, the query, and a key that equal questions to equal models share."""
+
+    split: str
+    task: Task
+    method: str
+    mode: str
+    wording: int
+    example: int
+    query: Query
+    key: str
+
+
+def misalign(texts: Sequence[str]) -> list[str]:
+    """The same texts, each in the place of another: passed on along a circle in random order."""
+    order = np.random.default_rng(0).permutation(len(texts))
+    moved = dict(zip(order, np.roll(order, 1), strict=True))
+    return [texts[moved[place]] for place in range(len(texts))]
+
+
+def random_text(task: str, wording: int) -> str:
+    """A string of letters, digits and blanks that the task's name and the number seed."""
+    digest = hashlib.sha256(f"{task}/{wording}".encode()).digest()
+    letters = list("abcdefghijklmnopqrstuvwxyz0123456789    ")
+    drawn = np.random.default_rng(list(digest)).choice(letters, RANDOM_CHARACTERS)
+    return "x" + "".join(drawn)
+
+
+def adapter_text(method: Method, task: Task, other: Task, wording: int) -> str:
+    """What the hypernetwork reads for a task's adapter; "" where the method asks none."""
+    texts = {"": "", "own": task.held_out_wording(wording), "other": other.held_out_wording(wording)}
+    return texts[method.text] if method.text in texts else random_text(task.name, wording)
+
+
+@dataclass(frozen=True)
+class Planner:
+    """Makes the rows. `oracles` are the tasks that have an adapter of their own."""
+
+    llm: LLM
+    sources: dict[str, Source]
+    methods: Sequence[str]
+    modes: Sequence[Mode]
+    examples: int
+    wordings: int
+    likelihood: bool
+    max_new_tokens: int
+    oracles: frozenset[str] = frozenset()
+
+    def rows(self, splits: dict[str, list[Task]]) -> Iterator[Row]:
+        """Every question of an evaluation, task by task."""
+        for split, tasks in splits.items():
+            others = misalign([task.name for task in tasks])
+            by_name = {task.name: task for task in tasks}
+            for task, other in zip(tasks, others, strict=True):
+                yield from self._task(split, task, by_name[other])
+
+    def _task(self, split: str, task: Task, other: Task) -> Iterator[Row]:
+        some = task.test[: self.examples]
+        options = [choices(task, example) for example in some] if self.likelihood else [()]
+        chosen = all(options)  # one measure for a task: all its examples have choices, or none is asked to choose
+        picks = [tuple(tuple(self._tokens(text)) for text in own) if chosen else () for own in options] * len(some)
+        limit = answer_limit(self.llm, some, self.max_new_tokens)
+        prompts: dict[tuple[str, int, int], np.ndarray] = {}  # shared by the methods that ask the same
+        wordings = min(self.wordings, len(task.unseen_descriptions or task.descriptions))
+        for name in self.methods:
+            method = METHODS[name]
+            unfit = (method.shots and not task.train) or (method.source == "oracle" and task.name not in self.oracles)
+            unfit = unfit or (method.text == "other" and other is task)
+            for mode in () if unfit else self.modes if method.source != "base" else (EITHER,):
+                described = method.described or mode == "instruction"
+                reads = described or method.text in ("own", "other")
+                for wording in range(wordings if reads else self.wordings if method.text else 1):
+                    text = task.held_out_wording(wording) if described else None
+                    adapter = task.name if method.source == "oracle" else adapter_text(method, task, other, wording)
+                    for number, example in enumerate(some):
+                        key = ("shots" if method.shots else "plain", wording if described else -1, number)
+                        if key not in prompts:
+                            prompts[key] = self._prompt(task, example, text, method.shots)
+                        query = Query(method.source, adapter, prompts[key], limit, picks[number])
+                        yield self._row(split, task, name, mode, wording, number, query)
+
+    def _row(self, split: str, task: Task, method: str, mode: str, wording: int, number: int, query: Query) -> Row:
+        example = task.test[number]
+        digest = hashlib.sha256(query.prompt.tobytes())
+        content = [self.sources[query.source].identity, query.adapter, query.limit, query.choices, task.metric]
+        content += [example.accepted, example.test, example.entry_point, task.name, method, mode, wording, number]
+        digest.update(json.dumps(content).encode())
+        return Row(split, task, method, mode, wording, number, query, digest.hexdigest()[:32])
+
+    def _prompt(self, task: Task, example: Example, text: str | None, shots: bool) -> np.ndarray:
+        if not shots:
+            return np.asarray(render(self.llm.tokenizer, example.input, text), np.int32)
+        for count in range(SHOTS, -1, -1):
+            tokens = few_shot(self.llm, task, example, text or "", count)
+            if len(tokens) <= LONGEST_FEW_SHOT:
+                break
+        return np.asarray(tokens, np.int32)
+
+    def _tokens(self, text: str) -> list[int]:
+        return self.llm.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def few_shot(llm: LLM, task: Task, example: Example, description: str, count: int) -> list[int]:
+    """A conversation: the description before the first question, `count` training examples answered, the question.
+
+    The examples are the same for every question of a task, drawn by its name.
+    """
+    seed = list(hashlib.sha256(task.name.encode()).digest())
+    drawn = np.random.default_rng(seed).permutation(len(task.train))[:count]
+    pairs = [(task.train[i].input, task.train[i].output) for i in drawn]
+    asked = [question for question, _ in pairs] + [example.input]
+    asked[0] = f"{description}\n\n{asked[0]}"
+    turns = [{"role": "user", "content": asked[0]}]
+    for (_, answer), question in zip(pairs, asked[1:], strict=True):
+        turns += [{"role": "assistant", "content": answer}, {"role": "user", "content": question}]
+    try:
+        return llm.render([{"role": "system", "content": ""}, *turns])
+    except UserError:  # a template that knows no system turn
+        return llm.render(turns)
+
+
+def answer_limit(llm: LLM, examples: Sequence[Example], most: int) -> int:
+    """New tokens: room for the longest right answer and its end, in steps of 8, and at most `most`."""
+    texts = [text for example in examples for text in (example.output, *example.accepted)]
+    longest = max(len(tokens) for tokens in llm.tokenizer(texts, add_special_tokens=False)["input_ids"])
+    return min(most, -(-(longest + 1) // 8) * 8)

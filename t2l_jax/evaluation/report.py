@@ -1,0 +1,170 @@
+"""The table of an evaluation as data, markdown, CSV and a picture.
+
+Scores are in percent. An interval is a 95% bootstrap interval: of a split over its tasks and their examples, of a task
+over its examples (see `bootstrap`). A score is first averaged over the wordings of its example.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from t2l_jax.evaluation.bootstrap import Interval, interval
+from t2l_jax.evaluation.plan import METHODS
+from t2l_jax.io.files import atomic_write
+
+DIFFERENCES = (("aligned", "multitask"), ("aligned", "misaligned"))
+MODE_TITLES = {"instance": "instance only", "instruction": "with instruction"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of the table: one method on one task, or, where `task` is empty, on a split; percent.
+
+    `minus` names the method that is subtracted, example by example. `tasks` of the split's `of` tasks count: a method
+    may lack material for some. `wording_std` is the standard deviation of the mean over wordings.
+    """
+
+    mode: str
+    split: str
+    task: str
+    metric: str
+    method: str
+    minus: str
+    mean: float
+    low: float
+    high: float
+    wording_std: float
+    tasks: int
+    of: int
+    examples: int
+
+
+Scores = dict[tuple[str, str, str, str], np.ndarray]  # (mode, split, task, method) -> [wordings, examples]
+
+
+def entries(scores: Scores, metrics: dict[str, str]) -> list[Entry]:
+    """Every line: of each mode and split the averages, the differences, then task by task. `metrics` is by task."""
+    found: list[Entry] = []
+    names: dict[tuple[str, str], dict[str, None]] = {}
+    for mode, split, task, _ in scores:
+        names.setdefault((mode, split), {})[task] = None
+    for (mode, split), tasks in names.items():
+        by_method = {
+            method: {task: scores[mode, split, task, method] for task in tasks if (mode, split, task, method) in scores}
+            for method in METHODS
+        }
+        place = (mode, split, "", "")
+        found += [_entry(*place, m, "", list(own.values()), len(tasks)) for m, own in by_method.items() if own]
+        for first, second in DIFFERENCES:
+            both = [task for task in by_method[first] if task in by_method[second]]
+            pairs = [by_method[first][task].mean(0) - by_method[second][task].mean(0) for task in both]
+            if pairs:
+                found.append(_entry(*place, first, second, [pair[None] for pair in pairs], len(tasks)))
+        for task in tasks:
+            place = (mode, split, task, metrics[task])
+            found += [_entry(*place, m, "", [own[task]], 1) for m, own in by_method.items() if task in own]
+    return found
+
+
+def _entry(
+    mode: str, split: str, task: str, metric: str, method: str, minus: str, arrays: Sequence[np.ndarray], of: int
+) -> Entry:
+    """Mean and interval of arrays [wordings, examples], one for each task."""
+    found = Interval(*(100 * value for value in interval([array.mean(0) for array in arrays])))
+    wordings = max(len(array) for array in arrays)
+    by_wording = [np.mean([array[w % len(array)].mean() for array in arrays]) for w in range(wordings)]
+    count = sum(array.shape[1] for array in arrays)
+    return Entry(
+        mode, split, task, metric, method, minus, *found, 100 * float(np.std(by_wording)), len(arrays), of, count
+    )
+
+
+def markdown(lines: Sequence[Entry], notes: Sequence[str], single: bool = True) -> str:
+    """The tables of the splits, then the differences, then, if `single`, the tables of the tasks; and the notes."""
+    parts = []
+    for mode in dict.fromkeys(line.mode for line in lines):
+        own = [line for line in lines if line.mode == mode]
+        title = MODE_TITLES[mode]
+        parts.append(f"## Averages, {title}\n\n" + _table("tasks", [e for e in own if not e.task and not e.minus]))
+        differences = [line for line in own if line.minus]
+        if differences:
+            rows = [
+                f"| {e.split} ({e.tasks}) | {METHODS[e.method].title} - {METHODS[e.minus].title} | {_cell(e)} |"
+                for e in differences
+            ]
+            head = "| tasks | difference, pairwise | points |\n|---|---|---|\n"
+            parts.append(f"## Differences, {title}\n\n" + head + "\n".join(rows) + "\n")
+        if single:
+            parts.append(f"## Task by task, {title}\n\n" + _table("task", [e for e in own if e.task]))
+    parts.append("Percent, with 95% bootstrap intervals.\n" + "".join(f"- {note}\n" for note in notes))
+    return "\n".join(parts)
+
+
+def _table(head: str, lines: Sequence[Entry]) -> str:
+    """Rows are splits or tasks, columns methods; a dash where a method was not asked."""
+    methods = [name for name in METHODS if any(line.method == name for line in lines)]
+    rows: dict[tuple[str, str], dict[str, Entry]] = {}
+    for line in lines:
+        rows.setdefault((line.split, line.task), {})[line.method] = line
+    text = [
+        f"| {head} | " + " | ".join(METHODS[name].title for name in methods) + " |",
+        "|---" * (len(methods) + 1) + "|",
+    ]
+    for (split, task), cells in rows.items():
+        first = next(iter(cells.values()))
+        name = f"{task} ({split}, {first.metric})" if task else f"{split} ({first.of})"
+        text.append(f"| {name} | " + " | ".join(_cell(cells[m]) if m in cells else "-" for m in methods) + " |")
+    return "\n".join(text) + "\n"
+
+
+def _cell(line: Entry) -> str:
+    part = f" ({line.tasks} of {line.of} tasks)" if line.tasks < line.of else ""
+    return f"{line.mean:.1f} [{line.low:.1f}, {line.high:.1f}]{part}"
+
+
+def write(folder: Path, lines: Sequence[Entry], notes: Sequence[str], settings: dict[str, Any]) -> None:
+    """table.md, table.csv, table.json and table.png."""
+    atomic_write(folder / "table.md", markdown(lines, notes))
+    buffer = io.StringIO(newline="")
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(Entry.__dataclass_fields__)
+    writer.writerows(vars(line).values() for line in lines)
+    atomic_write(folder / "table.csv", buffer.getvalue())
+    data = {"settings": settings, "notes": list(notes), "entries": [vars(line) for line in lines]}
+    atomic_write(folder / "table.json", json.dumps(data, indent=1) + "\n")
+    atomic_write(folder / "table.png", picture(lines))
+
+
+def picture(lines: Sequence[Entry]) -> bytes:
+    """A PNG: one panel for each mode, one group of bars for each split, with intervals."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    averages = [line for line in lines if not line.task and not line.minus]
+    modes = list(dict.fromkeys(line.mode for line in averages))
+    splits = list(dict.fromkeys(line.split for line in averages))
+    methods = [name for name in METHODS if any(line.method == name for line in averages)]
+    figure = Figure(figsize=(4 + 2.2 * len(splits), 3.6 * len(modes)), layout="constrained")
+    panels = figure.subplots(len(modes), squeeze=False)[:, 0]
+    for panel, mode in zip(panels, modes, strict=True):
+        for number, method in enumerate(methods):
+            own = [line for line in averages if (line.mode, line.method) == (mode, method)]
+            places = [splits.index(line.split) + (number - (len(methods) - 1) / 2) * 0.8 / len(methods) for line in own]
+            ends = np.array([[line.mean - line.low, line.high - line.mean] for line in own]).T.clip(0)
+            means = [line.mean for line in own]
+            label = METHODS[method].title
+            panel.bar(places, means, 0.8 / len(methods), label=label, color=f"C{number}", yerr=ends, capsize=2)
+        panel.set_xticks(range(len(splits)), splits)
+        panel.set_ylabel("score (percent)")
+        panel.set_title(MODE_TITLES[mode], loc="left")
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[0].legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize="small")
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(buffer)
+    return buffer.getvalue()

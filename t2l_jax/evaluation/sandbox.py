@@ -1,0 +1,91 @@
+"""Whether a program that a model wrote passes its test: a new process, limited in time, memory and files.
+
+What it protects from: a program that loops, eats memory, fills the disk, prints without end, ends early or reaches for
+the network by accident. `unshare` takes the network away where the system allows it; elsewhere Python's sockets are
+replaced, which a program that means harm can undo. It is no jail: the program can read what you can read. Where the
+model is not trusted, run the evaluation in a container.
+"""
+
+import os
+import re
+import secrets
+import signal
+import subprocess
+import sys
+import tempfile
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+
+SECONDS = 10
+MEMORY = 1 << 30  # bytes of address space
+FILE_BYTES = 10 << 20  # of one file
+_FENCE = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
+
+# Runs in the child: limits itself, then runs the program, then notes that it came to the end.
+_CHILD = """
+import resource, runpy, socket, sys
+seconds, memory, size = map(int, sys.argv[1:4])
+for kind, limit in (("CPU", seconds), ("AS", memory), ("FSIZE", size), ("CORE", 0)):
+    resource.setrlimit(getattr(resource, "RLIMIT_" + kind), (limit, limit))
+def refuse(*args, **kwargs):
+    raise OSError("no network here")
+socket.socket = socket.create_connection = socket.getaddrinfo = refuse
+note = open(sys.argv[4], "w")
+word = sys.argv[5]
+del sys.argv[1:]
+runpy.run_path("program.py", run_name="__main__")
+note.write(word)
+note.close()
+"""
+
+
+def program(prompt: str, answer: str, test: str, entry_point: str) -> str:
+    """The Python text to run: the function, the test, and the call of `check`.
+
+    An answer is the rest of the prompt's function, or text with the whole function, in a fenced block or not.
+    """
+    fenced = _FENCE.search(answer)
+    code = fenced[1] if fenced else answer
+    whole = re.search(rf"^def {re.escape(entry_point)}\b", code, re.MULTILINE)
+    imports = "\n".join(line for line in prompt.splitlines() if line.startswith(("import ", "from ")))
+    function = f"{imports}\n{code}" if whole else prompt + code
+    return f"{function}\n\n{test}\n\ncheck({entry_point})\n"
+
+
+def passes(text: str, seconds: int = SECONDS, memory: int = MEMORY) -> bool:
+    """True where the program runs to its end within `seconds` and `memory` bytes, without an exception."""
+    word = secrets.token_hex(16)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        (folder / "program.py").write_text(text, encoding="utf-8", errors="replace")
+        (folder / "child.py").write_text(_CHILD)
+        limits = [str(seconds), str(memory), str(FILE_BYTES)]
+        command = [*_without_network(), sys.executable, "-I", "-B", "child.py", *limits, "note", word]
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env={"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(seconds + 2)
+        with suppress(ProcessLookupError):  # what it started too
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        note = folder / "note"
+        return note.is_file() and note.read_bytes() == word.encode()
+
+
+@cache
+def _without_network() -> tuple[str, ...]:
+    """The command that starts another one without a network, where the system has it and allows it."""
+    command = ("unshare", "--user", "--map-root-user", "--net")
+    try:
+        allowed = subprocess.run([*command, "true"], capture_output=True, timeout=10, check=False).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return ()
+    return command if allowed else ()

@@ -1,0 +1,46 @@
+"""Intervals against the variance of the two-stage bootstrap in closed form."""
+
+import numpy as np
+import pytest
+
+from t2l_jax.evaluation.bootstrap import interval, replicates
+
+
+def scores(seed, tasks, examples):
+    rng = np.random.default_rng(seed)
+    return [rng.normal(rng.normal(0, 2), 1, examples) for _ in range(tasks)]
+
+
+@pytest.mark.parametrize(("tasks", "examples"), [(1, 40), (12, 5), (30, 50)])
+def test_the_spread_of_replicates_is_the_closed_form(tasks, examples):
+    data = scores(0, tasks, examples)
+    means = np.array([task.mean() for task in data])
+    variance = (means.var() + np.mean([task.var() for task in data]) / examples) / tasks
+    drawn = replicates(data, 20_000)
+    assert drawn.var() == pytest.approx(variance, rel=0.05)
+    assert drawn.mean() == pytest.approx(means.mean(), abs=4 * np.sqrt(variance / 20_000) + 1e-3)
+
+
+def test_an_interval_is_the_normal_one_where_examples_are_many():
+    data = scores(1, 200, 20)
+    means = np.array([task.mean() for task in data])
+    deviation = np.sqrt((means.var() + np.mean([task.var() for task in data]) / 20) / 200)
+    found = interval(data)
+    assert found.mean == pytest.approx(means.mean())
+    assert found.low == pytest.approx(means.mean() - 1.96 * deviation, abs=0.15 * deviation)
+    assert found.high == pytest.approx(means.mean() + 1.96 * deviation, abs=0.15 * deviation)
+    assert interval(data) == found
+
+
+def test_equal_scores_have_no_width_and_tasks_count_equally():
+    assert interval([np.ones(3), np.ones(5)]) == (1, 1, 1)
+    assert interval([np.zeros(1), np.ones(99)]).mean == 0.5
+
+
+def test_a_paired_difference_is_narrower_than_the_methods_apart():
+    data = scores(2, 20, 10)
+    shifted = [task + 0.1 for task in data]
+    difference = interval([a - b for a, b in zip(shifted, data, strict=True)])
+    assert difference.low == pytest.approx(0.1)
+    assert difference.high == pytest.approx(0.1)
+    assert interval(shifted).low < interval(data).high

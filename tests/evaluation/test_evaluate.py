@@ -1,0 +1,230 @@
+"""A whole evaluation of a tiny model: its files, going on, batch sizes, columns, and what is refused."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+from tiny_published import SPEC, HashEncoder, save_base, save_published, tiny_config
+
+from t2l_jax import model as model_module
+from t2l_jax import save_peft
+from t2l_jax.data.tasks import Example, Task
+from t2l_jax.errors import UserError
+from t2l_jax.evaluation import baselines, evaluate, sandbox
+from t2l_jax.evaluation.baselines import Baselines, find_baselines
+from t2l_jax.evaluation.evaluate import EvaluationConfig
+from t2l_jax.evaluation.plan import METHODS
+from t2l_jax.lora import dense_delta, init_adapter, merge
+from t2l_jax.model import Model, load
+
+INPUTS = ("red blue green", "one two three four five", "black white")
+
+
+def make_task(number, **changes):
+    examples = tuple(Example(text, "one " * number, ("one", "two")) for text in INPUTS)
+    texts = (f"Say train {number}.",)
+    unseen = (f"Say {number} first.", f"Say {number} last.")
+    return replace(Task(f"task{number}", texts, examples, examples, "rouge_l", unseen), **changes)
+
+
+CLASSES = make_task(4, kind="classification", labels=("one", "two three"), metric="exact_match")
+SPLITS = {
+    "train": [make_task(1), make_task(2), make_task(3)],
+    "unseen": [replace(CLASSES, test=tuple(Example(text, "one", ("one",)) for text in INPUTS)), make_task(5)],
+}
+
+
+@pytest.fixture(autouse=True)
+def _settings(monkeypatch, tmp_path):
+    monkeypatch.setenv("T2L_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(model_module, "load_encoder", lambda source: HashEncoder())
+    monkeypatch.setattr(evaluate, "read_tasks", lambda source: SPLITS)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("published")
+    return save_published(path / "model", tiny_config(save_base(path / "base")))
+
+
+@pytest.fixture
+def model(folder):
+    return load(folder)
+
+
+@pytest.fixture
+def given(tmp_path):
+    """A shared LoRA, and oracles of two training tasks and an unseen one."""
+    places = {name: tmp_path / "peft" / name for name in ("shared", "task1", "task2", "task4")}
+    for seed, path in enumerate(places.values()):
+        save_peft(some_adapter(seed), path)
+    multitask = places.pop("shared")
+    return Baselines(multitask, places)
+
+
+def some_adapter(seed):
+    key = jax.random.key(seed)
+    return jax.tree.map(lambda leaf: leaf + 0.2 * jax.random.normal(key, leaf.shape), init_adapter(key, SPEC))
+
+
+def lines(path):
+    return [json.loads(line) for line in (path / "predictions.jsonl").read_text().splitlines()]
+
+
+def by_key(path):
+    return {line["key"]: line for line in lines(path)}
+
+
+def test_every_column_file_and_note(model, given, tmp_path):
+    config = EvaluationConfig(examples=3, wordings=3, prompt="both")
+    text = evaluate.evaluate(model, config, tmp_path / "out", given)
+    for method in METHODS.values():
+        assert method.title in text
+    assert "1 of 3 tasks have no oracle" in text
+    assert "(2 of 3 tasks)" in text
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        *("settings.json", "predictions.jsonl", "table.md", "table.csv", "table.json", "table.png")
+    }
+    found = lines(tmp_path / "out")
+    assert len({line["key"] for line in found}) == len(found)
+    count = {(m, mode): 0 for m in METHODS for mode in ("", "instance", "instruction")}
+    for line in found:
+        count[line["method"], line["mode"]] += 1
+    rows = 5 * 3  # tasks x examples; every task has two unseen wordings
+    assert [count["base", ""], count["description", ""], count["few-shot", ""]] == [rows, 2 * rows, 2 * rows]
+    assert [count["multitask", "instance"], count["multitask", "instruction"]] == [rows, 2 * rows]
+    assert [count["aligned", "instance"], count["misaligned", "instruction"]] == [2 * rows, 2 * rows]
+    assert [count["oracle", "instance"], count["oracle", "instruction"]] == [9, 18]
+    assert count["random", "instance"] == 3 * rows
+    data = json.loads((tmp_path / "out" / "table.json").read_text())
+    chosen = [e for e in data["entries"] if e["task"] == "task4" and e["method"] == "aligned"]
+    assert {e["metric"] for e in chosen} == {"label accuracy"}
+    mine = [line["score"] for line in found if (line["task"], line["method"], line["mode"]) == ("task5", "base", "")]
+    listed = next(e for e in data["entries"] if (e["task"], e["method"], e["mode"]) == ("task5", "base", "instance"))
+    assert listed["mean"] == pytest.approx(100 * np.mean(mine))
+
+
+def test_scores_do_not_depend_on_the_batch_size(model, given, tmp_path):
+    found = []
+    for batch_tokens in (16, 4096):
+        methods = ("base", "misaligned", "aligned", "oracle")
+        config = EvaluationConfig(examples=2, methods=methods, batch_tokens=batch_tokens)
+        evaluate.evaluate(model, config, tmp_path / str(batch_tokens), given)
+        found.append(by_key(tmp_path / str(batch_tokens)))
+    assert found[0] == found[1]
+    assert len({line["prediction"] for line in found[0].values()}) > 10
+    tables = [(tmp_path / size / "table.csv").read_text() for size in ("16", "4096")]
+    assert tables[0] == tables[1]
+
+
+def test_a_killed_evaluation_goes_on_and_drops_a_half_line(model, tmp_path, monkeypatch):
+    out, config = tmp_path / "out", EvaluationConfig(examples=2, methods=("base", "aligned"))
+    text = evaluate.evaluate(model, config, out)
+    whole, table = by_key(out), (out / "table.json").read_text()
+    written = (out / "predictions.jsonl").read_bytes().splitlines(keepends=True)
+    (out / "predictions.jsonl").write_bytes(b"".join(written[:7]) + written[7][:20])
+    (out / "table.json").unlink()
+    asked = []
+    answer_all = evaluate.answer_all
+
+    def spy(llm, sources, queries, batch_tokens, end):
+        asked.append(len(queries))
+        return answer_all(llm, sources, queries, batch_tokens, end)
+
+    monkeypatch.setattr(evaluate, "answer_all", spy)
+    assert evaluate.evaluate(model, config, out) == text
+    assert (by_key(out), (out / "table.json").read_text()) == (whole, table)
+    assert evaluate.evaluate(model, config, out) == text
+    assert asked == [len(whole) - 7, 0]
+
+
+def test_another_evaluations_folder_is_refused(model, folder, given, tmp_path, monkeypatch):
+    out, config = tmp_path / "out", EvaluationConfig(examples=1, methods=("base",))
+    evaluate.evaluate(model, config, out)
+    evaluate.evaluate(model, replace(config, batch_tokens=64), out)
+    monkeypatch.setattr(Model, "load_base", lambda self: pytest.fail("the base model is loaded"))
+    with pytest.raises(UserError, match=r"settings\.json.*\(examples differ\): give another --out"):
+        evaluate.evaluate(model, replace(config, examples=2), out)
+    with pytest.raises(UserError, match="multitask, oracles differ"):
+        evaluate.evaluate(model, config, out, given)
+    other = save_published(tmp_path / "other", load(folder).config, seed=1)
+    with pytest.raises(UserError, match=r"another model .*\(model differ"):
+        evaluate.evaluate(load(other), config, out)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("x")
+    with pytest.raises(UserError, match="holds files and no evaluation"):
+        evaluate.evaluate(model, config, tmp_path / "mine")
+
+
+def test_an_aligned_answer_is_that_of_the_merged_model(model, tmp_path):
+    out = tmp_path / "out"
+    evaluate.evaluate(model, EvaluationConfig(examples=1, methods=("aligned",)), out)
+    llm = model.load_base()
+    adapter = model.generate(["Say 5 last."])[0]
+    expected = llm.replace(params=merge(llm.params, adapter)).chat([INPUTS[0]])[0]
+    line = next(line for line in lines(out) if (line["task"], line["wording"]) == ("task5", 1))
+    assert line["prediction"]
+    assert expected.startswith(line["prediction"])
+
+
+def test_the_average_is_the_mean_change_of_the_training_oracles(model, given):
+    own = baselines.training_oracles(given.oracles, SPLITS["train"])
+    assert list(own) == ["task1", "task2"]
+    llm = model.load_base()
+    found = baselines.average_source(llm, own).params["layers"]
+    deltas = [dense_delta(some_adapter(seed)) for seed in (1, 2)]
+    for name in SPEC.names:
+        kernel = llm.params["layers"][name]["kernel"]
+        np.testing.assert_allclose(found[name]["kernel"], kernel + (deltas[0][name] + deltas[1][name]) / 2, atol=1e-5)
+    np.testing.assert_array_equal(found["k_proj"]["kernel"], llm.params["layers"]["k_proj"]["kernel"])
+
+
+def test_code_is_run_only_when_asked(model, tmp_path, monkeypatch):
+    example = Example("def one():", "one", ("one",), "def check(f): pass", "one")
+    code = make_task(6, metric="code_pass", kind="code", test=(example,))
+    monkeypatch.setattr(evaluate, "read_tasks", lambda source: {"unseen": [make_task(5), code]})
+    ran = []
+    monkeypatch.setattr(sandbox, "passes", lambda text: bool(ran.append(text)) or "check(one)" in text)
+    config = EvaluationConfig(examples=1, methods=("base",))
+    assert "task6 left out: --run-code" in evaluate.evaluate(model, config, tmp_path / "a")
+    assert ran == []
+    evaluate.evaluate(model, replace(config, run_code=True), tmp_path / "b")
+    assert [line["score"] for line in lines(tmp_path / "b") if line["task"] == "task6"] == [1.0]
+    assert len(ran) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"splits": ("seen",)}, "no split 'seen': choose among train, unseen"),
+        ({"only": ("x*",)}, "nothing to evaluate"),
+        ({"methods": ("oracle",)}, "oracle has no material: --oracles FOLDER"),
+        ({"examples": 0}, "examples must be at least 1, got 0"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_refused_before_the_base_is_loaded(model, monkeypatch, tmp_path, options, message):
+    monkeypatch.setattr(Model, "load_base", lambda self: pytest.fail("the base model is loaded"))
+    with pytest.raises(UserError, match=message):
+        evaluate.evaluate(model, EvaluationConfig(**options), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_tasks_are_chosen_by_split_pattern_and_number():
+    chosen, _ = evaluate.select(EvaluationConfig(splits=("train",), only=("*1", "task3")), SPLITS)
+    assert {split: [task.name for task in tasks] for split, tasks in chosen.items()} == {"train": ["task1", "task3"]}
+    chosen, _ = evaluate.select(EvaluationConfig(max_tasks=2), SPLITS)
+    assert [task.name for task in chosen["train"]] == ["task1", "task3"]
+
+
+def test_folders_without_adapters_are_refused(given, tmp_path):
+    found = find_baselines(given.multitask, given.multitask.parent)
+    assert sorted(found.oracles) == ["shared", "task1", "task2", "task4"]
+    shutil.rmtree(given.multitask)
+    with pytest.raises(UserError, match="--multitask takes the folder of one PEFT adapter"):
+        find_baselines(given.multitask, None)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="holds no folder with a PEFT adapter"):
+        find_baselines(None, tmp_path / "empty")

@@ -1,0 +1,106 @@
+"""Which prompts and adapters the methods ask for."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from tiny_published import save_base
+
+from t2l_jax.data.tasks import Example, Task
+from t2l_jax.evaluation.engine import Source
+from t2l_jax.evaluation.plan import METHODS, Planner, answer_limit, few_shot, misalign, random_text
+from t2l_jax.llm import LLM
+
+WORDS = ("red", "blue", "green", "white", "black")
+
+
+def make_task(name, wordings=("say the first word", "answer with the last word")):
+    train = tuple(Example(f"{word} one", f"{word} two", (word,)) for word in WORDS)
+    test = (Example("red blue", "red", ("red",)), Example("green white", "green white black", ("green",)))
+    return Task(name, wordings, train, test)
+
+
+@pytest.fixture(scope="module")
+def llm(tmp_path_factory):
+    return LLM.load(str(save_base(tmp_path_factory.mktemp("base"))))
+
+
+def rows(llm, methods, modes=("instance", "instruction"), tasks=None, **changes):
+    sources = {method.source: Source(method.source, llm.params) for method in METHODS.values()}
+    options = {"examples": 2, "wordings": 3, "likelihood": True, "max_new_tokens": 16} | changes
+    planner = Planner(llm, sources, methods, modes, **options)
+    return list(planner.rows({"unseen": tasks or [make_task("a"), make_task("b", ("say two", "say three"))]}))
+
+
+def text(llm, row):
+    return llm.tokenizer.decode(row.query.prompt)
+
+
+def test_prompts_hold_the_instance_and_what_the_mode_adds(llm):
+    found = {}
+    for row in rows(llm, tuple(METHODS), oracles=frozenset("ab")):
+        if (row.task.name, row.wording, row.example) == ("a", 0, 0):
+            found[row.method, row.mode] = text(llm, row)
+    bare, described = "system user red blue assistant", "system user say the first word red blue assistant"
+    adapters = ("multitask", "average", "random", "misaligned", "aligned", "oracle")
+    assert {found[name, "instance"] for name in adapters} == {found["base", ""]} == {bare}
+    assert {found[name, "instruction"] for name in adapters} == {found["description", ""]} == {described}
+
+
+def test_adapters_are_written_from_the_methods_text(llm):
+    found = {}
+    for row in rows(llm, ("random", "misaligned", "aligned", "oracle"), ("instance",), oracles=frozenset("b")):
+        found.setdefault((row.task.name, row.method), []).append(row.query.adapter)
+    assert found["a", "aligned"][::2] == found["b", "misaligned"][::2] == list(make_task("a").descriptions)
+    assert found["b", "aligned"][::2] == ["say two", "say three"]
+    assert len(set(found["a", "random"] + found["b", "random"])) == 6
+    assert found["b", "oracle"] == ["b", "b"]
+    assert ("a", "oracle") not in found
+
+
+def test_few_shot_is_a_conversation_of_training_examples(llm):
+    task = make_task("a")
+    seen = [llm.tokenizer.decode(few_shot(llm, task, example, "say two", 3)) for example in task.test]
+    shared = [words.split(" user ")[1:4] for words in seen]
+    assert shared[0] == shared[1]
+    assert shared[0][0].startswith("say two ")
+    for turn in shared[0]:
+        question, answer = turn.removeprefix("say two ").split(" assistant ")
+        assert answer == question.replace(" one", " two")
+    assert [words.split(" user ")[4] for words in seen] == ["red blue assistant", "green white assistant"]
+    bare = Task("c", ("d",), (), task.test)
+    assert {row.method for row in rows(llm, ("base", "few-shot"), tasks=[bare])} == {"base"}
+
+
+def test_keys_are_unique_and_follow_the_weights(llm):
+    found = rows(llm, tuple(METHODS))
+    assert max(Counter(row.key for row in found).values()) == 1
+    assert [row.key for row in found] == [row.key for row in rows(llm, tuple(METHODS))]
+    sources = {method.source: Source("others", llm.params) for method in METHODS.values()}
+    other = Planner(llm, sources, ("base",), ("instance",), 2, 3, True, 16)
+    assert not {row.key for row in found} & {row.key for row in other.rows({"unseen": [make_task("a")]})}
+
+
+def test_an_answer_has_room_for_the_longest_right_one(llm):
+    assert answer_limit(llm, make_task("a").test, 256) == 8
+    assert answer_limit(llm, [Example("x", "one " * 8, ("one",))], 256) == 16
+    assert answer_limit(llm, [Example("x", "one", ("one " * 20,))], 20) == 20
+
+
+def test_one_task_alone_has_no_misaligned_adapter(llm):
+    assert rows(llm, ("misaligned",), tasks=[make_task("a")]) == []
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 5, 8, 70])
+def test_misaligned_is_another_task_for_every_task(count):
+    texts = [f"text {index}" for index in range(count)]
+    moved = misalign(texts)
+    assert sorted(moved) == sorted(texts)
+    assert all(a != b for a, b in zip(moved, texts, strict=True))
+
+
+def test_random_strings_differ_and_stay():
+    texts = {random_text(task, wording) for task in "ab" for wording in range(3)}
+    assert len(texts) == 6
+    assert random_text("a", 1) in texts
+    assert np.mean([len(text) for text in texts]) == 61

@@ -1,0 +1,69 @@
+"""The table of scores that are made up."""
+
+import csv
+import io
+import json
+
+import numpy as np
+import pytest
+
+from t2l_jax.evaluation.bootstrap import interval
+from t2l_jax.evaluation.report import entries, markdown, picture, write
+
+RNG = np.random.default_rng(0)
+SCORES = {
+    ("instance", "unseen", task, method): RNG.random((wordings, 4))
+    for task in ("one", "two")
+    for method, wordings in (("base", 1), ("misaligned", 3), ("aligned", 3))
+} | {("instance", "unseen", "two", "oracle"): RNG.random((1, 4))}
+LINES = entries(SCORES, {"one": "rouge_l", "two": "label accuracy"})
+
+
+def find(task, method, minus=""):
+    return next(line for line in LINES if (line.task, line.method, line.minus) == (task, method, minus))
+
+
+def cell(task, method):
+    return SCORES["instance", "unseen", task, method]
+
+
+def test_averages_and_their_intervals_are_over_tasks_of_mean_wordings():
+    line = find("", "aligned")
+    arrays = [cell(task, "aligned").mean(0) for task in ("one", "two")]
+    assert (line.mean, line.low, line.high) == tuple(100 * value for value in interval(arrays))
+    by_wording = [np.mean([cell(task, "aligned")[w] for task in ("one", "two")]) for w in range(3)]
+    assert line.wording_std == pytest.approx(100 * np.std(by_wording))
+    assert (line.tasks, line.of, line.examples) == (2, 2, 8)
+    assert find("", "oracle").tasks == 1
+    assert find("one", "base").mean == pytest.approx(100 * cell("one", "base").mean())
+
+
+def test_differences_are_paired_by_example():
+    line = find("", "aligned", "misaligned")
+    pairs = [cell(task, "aligned").mean(0) - cell(task, "misaligned").mean(0) for task in ("one", "two")]
+    assert (line.mean, line.low, line.high) == tuple(100 * value for value in interval(pairs))
+    assert not [entry for entry in LINES if entry.minus == "multitask"]
+
+
+def test_markdown_shows_what_is_missing():
+    text = markdown(LINES, ["a note"])
+    head = "base | misaligned adapter | aligned adapter | oracle"
+    assert f"| tasks | {head} |" in text
+    assert f"| task | {head} |" in text
+    row = next(line for line in text.splitlines() if line.startswith("| one (unseen, rouge_l)"))
+    assert row.endswith("| - |")
+    assert "(1 of 2 tasks) |" in text
+    assert "| unseen (2) | aligned adapter - misaligned adapter |" in text
+    assert text.endswith("- a note\n")
+    assert "Task by task" not in markdown(LINES, [], single=False)
+
+
+def test_csv_json_and_picture_hold_the_same_lines(tmp_path):
+    write(tmp_path, LINES, ["a note"], {"model": "m"})
+    read = list(csv.DictReader(io.StringIO((tmp_path / "table.csv").read_text())))
+    data = json.loads((tmp_path / "table.json").read_text())
+    assert data["entries"] == [vars(line) for line in LINES]
+    assert [float(line["mean"]) for line in read] == [line.mean for line in LINES]
+    assert data["notes"] == ["a note"]
+    assert (tmp_path / "table.png").read_bytes() == picture(LINES)
+    assert picture(LINES).startswith(b"\x89PNG")
