@@ -133,7 +133,7 @@ def test_what_the_base_model_reads_in_each_prompt_mode(recipe, tmp_path, monkeyp
     drawn = []
 
     def look(producer, decoder, base, draw, folder, *, validation, **settings):
-        drawn.extend([draw(0), validation["seen"], validation["unseen"]])
+        drawn.extend([draw(0), *validation["seen"], *validation["unseen"]])
         raise KeyboardInterrupt
 
     monkeypatch.setattr(recipes, "train", look)
