@@ -2,10 +2,10 @@
 
 Command (about 4 minutes on two CPU cores): python experiments/kills.py
 
-Both train a tiny hypernetwork on a tiny random decoder, with noise, dropout, validation and checkpoints. Each process of
-the disturbed run gets SIGKILL after a random time, be it while it starts, trains, validates or saves, and is started
-again in the same folder. Compared are every line of metrics.jsonl, rates per second left out, and every bit of the
-parameters that come out.
+Both train a tiny hypernetwork on a tiny random decoder, with noise, dropout, validation and checkpoints. Each process
+of the disturbed run gets SIGKILL after a random time, be it while it starts (every fifth), trains, validates or saves,
+and is started again in the same folder. Compared are every line of metrics.jsonl, rates per second left out, and every
+bit of the parameters that come out.
 """
 
 import os
@@ -29,6 +29,7 @@ import tiny_training  # noqa: E402
 from safetensors.numpy import save_file  # noqa: E402
 from tiny_training import curves  # noqa: E402
 
+from t2l_jax.io.files import read_json  # noqa: E402
 from t2l_jax.objectives import Batch  # noqa: E402
 from t2l_jax.training import LoopConfig  # noqa: E402
 from t2l_jax.training.environment import cpu_name  # noqa: E402
@@ -40,9 +41,9 @@ class Kills:
     """Kill a run again and again, and compare it with one that was left alone."""
 
     kills: int = 20
-    longest: float = 12.0
-    """Seconds that a process lives at most before it is killed; the moment is drawn uniformly."""
-    steps: int = 2000
+    longest: float = 5.0
+    """Seconds that a process trains (every fifth: lives) at most before it is killed; drawn uniformly."""
+    steps: int = 1200
     pause: float = 0.02
     """Seconds that a batch takes to make, so that a step is not over too soon to be hit."""
     seed: int = 0
@@ -84,6 +85,12 @@ def start(args: Kills, folder: Path, cache: Path) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, __file__, *options], env=environment)
 
 
+def count_sessions(folder: Path) -> int:
+    """How many processes have begun to train in a folder."""
+    path = folder / "environment.json"
+    return len(read_json(path)["sessions"]) if path.exists() else 0
+
+
 def main(args: Kills) -> None:
     """The undisturbed run, the disturbed one, the comparison."""
     if args.train is not None:
@@ -97,7 +104,10 @@ def main(args: Kills) -> None:
         assert start(args, alone, cache).wait() == 0
         print(f"undisturbed: {args.steps} steps in {time.perf_counter() - begin:.0f} s")
         for kill in range(args.kills):
+            sessions = count_sessions(killed)
             process, moment = start(args, killed, cache), moments.uniform(0, args.longest)
+            while kill % 5 and process.poll() is None and count_sessions(killed) == sessions:
+                time.sleep(0.005)  # until it trains
             try:
                 raise SystemExit(f"the run ended by itself (status {process.wait(moment)}): take more --steps")
             except subprocess.TimeoutExpired:

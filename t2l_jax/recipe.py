@@ -70,22 +70,13 @@ class ComputeConfig:
         return Decoder(config, self.base_dtype(), narrow=narrow, remat=self.remat)
 
     def mesh(self, num_tasks: int) -> Mesh:
-        """The devices that share a batch of so many tasks; says on stderr where some stand idle.
+        """The devices that share a batch of so many tasks: the most that divide its parts.
 
         Raises UserError where the batch cannot be cut into `accumulate` equal parts.
         """
         if self.accumulate < 1 or num_tasks % self.accumulate:
-            raise UserError(
-                f"a batch of {num_tasks} tasks has no {self.accumulate} equal parts: set --compute.accumulate"
-            )
-        mesh = task_mesh(num_tasks // self.accumulate)
-        if mesh.size < jax.device_count():
-            print(
-                f"t2l: {mesh.size} of {jax.device_count()} devices are used: the most that divide "
-                f"{num_tasks // self.accumulate} tasks",
-                file=sys.stderr,
-            )
-        return mesh
+            raise UserError(f"a batch of {num_tasks} tasks cannot be cut into {self.accumulate} equal parts")
+        return task_mesh(num_tasks // self.accumulate)
 
 
 @dataclass(frozen=True)
@@ -146,6 +137,10 @@ def run(recipe: Recipe, folder: Path, wandb: str | None = None) -> Path:
     config, base = load_base(recipe.base, recipe.compute.base_dtype(), partial(param_sharding, mesh))
     spec = config.lora_spec(**asdict(recipe.lora))
     net = replace(recipe.hypernet, task=replace(recipe.hypernet.task, dim=encoder.dim))
+    if mesh.size < jax.device_count():
+        print(
+            f"t2l: training on {mesh.size} of {jax.device_count()} devices: no more divide its tasks", file=sys.stderr
+        )
     _claim(folder, recipe)  # only now, since a recipe that cannot be run must leave nothing behind
     variables = train(
         HypernetProducer(net, spec),

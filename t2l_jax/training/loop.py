@@ -89,25 +89,20 @@ def train(
     mesh = mesh or make_mesh(data=1)
     variables = jax.device_put(producer.init(jax.random.key(loop.seed)), replicated(mesh))
     constants = {name: value for name, value in variables.items() if name != "params"}
-    base = place_base(mesh, base)
-    held_out = {name: [place_batch(mesh, some) for some in batches] for name, batches in (validation or {}).items()}
-    rates = np.asarray(make_schedule(optimizer, loop.steps, loop.last)(np.arange(loop.last)))
     gradient = make_optimizer(optimizer, loop.steps, loop.last)
+    rates = np.asarray(make_schedule(optimizer, loop.steps, loop.last)(np.arange(loop.last)))
     fresh = TrainState(jnp.zeros((), jnp.int32), variables["params"], gradient.init(variables["params"]))
+    base = place_base(mesh, base)
     step = make_step(producer, decoder, sft, gradient, loop.seed, accumulate=accumulate, mesh=mesh)
-    validate = make_validation(producer, decoder, sft)
-
-    def load(n: int) -> tuple[Batch, Batch]:
-        batch = draw(n)
-        return batch, place_batch(mesh, batch)
-
+    validate = _validator(make_validation(producer, decoder, sft), constants, base, validation or {}, mesh)
     with Checkpoints(folder / "checkpoints") as checkpoints, stop_request() as request:
         state = checkpoints.restore_latest(jax.device_put(fresh, replicated(mesh)))
-        kept = Best(folder / "best", best, tuple(held_out), state.params)
+        kept = Best(folder / "best", best, tuple(validation or ()), state.params)
         start = int(state.step)
         note_environment(folder, start, mesh)
         to_do = range(start, start if kept.is_hopeless(start, loop.validate_every) else loop.last)
-        with kept, RunLog(folder, start, wandb) as log, prefetch(load, to_do) as batches, progress_bar() as progress:
+        make = _loader(draw, mesh)
+        with kept, RunLog(folder, start, wandb) as log, prefetch(make, to_do) as batches, progress_bar() as progress:
             bar = progress.add_task("training", total=loop.last, completed=start, rate="")
             for done, (batch, placed) in enumerate(batches, start + 1):
                 state, metrics = step(state, constants, base, placed)
@@ -116,8 +111,8 @@ def train(
                 # Also before a checkpoint: what it follows is never computed again, and a NaN must not get into it.
                 if stop or any(loop.due(done, n) for n in (loop.log_every, loop.validate_every, loop.checkpoint_every)):
                     progress.update(bar, completed=done, rate=log.flush())
-                if held_out and loop.due(done, loop.validate_every):
-                    found = _validate(held_out, lambda some: validate(state.params, constants, base, some))  # noqa: B023
+                if validation and loop.due(done, loop.validate_every):
+                    found = validate(state.params)
                     log.validation(done, found)
                     kept.consider(done, found, state.params)
                 enough = kept.is_hopeless(done, loop.validate_every)
@@ -134,11 +129,28 @@ def train(
     return {"params": kept.params(state.params), **constants}
 
 
-def _validate(held_out: Mapping[str, Sequence[Batch]], validate: Callable[[Batch], Any]) -> dict[str, float]:
-    """`set/metric` -> mean over the set's batches."""
-    found = {name: jax.device_get([validate(batch) for batch in batches]) for name, batches in held_out.items()}
-    return {
-        f"{name}/{metric}": float(np.mean([values[metric] for values in some]))
-        for name, some in found.items()
-        for metric in some[0]
-    }
+def _loader(draw: Callable[[int], Batch], mesh: Mesh) -> Callable[[int], tuple[Batch, Batch]]:
+    """n -> the batch of step n, as it was drawn and on the devices."""
+
+    def load(n: int) -> tuple[Batch, Batch]:
+        batch = draw(n)
+        return batch, place_batch(mesh, batch)
+
+    return load
+
+
+def _validator(
+    validate: Callable[..., Any], constants: Any, base: Any, sets: Mapping[str, Sequence[Batch]], mesh: Mesh
+) -> Callable[[Any], dict[str, float]]:
+    """params -> `set/metric`, each the mean over the set's batches."""
+    placed = {name: [place_batch(mesh, batch) for batch in batches] for name, batches in sets.items()}
+
+    def run(params: Any) -> dict[str, float]:
+        found = {}
+        for name, batches in placed.items():
+            some = jax.device_get([validate(params, constants, base, batch) for batch in batches])
+            for metric in some[0]:
+                found[f"{name}/{metric}"] = float(np.mean([values[metric] for values in some]))
+        return found
+
+    return run
