@@ -1,6 +1,6 @@
 """A run that is killed twenty times at random moments, next to an undisturbed one: the same curves, bit for bit.
 
-Command (about 4 minutes on two CPU cores): python experiments/kills.py
+Command (about 7 minutes on two CPU cores): python experiments/kills.py
 
 Both train a tiny hypernetwork on a tiny random decoder, with noise, dropout, validation and checkpoints. Each process
 of the disturbed run gets SIGKILL after a random time, be it while it starts (every fifth), trains, validates or saves,
@@ -29,11 +29,12 @@ import tiny_training  # noqa: E402
 from safetensors.numpy import save_file  # noqa: E402
 from tiny_training import curves  # noqa: E402
 
-from t2l_jax.io.files import read_json  # noqa: E402
 from t2l_jax.objectives import Batch  # noqa: E402
 from t2l_jax.training import LoopConfig  # noqa: E402
 from t2l_jax.training.environment import cpu_name  # noqa: E402
 from t2l_jax.training.log import read_records  # noqa: E402
+
+STEPPING = "stepping"  # a file that says that this process has begun to take steps
 
 
 @dataclass(frozen=True)
@@ -41,9 +42,9 @@ class Kills:
     """Kill a run again and again, and compare it with one that was left alone."""
 
     kills: int = 20
-    longest: float = 5.0
+    longest: float = 3.0
     """Seconds that a process trains (every fifth: lives) at most before it is killed; drawn uniformly."""
-    steps: int = 1200
+    steps: int = 2000
     pause: float = 0.02
     """Seconds that a batch takes to make, so that a step is not over too soon to be hit."""
     seed: int = 0
@@ -63,7 +64,13 @@ def train(args: Kills, folder: Path) -> None:
     )
     sampler = tiny_training.sampler(loop)
 
+    drawn = 0
+
     def draw(n: int) -> Batch:
+        nonlocal drawn
+        drawn += 1
+        if drawn == 5:  # the step is compiled and has been taken: no more than four batches are made before
+            (folder / STEPPING).touch()
         time.sleep(args.pause)
         return sampler.draw(n)
 
@@ -85,12 +92,6 @@ def start(args: Kills, folder: Path, cache: Path) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, __file__, *options], env=environment)
 
 
-def count_sessions(folder: Path) -> int:
-    """How many processes have begun to train in a folder."""
-    path = folder / "environment.json"
-    return len(read_json(path)["sessions"]) if path.exists() else 0
-
-
 def main(args: Kills) -> None:
     """The undisturbed run, the disturbed one, the comparison."""
     if args.train is not None:
@@ -104,10 +105,10 @@ def main(args: Kills) -> None:
         assert start(args, alone, cache).wait() == 0
         print(f"undisturbed: {args.steps} steps in {time.perf_counter() - begin:.0f} s")
         for kill in range(args.kills):
-            sessions = count_sessions(killed)
+            (killed / STEPPING).unlink(missing_ok=True)
             process, moment = start(args, killed, cache), moments.uniform(0, args.longest)
-            while kill % 5 and process.poll() is None and count_sessions(killed) == sessions:
-                time.sleep(0.005)  # until it trains
+            while kill % 5 and process.poll() is None and not (killed / STEPPING).exists():
+                time.sleep(0.005)
             try:
                 raise SystemExit(f"the run ended by itself (status {process.wait(moment)}): take more --steps")
             except subprocess.TimeoutExpired:
