@@ -14,7 +14,7 @@ import tyro
 from tyro.conf import Positional, arg, subcommand
 
 import t2l_jax
-from t2l_jax.errors import UserError
+from t2l_jax.errors import Stopped, UserError
 
 if TYPE_CHECKING:  # importing it takes seconds: only `t2l train` waits for that
     from t2l_jax.recipe import Recipe
@@ -85,13 +85,15 @@ class Train(Generic[Settings]):
     experiment: Positional[Annotated[Path | None, arg(metavar="FILE.py")]] = None
     """A Python file that defines RECIPE; it is run. Without one, the paper's settings."""
     out: Path = Path("runs/latest")
-    """Run folder: metrics, checkpoints, and at the end model/. A run that was stopped goes on."""
+    """Run folder: metrics, curves, checkpoints, and at the end model/. A run that was stopped goes on."""
+    wandb: Annotated[str | None, arg(metavar="PROJECT")] = None
+    """Report to this project at Weights & Biases too (pip install wandb)."""
 
     def run(self) -> None:
         from t2l_jax import recipe
 
         assert isinstance(self.recipe, recipe.Recipe)
-        print(f"model written to {recipe.run(self.recipe, self.out)}")
+        print(f"model written to {recipe.run(self.recipe, self.out, self.wandb)}")
 
 
 @dataclass(frozen=True)
@@ -231,6 +233,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     except UserError as error:
         print("t2l: error:", " ".join(str(error).splitlines()), file=sys.stderr)
         sys.exit(2)
+    except Stopped as stopped:
+        print("t2l:", stopped, file=sys.stderr)
+        sys.exit(stopped.status)
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:  # whoever reads our output (head, a pager) has seen enough

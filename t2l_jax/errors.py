@@ -1,5 +1,15 @@
-"""The one exception a person can cause, and is shown without a traceback."""
+"""The exceptions that are shown without a traceback: a person's mistake, and a person's wish to stop."""
+
+import signal
 
 
 class UserError(Exception):
     """Bad input: the message says what was wrong, where, and what to do. The CLI prints it and exits with status 2."""
+
+
+class Stopped(Exception):
+    """Work ended early because a signal asked for it, and can go on later. The CLI exits with status 128 + signal."""
+
+    def __init__(self, number: signal.Signals, where: str) -> None:
+        super().__init__(f"stopped by {number.name} {where}; the same command goes on from there")
+        self.status = 128 + int(number)

@@ -1,17 +1,22 @@
 """A training run from beginning to end: a recipe in, a run folder with a published model out."""
 
 import json
+import sys
 import warnings
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
+import jax
+import jax.numpy as jnp
 import tyro
+from jax.sharding import Mesh
 
 from t2l_jax.data.batches import BatchConfig, Sampler
 from t2l_jax.data.material import prompt_modes, training_tasks, validation_batches
 from t2l_jax.data.sources import TRAIN, read_mixture
-from t2l_jax.decoder import Decoder
+from t2l_jax.decoder import Decoder, DecoderConfig
 from t2l_jax.embed import load_encoder
 from t2l_jax.errors import UserError
 from t2l_jax.hypernet import HypernetConfig
@@ -21,7 +26,9 @@ from t2l_jax.io.published import ModelConfig, save_model
 from t2l_jax.io.sources import cache_folder
 from t2l_jax.objectives import SftConfig
 from t2l_jax.producers import HypernetProducer
-from t2l_jax.training import LoopConfig, OptimizerConfig, train
+from t2l_jax.sharding import param_sharding, task_mesh
+from t2l_jax.training import BestConfig, LoopConfig, OptimizerConfig, train
+from t2l_jax.training.log import import_wandb
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,39 @@ class LoraConfig:
     rank: int = 8
     alpha: float = 16.0
     rslora: bool = True
+
+
+@dataclass(frozen=True)
+class ComputeConfig:
+    """How a step is computed: what it costs, and how it rounds."""
+
+    precision: Literal["auto", "float32", "products", "bfloat16"] = "auto"
+    """Of the base LLM. float32; products: parameters and activations in float32, matrix products round their operands
+    to bfloat16 and sum in float32 (faster on CPUs with units for it); bfloat16: parameters and activations too (half
+    the memory); auto: bfloat16 on accelerators, float32 on CPUs. What is trained is float32 always."""
+    remat: bool = True
+    """Keep only what projections return for the backward pass, and compute the rest again: less memory."""
+    accumulate: int = 1
+    """Compute a batch in so many parts, one after the other: less memory, the same gradient."""
+
+    def base_dtype(self) -> Any:
+        """The type of the base LLM's parameters and activations."""
+        narrow = self.precision == "bfloat16" or (self.precision == "auto" and jax.default_backend() != "cpu")
+        return jnp.bfloat16 if narrow else jnp.float32
+
+    def decoder(self, config: DecoderConfig) -> Decoder:
+        """The decoder that computes so."""
+        narrow = jnp.bfloat16 if self.precision == "products" else None
+        return Decoder(config, self.base_dtype(), narrow=narrow, remat=self.remat)
+
+    def mesh(self, num_tasks: int) -> Mesh:
+        """The devices that share a batch of so many tasks: the most that divide its parts.
+
+        Raises UserError where the batch cannot be cut into `accumulate` equal parts.
+        """
+        if self.accumulate < 1 or num_tasks % self.accumulate:
+            raise UserError(f"a batch of {num_tasks} tasks cannot be cut into {self.accumulate} equal parts")
+        return task_mesh(num_tasks // self.accumulate)
 
 
 @dataclass(frozen=True)
@@ -51,21 +91,23 @@ class Recipe:
     instruction_share: float = 0.0
     """The share of examples whose prompt has an instruction before the instance; the others hold the instance alone."""
     batch: BatchConfig = field(default_factory=BatchConfig)
-    products: Literal["float32", "bfloat16"] = "float32"
-    """What the base LLM's matrix products round their operands to while training; sums stay float32. bfloat16 is faster
-    where the processor has units for it."""
+    compute: ComputeConfig = ComputeConfig()
     lora: LoraConfig = LoraConfig()
     hypernet: HypernetConfig = field(default_factory=HypernetConfig)
     sft: SftConfig = field(default_factory=SftConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    best: BestConfig = field(default_factory=BestConfig)
     loop: Annotated[LoopConfig, tyro.conf.arg(name="")] = field(default_factory=LoopConfig)
 
 
-def run(recipe: Recipe, folder: Path) -> Path:
+def run(recipe: Recipe, folder: Path, wandb: str | None = None) -> Path:
     """Train a recipe in `folder`, going on where an earlier run of the same recipe stopped; return the model's folder.
 
-    The folder gets `recipe.json`, `metrics.jsonl`, `checkpoints/` and, at the end, `model/`.
+    The folder gets `recipe.json`, what `train` writes and, at the end, `model/`. `wandb` names a project to report to.
     """
+    if wandb:
+        import_wandb()  # or say now that it is not there
+    mesh = recipe.compute.mesh(recipe.batch.tasks)
     splits, weights = read_mixture(recipe.tasks, recipe.task_weights)
     modes = prompt_modes(recipe.instruction_share)
     encoder = load_encoder(recipe.encoder)
@@ -78,13 +120,17 @@ def run(recipe: Recipe, folder: Path) -> Path:
         warnings.warn(f"{share} are longer than a row of {recipe.batch.length} tokens and left out", stacklevel=2)
     held_out = {"seen" if name == TRAIN else name: tasks for name, tasks in splits.items()}
     validation = validation_batches(held_out, recipe.batch, tokenizer, encoder, modes, cache_folder())
-    config, base = load_base(recipe.base)
+    config, base = load_base(recipe.base, recipe.compute.base_dtype(), partial(param_sharding, mesh))
     spec = config.lora_spec(**asdict(recipe.lora))
     net = replace(recipe.hypernet, task=replace(recipe.hypernet.task, dim=encoder.dim))
+    if mesh.size < jax.device_count():
+        print(
+            f"t2l: training on {mesh.size} of {jax.device_count()} devices: no more divide its tasks", file=sys.stderr
+        )
     _claim(folder, recipe)  # only now, since a recipe that cannot be run must leave nothing behind
     variables = train(
         HypernetProducer(net, spec),
-        Decoder(config, narrow=None if recipe.products == "float32" else recipe.products),
+        recipe.compute.decoder(config),
         base,
         sampler.draw,
         folder,
@@ -92,6 +138,10 @@ def run(recipe: Recipe, folder: Path) -> Path:
         optimizer=recipe.optimizer,
         sft=recipe.sft,
         validation=validation,
+        best=recipe.best,
+        accumulate=recipe.compute.accumulate,
+        mesh=mesh,
+        wandb=wandb,
     )
     prompt = modes[0] if len(modes) == 1 else "both"
     model = ModelConfig(net, spec, recipe.encoder, recipe.base, recipe.base_name, prompt)

@@ -4,6 +4,8 @@ The mesh has two axes. Tasks are spread over `data`; the base model's widths ove
 the two tables below, and XLA inserts the communication.
 """
 
+from typing import Any
+
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -60,9 +62,29 @@ def param_sharding(mesh: Mesh, path: str) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*(RULES[axis] for axis in axes)))
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Arrays whose leading axis is the task: batches of tokens, descriptions' z, batches of adapters."""
-    return NamedSharding(mesh, PartitionSpec(RULES["task"]))
+def place_base(mesh: Mesh, params: dict[str, Any]) -> dict[str, Any]:
+    """A decoder's parameters, each where `param_sharding` wants it; what lies there already is not copied."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: jax.device_put(leaf, param_sharding(mesh, "/".join(key.key for key in path))), params
+    )
+
+
+def task_mesh(num_tasks: int) -> Mesh:
+    """The mesh of data parallel training: the largest number of devices that divides a batch of so many tasks."""
+    count = jax.device_count()
+    return make_mesh(data=max(size for size in range(1, count + 1) if num_tasks % size == 0))
+
+
+def batch_sharding(mesh: Mesh, leading: int = 0) -> NamedSharding:
+    """Arrays whose first axis, after `leading` others, is the task: batches of tokens, descriptions' z, adapters."""
+    return NamedSharding(mesh, PartitionSpec(*(None,) * leading, RULES["task"]))
+
+
+def place_batch(mesh: Mesh, batch: Any) -> Any:
+    """A batch spread by task; whole on every device where the devices do not divide its tasks (validation may)."""
+    num_tasks = jax.tree.leaves(batch)[0].shape[0]
+    fits = num_tasks % mesh.shape["data"] == 0
+    return jax.device_put(batch, batch_sharding(mesh) if fits else replicated(mesh))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

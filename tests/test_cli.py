@@ -232,7 +232,9 @@ def test_train_starts_from_the_recipe_of_the_file(capsys, place, monkeypatch):
     assert run(capsys, "train", "--out", "x", "--head", "S", "exp.py")[0] == 2  # it is --hypernet.head
     assert run(capsys, "train", "--out", "x", "--hypernet.head", "S", "exp.py")[1] == "model written to x/model\n"
     assert run(capsys, "train", "--steps", "5")[0] == 0
-    (first, out), (second, x), (third, _) = runs
+    assert run(capsys, "train", "--wandb", "words")[0] == 0
+    (first, out, _), (second, x, _), (third, _, project), (_, _, words) = runs
+    assert (project, words) == (None, "words")
     assert (first.loop.steps, first.batch.tasks, first.lora.rank, first.lora.alpha) == (100, 2, 3, 4.0)
     assert (second.loop.steps, second.hypernet.head) == (7, "S")
     assert (out, x) == (Path("runs/latest"), Path("x"))

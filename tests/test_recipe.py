@@ -4,6 +4,8 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny_published import save_base, snapshot
@@ -11,10 +13,11 @@ from tiny_published import save_base, snapshot
 import t2l_jax
 from t2l_jax import recipe as recipes
 from t2l_jax.data.batches import BatchConfig
+from t2l_jax.decoder import AttentionConfig, DecoderConfig
 from t2l_jax.errors import UserError
 from t2l_jax.hypernet import HypernetConfig
 from t2l_jax.io.base import load_tokenizer
-from t2l_jax.recipe import LoraConfig, Recipe, run
+from t2l_jax.recipe import ComputeConfig, LoraConfig, Recipe, run
 from t2l_jax.training import LoopConfig
 
 
@@ -94,6 +97,51 @@ def test_a_finished_run_is_published_again_without_training(recipe, finished):
     assert (snapshot(finished / "model"), (finished / "metrics.jsonl").read_bytes()) == before
 
 
+def test_the_run_folder_says_where_it_ran_and_how(finished):
+    """Two tasks: two of the eight devices."""
+    names = {path.name for path in finished.iterdir()}
+    assert {"recipe.json", "environment.json", "curves.png", "checkpoints", "best", "tensorboard"} <= names
+    (session,) = json.loads((finished / "environment.json").read_text())["sessions"][:1]
+    assert session["devices"]["used"] == 2
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype", "narrow"),
+    [("auto", "float32", None), ("float32", "float32", None), ("products", "float32", "bfloat16"),
+     ("bfloat16", "bfloat16", None)],
+)  # fmt: skip
+def test_precision_is_that_of_the_base_model(precision, dtype, narrow):
+    """On this CPU `auto` is float32."""
+    compute = ComputeConfig(precision, remat=False)
+    decoder = compute.decoder(DecoderConfig(8, 4, 1, 4, AttentionConfig(1, 1, 4, windows=(None,))))
+    assert (jnp.dtype(compute.base_dtype()), jnp.dtype(decoder.dtype), decoder.remat) == (dtype, dtype, False)
+    assert decoder.narrow == (None if narrow is None else jnp.dtype(narrow))
+
+
+def test_on_accelerators_auto_is_bfloat16(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    assert jnp.dtype(ComputeConfig().base_dtype()) == "bfloat16"
+
+
+def test_a_base_in_bfloat16_trains_a_hypernetwork_in_float32(recipe, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(recipes, "train", look := Looker(recipes.train))
+    run(replace(recipe, compute=ComputeConfig("bfloat16", accumulate=2)), tmp_path)
+    assert {leaf.dtype for leaf in jax.tree.leaves(look.base)} == {jnp.dtype("bfloat16")}
+    assert {leaf.dtype for leaf in jax.tree.leaves(look.variables)} == {jnp.dtype("float32")}
+    assert "t2l: training on 1 of 8 devices: no more divide its tasks" in capfd.readouterr().err
+
+
+class Looker:
+    """`train`, with what went in and came out."""
+
+    def __init__(self, train) -> None:
+        self.train = train
+
+    def __call__(self, producer, decoder, base, *arguments, **settings):
+        self.base, self.variables = base, self.train(producer, decoder, base, *arguments, **settings)
+        return self.variables
+
+
 def test_another_recipe_needs_another_folder(recipe, finished):
     before = snapshot(finished)
     with pytest.raises(UserError, match=r"holds a run of another recipe \(instruction_share, loop differ\)"):
@@ -122,6 +170,7 @@ def test_a_run_that_ended_early_may_go_on(recipe, tmp_path, monkeypatch):
         ({"batch": BatchConfig(tasks=3)}, "a batch of 3 tasks needs as many training tasks, there are 2"),
         ({"instruction_share": 1.5}, "instruction_share must be between 0 and 1, got 1.5"),
         ({"lora": LoraConfig(modules=("lm_head",))}, "no projection lm_head"),
+        ({"compute": ComputeConfig(accumulate=3)}, "a batch of 2 tasks cannot be cut into 3 equal parts"),
     ],
 )
 def test_a_recipe_that_cannot_be_run_leaves_no_folder(recipe, tmp_path, changes, message):

@@ -1,10 +1,13 @@
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from t2l_jax.io.checkpoint import Checkpoints
+from t2l_jax.errors import UserError
+from t2l_jax.io.checkpoint import CHECKSUMS, Checkpoints
 from t2l_jax.sharding import make_mesh
 
 
@@ -44,6 +47,59 @@ def test_a_checkpoint_that_was_not_finished_is_passed_over(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, state(1))
     (tmp_path / "2.orbax-checkpoint-tmp" / "default").mkdir(parents=True)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert_equal(checkpoints.restore_latest(state(0)), state(1))
+
+
+def spoil(path: Path, how: str) -> None:
+    data = path.read_bytes()
+    if how == "missing":
+        path.unlink()
+    elif how == "truncated":
+        path.write_bytes(data[: len(data) // 2])
+    else:
+        path.write_bytes(bytes([data[0] ^ 1]) + data[1:])
+
+
+def largest_file(folder: Path) -> Path:
+    return max(
+        (path for path in (folder / "default").rglob("*") if path.is_file()), key=lambda path: path.stat().st_size
+    )
+
+
+@pytest.mark.parametrize("how", ["missing", "truncated", "changed"])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, capfd, how):
+    with Checkpoints(tmp_path) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, state(step))
+    spoil(largest_file(tmp_path / "2"), how)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert_equal(checkpoints.restore_latest(state(0)), state(1))
+        checkpoints.save(2, state(5))  # there is room for it again
+    said = capfd.readouterr().err
+    assert f"{tmp_path}/2 is damaged (default/" in said
+    assert "going on from step 1" in said
+    with Checkpoints(tmp_path) as checkpoints:
+        assert_equal(checkpoints.restore_latest(state(0)), state(5))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2", "2.damaged"]
+
+
+def test_when_all_are_damaged_nothing_is_begun_anew(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, state(step))
+    for step in ("1", "2"):
+        spoil(largest_file(tmp_path / step), "truncated")
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(UserError, match="no checkpoint can be read"):
+        checkpoints.restore_latest(state(0))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]
+
+
+def test_a_checkpoint_without_checksums_is_read(tmp_path):
+    """Its run was killed right after it."""
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, state(1))
+    (tmp_path / "1" / CHECKSUMS).unlink()
     with Checkpoints(tmp_path) as checkpoints:
         assert_equal(checkpoints.restore_latest(state(0)), state(1))
 

@@ -1,0 +1,34 @@
+"""The curves of a run as one picture."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from t2l_jax.io.files import atomic_write
+
+PANELS = (("loss", "cross_entropy"), ("exact",), ("learning_rate",), ("grad_norm",))
+
+
+def draw_curves(records: Sequence[dict[str, Any]], path: Path) -> None:
+    """Write a PNG with loss, exact match, learning rate and gradient norm over the steps, of training and validation.
+
+    `records` are the lines of metrics.jsonl.
+    """
+    from matplotlib.figure import Figure  # half a second: only who draws waits for it
+
+    figure = Figure(figsize=(11, 7), layout="constrained")
+    for names, axes in zip(PANELS, figure.subplots(2, 2).flat, strict=True):
+        keys = sorted({key for record in records for key in record if key.rpartition("/")[2] in names})
+        for key in keys:
+            points = [(r["step"], r[key]) for r in records if r.get(key) is not None]
+            split = "/" in key
+            if points:
+                axes.plot(*zip(*points, strict=True), label=key, marker="o" if split else None, lw=2 if split else 0.8)
+        axes.set(xlabel="step", title=", ".join(names))
+        axes.grid(alpha=0.3)
+        if keys:
+            axes.legend(fontsize=8)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=100)
+    atomic_write(path, buffer.getvalue())

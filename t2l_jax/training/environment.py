@@ -1,0 +1,68 @@
+"""Where a run takes place: what one must know to repeat it, or to explain why it differs."""
+
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from jax.sharding import Mesh
+
+import t2l_jax
+from t2l_jax.io.files import atomic_write, read_json
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "transformers", "torch")
+SETTINGS = ("JAX_", "XLA_", "LIBTPU_", "CUDA_VISIBLE_DEVICES")  # beginnings of environment variables
+
+
+def note_environment(folder: Path, start: int, mesh: Mesh) -> None:
+    """Add this process, which trains from step `start` on, to the sessions in the folder's environment.json."""
+    path = folder / "environment.json"
+    sessions = read_json(path)["sessions"] if path.exists() else []
+    sessions.append({"start": start, **environment(mesh)})
+    atomic_write(path, json.dumps({"sessions": sessions}, indent=2) + "\n")
+
+
+def environment(mesh: Mesh) -> dict[str, Any]:
+    """Versions, devices, host, source code and command of this process."""
+    devices = list(mesh.devices.flat)
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "command": shlex.join(sys.argv),
+        "folder": str(Path.cwd()),
+        "commit": commit(Path(t2l_jax.__file__).parent),
+        "t2l_jax": t2l_jax.__version__,
+        "python": platform.python_version(),
+        "packages": {name: metadata.version(name) for name in PACKAGES},
+        "devices": {"kind": devices[0].device_kind, "platform": devices[0].platform, "used": len(devices)},
+        "host": {"name": platform.node(), "system": platform.platform(), "cpu": cpu_name(), "cores": os.cpu_count()},
+        "settings": {name: value for name, value in sorted(os.environ.items()) if name.startswith(SETTINGS)},
+    }
+
+
+def commit(package: Path) -> str | None:
+    """The git commit of the source code, with `-dirty` where it was changed; None where it is not under git."""
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", package, *arguments], capture_output=True, text=True, check=False)
+        except OSError:  # there is no git here
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    if git("ls-files", "--error-unmatch", "__init__.py") is None:  # installed inside of somebody else's repository
+        return None
+    return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+
+
+def cpu_name() -> str:
+    """The host's processor, as the system calls it."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

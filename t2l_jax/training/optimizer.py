@@ -1,0 +1,51 @@
+"""The optimiser: AdamW with clipping, and its learning rate as a function of the step."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
+
+Schedule = Callable[[ArrayLike], Float[Array, "..."]]
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with clipping by global norm, warm-up, and decay to zero (paper, appendix on training details)."""
+
+    learning_rate: float = 2.5e-5
+    weight_decay: float = 1e-2
+    clip: float = 1.0
+    warmup: float = 0.2  # share of the steps
+    decay: Literal["linear", "cosine"] = "linear"
+    cooldown: int = 0  # the run's last steps, over which the rate also falls linearly to zero: for runs that end early
+
+
+def make_schedule(config: OptimizerConfig, steps: int, last: int | None = None) -> Schedule:
+    """Steps done (a number or an array) -> learning rate, for a schedule of `steps` that ends after `last` of them."""
+    warmup = max(1, round(config.warmup * steps))
+    rest = max(1, steps - warmup)
+    decay = (
+        optax.linear_schedule(config.learning_rate, 0.0, rest)
+        if config.decay == "linear"
+        else optax.cosine_decay_schedule(config.learning_rate, rest)
+    )
+    rise = optax.linear_schedule(config.learning_rate / warmup, config.learning_rate, warmup)
+    whole = optax.join_schedules([rise, decay], [warmup])
+    end = steps if last is None else last
+
+    def schedule(step: ArrayLike) -> Float[Array, "..."]:
+        step = jnp.asarray(step)
+        cool = jnp.clip((end - step) / config.cooldown, 0, 1) if config.cooldown else 1.0
+        return jnp.asarray(whole(step) * cool)
+
+    return schedule
+
+
+def make_optimizer(config: OptimizerConfig, steps: int, last: int | None = None) -> optax.GradientTransformation:
+    """The optimiser of a run whose schedule takes `steps` steps and which ends after `last` (default: all) of them."""
+    schedule = make_schedule(config, steps, last)
+    return optax.chain(optax.clip_by_global_norm(config.clip), optax.adamw(schedule, weight_decay=config.weight_decay))

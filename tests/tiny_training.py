@@ -1,0 +1,81 @@
+"""A tiny training problem: a random decoder, four tasks with a description each, and what trains on them."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from t2l_jax.data.batches import BatchConfig, Sampler, TokenTable, TrainingTask, collate
+from t2l_jax.data.prompts import Encoded
+from t2l_jax.decoder import AttentionConfig, Decoder, DecoderConfig
+from t2l_jax.hypernet import HypernetConfig, TaskEncoderConfig, Variables
+from t2l_jax.objectives import Batch, SftConfig
+from t2l_jax.producers import HypernetProducer
+from t2l_jax.training import LoopConfig, OptimizerConfig, train
+
+CONFIG = DecoderConfig(
+    vocab_size=64, width=16, num_layers=2, mlp_width=24, attention=AttentionConfig(2, 1, 8, windows=(None, None))
+)
+SPEC = CONFIG.lora_spec(rank=2)
+NET = HypernetConfig(TaskEncoderConfig(dim=4), latent=8, head_in=16)
+PRODUCER = HypernetProducer(NET, SPEC)
+PAPER = SftConfig()
+LOOP = LoopConfig(steps=8, log_every=4, validate_every=5, checkpoint_every=3, seed=1)
+SHAPE = BatchConfig(tasks=2, rows=1, length=12)
+FAST = OptimizerConfig(learning_rate=0.02, warmup=0.1)
+
+
+def make_base() -> dict:
+    """Random parameters of the tiny decoder, made without compiling its initialisation."""
+    shapes = jax.eval_shape(lambda: Decoder(CONFIG).init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32)))["params"]
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda leaf: jnp.asarray(0.5 * rng.standard_normal(leaf.shape, np.float32)), shapes)
+
+
+def make_tasks() -> list[TrainingTask]:
+    """Four tasks: whatever the prompt, task n answers with token 40 + n."""
+    rng = np.random.default_rng(0)
+    prompts = [tuple(map(int, rng.integers(40, size=4))) for _ in range(6)]
+    return [
+        TrainingTask(
+            f"t{n}",
+            2 * np.eye(4, dtype=np.float32)[[n]],
+            {"instance": TokenTable.of([Encoded(p, (40 + n, 2)) for p in prompts])},
+        )
+        for n in range(4)
+    ]
+
+
+def validation_batch() -> Batch:
+    tasks = make_tasks()
+    rows = [[[task.examples["instance"][n] for n in range(2)]] for task in tasks]
+    return collate(rows, np.concatenate([task.embeddings for task in tasks]), np.arange(4), SHAPE.length)
+
+
+def sampler(shape: BatchConfig = SHAPE, repeat: int = 1) -> Sampler:
+    """Batches of the tasks, each of which is there so many times."""
+    return Sampler(make_tasks() * repeat, shape, LOOP.seed)
+
+
+def run(folder: Path, draw: Callable[[int], Batch] | None = None, **changes: Any) -> Variables:
+    """Train in a folder, as LOOP and FAST say unless changed."""
+    loop = changes.get("loop", LOOP)
+    settings = {
+        "loop": loop,
+        "optimizer": FAST,
+        "sft": PAPER,
+        "validation": {"seen": [validation_batch()]},
+        **changes,
+    }
+    producer, base = settings.pop("producer", PRODUCER), settings.pop("base", None)
+    return train(producer, Decoder(CONFIG), base or make_base(), draw or sampler().draw, folder, **settings)
+
+
+def curves(folder: Path) -> list[dict]:
+    """What metrics.jsonl says, without how fast it went."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if not k.endswith("_per_second")} for line in lines]

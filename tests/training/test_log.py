@@ -1,0 +1,115 @@
+"""What a run writes down, read back by other means: tensorboardX's own protocol buffers, a stand-in for wandb."""
+
+import struct
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tensorboardX.proto.event_pb2 import Event
+from tiny_training import curves, sampler
+
+from t2l_jax.errors import UserError
+from t2l_jax.training.log import RunLog, read_records
+
+METRICS = {"loss": jnp.asarray(1.5), "grad_norm": jnp.asarray(2.0)}
+
+
+def test_lines_past_the_checkpoint_and_half_lines_are_dropped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "loss": 3.0}\n{"step": 2, "loss": 2.0}\n{"step": 3, "loss": 1.0}\n{"step": 2, "lo')
+    with RunLog(tmp_path, start=2) as log:
+        log.add(3, METRICS, 0.1, sampler().draw(0))
+        assert log.flush().startswith("loss 1.500, ")
+    assert [(r["step"], r["loss"]) for r in curves(tmp_path)] == [(1, 3.0), (2, 2.0), (3, 1.5)]
+
+
+def test_rates_count_tokens_supervised_ones_and_padding(tmp_path):
+    batch = sampler().draw(0)
+    with RunLog(tmp_path, start=0) as log:
+        log.add(1, METRICS, 0.1, batch)
+        log.add(2, METRICS, 0.1, batch)
+        log.flush()
+    (first, second) = read_records(tmp_path / "metrics.jsonl")
+    assert first["tokens_per_second"] == second["tokens_per_second"]
+    ratio = first["supervised_per_second"] / first["tokens_per_second"]
+    assert ratio == pytest.approx((batch.weights > 0).sum() / (batch.segments > 0).sum(), rel=1e-2)
+    assert first["padding"] == pytest.approx(np.mean(batch.segments == 0))
+
+
+def test_a_gradient_that_is_not_finite_is_refused_though_the_loss_is(tmp_path):
+    with RunLog(tmp_path, start=0) as log:
+        log.add(1, METRICS, 0.1, sampler().draw(0))
+        log.add(2, {**METRICS, "grad_norm": jnp.asarray(np.inf)}, 0.1, sampler().draw(1))
+        log.add(3, METRICS, 0.1, sampler().draw(2))
+        with pytest.raises(UserError, match="the grad_norm of step 2 is inf"):
+            log.flush()
+    assert [(r["step"], r["grad_norm"]) for r in curves(tmp_path)] == [(1, 2.0), (2, None)]
+    with np.load(tmp_path / "batch_of_step_2.npz", allow_pickle=False) as saved:
+        np.testing.assert_array_equal(saved["tokens"], sampler().draw(1).tokens)
+
+
+def events(folder: Path) -> list[Event]:
+    """The events of a folder's files, in TFRecord framing: length, its checksum, data, its checksum."""
+    found = []
+    for path in sorted(folder.iterdir()):
+        data, at = path.read_bytes(), 0
+        while at < len(data):
+            (length,) = struct.unpack_from("<Q", data, at)
+            found.append(Event.FromString(data[at + 12 : at + 12 + length]))
+            at += 12 + length + 4
+    return found
+
+
+def test_tensorboard_has_every_metric(tmp_path):
+    with RunLog(tmp_path, start=4) as log:
+        log.add(5, METRICS, 0.25, sampler().draw(0))
+        log.flush()
+        log.validation(5, {"seen/exact": 0.5})
+    found = {(e.step, v.tag): v.simple_value for e in events(tmp_path / "tensorboard") for v in e.summary.value}
+    assert found[5, "loss"] == 1.5
+    assert found[5, "learning_rate"] == 0.25
+    assert found[5, "seen/exact"] == 0.5
+    assert {"padding", "grad_norm", "tokens_per_second", "supervised_per_second"} <= {tag for _, tag in found}
+
+
+class StubRun:
+    def __init__(self, settings: dict) -> None:
+        self.settings, self.lines, self.ended = settings, [], None
+
+    def log(self, metrics: dict, step: int) -> None:
+        self.lines.append((step, metrics))
+
+    def finish(self, exit_code: int) -> None:
+        self.ended = exit_code
+
+
+@pytest.fixture
+def wandb_runs(monkeypatch) -> list[StubRun]:
+    """The runs that are started with a stand-in for wandb."""
+    runs: list[StubRun] = []
+    module = ModuleType("wandb")
+    module.init = lambda **settings: runs.append(StubRun(settings)) or runs[-1]
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    return runs
+
+
+def test_wandb_gets_the_metrics_and_the_recipe_and_goes_on_with_the_same_run(tmp_path, wandb_runs):
+    (tmp_path / "recipe.json").write_text('{"base": "tiny"}')
+    with RunLog(tmp_path, 0, "words") as log:
+        log.validation(1, {"seen/exact": 0.5})
+    with pytest.raises(KeyboardInterrupt), RunLog(tmp_path, 1, "words"):
+        raise KeyboardInterrupt
+    first, second = wandb_runs
+    assert first.lines == [(1, {"seen/exact": 0.5})]
+    assert (first.settings["project"], first.settings["config"]) == ("words", {"base": "tiny"})
+    assert first.settings["id"] == second.settings["id"]
+    assert (first.settings["resume"], first.ended, second.ended) == ("allow", 0, 1)
+
+
+def test_without_wandb_asking_for_it_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)  # as if it were not installed
+    with pytest.raises(UserError, match="--wandb needs the package wandb: pip install wandb"):
+        RunLog(tmp_path, 0, "words")
