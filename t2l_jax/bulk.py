@@ -52,9 +52,10 @@ def read_requests(path: Path) -> list[Request]:
             check_name(name)
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
-        if name in lines:
-            raise UserError(f"{where}: the name {name!r} was used on line {lines[name]} already: names must differ")
-        lines[name] = number
+        folded = name.lower()  # upper and lower case do not tell two folders apart everywhere
+        if folded in lines:
+            raise UserError(f"{where}: the name {name!r} was used on line {lines[folded]} already: names must differ")
+        lines[folded] = number
         prepare(record["description"], f"{where}: the description")
         requests.append(Request(name, record["description"]))
     if not requests:

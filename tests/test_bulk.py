@@ -85,6 +85,7 @@ GOOD = '{"name": "a", "description": "Say a."}\n'
         ('{"name": 3, "description": "Say b."}', 'needs a text "name"'),
         ('{"name": "b", "description": null}', 'needs a text "description"'),
         ('{"name": "a", "description": "Again."}', "the name 'a' was used on line 1"),
+        ('{"name": "A", "description": "Again."}', "the name 'A' was used on line 1"),
         ('{"name": "../x", "description": "Say b."}', "'../x' holds a path separator"),
         ('{"name": "/etc/x", "description": "Say b."}', "path separator"),
         ('{"name": "..", "description": "Say b."}', "starts with a dot"),

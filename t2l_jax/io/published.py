@@ -46,9 +46,18 @@ class ModelConfig:
 
 
 def save_model(folder: Path, config: ModelConfig, variables: Variables, card: str, dtype: Any = np.float16) -> None:
-    """Write the folder, whole or not at all. Weights are stored in `dtype`: halves for a model that is to be small."""
+    """Write the folder, whole or not at all. Weights are stored in `dtype`: halves for a model that is to be small.
+
+    Raises UserError for a weight that is not finite, or too large for `dtype`.
+    """
     flat = flatten_dict(_without_adapters(variables), sep="/")
-    tensors = {name: np.ascontiguousarray(np.asarray(leaf).astype(dtype)) for name, leaf in flat.items()}
+    with np.errstate(over="ignore"):
+        tensors = {name: np.ascontiguousarray(np.asarray(leaf).astype(dtype)) for name, leaf in flat.items()}
+    for name, tensor in tensors.items():
+        if not np.isfinite(tensor).all():
+            raise UserError(
+                f"{folder}: the weights {name} are not finite, or too large for {tensor.dtype}: not written"
+            )
     with atomic_folder(folder, replace=True) as partial:
         (partial / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n")
         (partial / "model.safetensors").write_bytes(save(tensors))

@@ -57,6 +57,16 @@ def test_halves_take_half_the_space_and_come_back_as_float32(tmp_path):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), loaded, variables)
 
 
+@pytest.mark.parametrize("value", [np.nan, 7e4])  # the largest half is 65,504
+def test_weights_that_halves_cannot_hold_are_not_written(tmp_path, value):
+    config = tiny_config()
+    variables = hypernet.init(jax.random.key(0), config.hypernet, config.lora)
+    broken = jax.tree.map(lambda leaf: leaf.at[(0,) * leaf.ndim].set(value), variables)
+    with pytest.raises(UserError, match=r"the weights params/.* are not finite, or too large for float16"):
+        save_model(tmp_path / "m", config, broken, "")
+    assert not any(tmp_path.iterdir())
+
+
 def test_config_survives_json():
     config = tiny_config(hypernet=replace(NET, head="S", rotary_rows=True, offset="frozen"))
     assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
