@@ -85,7 +85,7 @@ class Recipe:
     encoder: str = "minilm"
     """Text encoder: minilm, gte-large, or any sentence-transformers source."""
     tasks: tuple[str, ...] = ("words",)
-    """Sources of tasks: `words` and `family` (built in), or a folder of task folders."""
+    """Sources of tasks: `words`, `family` and `gym` (built in), or a folder of task folders."""
     task_weights: tuple[float, ...] = ()
     """How often the tasks of each source are drawn next to the other sources'. Default: every task equally often."""
     instruction_share: float = 0.0

@@ -6,13 +6,13 @@ Every source has a split "train", and any number of others that are never traine
 from collections.abc import Sequence
 from pathlib import Path
 
-from t2l_jax.data import family, words
+from t2l_jax.data import family, gym, words
 from t2l_jax.data.hub import is_registry, load_registry
 from t2l_jax.data.tasks import Task, check_unique, load_tasks
 from t2l_jax.errors import UserError
 
 TRAIN = "train"
-BUILT_IN = {"words": words.tasks, "family": family.tasks}
+BUILT_IN = {"words": words.tasks, "family": family.tasks, "gym": gym.tasks}
 
 
 def read_tasks(source: str) -> dict[str, list[Task]]:

@@ -32,7 +32,7 @@ class EvaluationConfig:
     """What is evaluated, and how thoroughly."""
 
     tasks: str = "words"
-    """`words`, `family`, or a folder of task folders."""
+    """`words`, `family` or `gym` (built in), or a folder of task folders."""
     only: tuple[str, ...] = ()
     """Patterns of task names, such as 'sni_*' 'boolq'. Default: all tasks."""
     splits: tuple[str, ...] = ()

@@ -1,0 +1,72 @@
+"""The notebook runs from its first cell to its last with the code beside it, and its committed outputs are up to date.
+
+Execute it again after a change of it or of the packaged model: `jupyter execute --inplace experiments/*.ipynb`.
+"""
+
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOK = ROOT / "experiments" / "adapters_are_values.ipynb"
+
+
+@pytest.fixture(scope="module")
+def committed():
+    return nbformat.read(NOTEBOOK, as_version=4)
+
+
+@pytest.fixture(scope="module")
+def executed(smollm2, minilm):
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    for cell in notebook.cells:
+        cell.pop("outputs", None) if cell.cell_type == "markdown" else cell.update(outputs=[])
+    notebook.cells.append(nbformat.v4.new_code_cell("print(t2l_jax.__file__)"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(ROOT))  # the kernel is a process of its own
+        patch.delenv("XLA_FLAGS")  # with one device, as on a laptop
+        NotebookClient(notebook, timeout=300, kernel_name="python3").execute(cwd=str(NOTEBOOK.parent))
+    return notebook
+
+
+def printed(notebook):
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    return "".join(output.text for output in outputs if output.output_type == "stream" and output.name == "stdout")
+
+
+def losses(notebook):
+    return [float(loss) for loss in re.findall(r"^step \d+ +loss ([\d.]+)$", printed(notebook), re.MULTILINE)]
+
+
+def pictures(notebook):
+    return sum("image/png" in output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", []))
+
+
+def test_it_runs_the_code_beside_it(executed):
+    assert printed(executed).splitlines()[-1] == str(ROOT / "t2l_jax" / "__init__.py")
+
+
+def test_a_gradient_of_the_loss_with_respect_to_z_repairs_a_description(executed):
+    found = losses(executed)
+    assert len(found) == 6
+    assert found[-1] < 0.5 * found[0]
+
+
+def test_every_row_has_an_adapter_of_its_own(executed):
+    text = printed(executed)
+    for asked, answer in (("last word", "piano"), ("animal, in capital letters", "TIGER"), ("as a hashtag", "#blue")):
+        assert re.search(rf"{asked}\. +{answer}$", text, re.MULTILINE), text
+
+
+def test_it_draws(executed):
+    assert pictures(executed) == 3
+
+
+def test_the_committed_outputs_are_those_of_the_code(committed, executed):
+    assert NOTEBOOK.stat().st_size < 300_000
+    assert losses(committed) == pytest.approx(losses(executed), rel=0.2), "execute the notebook again and commit it"
+    assert pictures(committed) == pictures(executed)
+    assert not any(output.output_type == "error" for cell in committed.cells for output in cell.get("outputs", []))
