@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
+WITH_DEV := .venv/installed-dev
+NEEDED := requirements.txt setup.cfg pyproject.toml
 
 .PHONY: demo test lint format
 .DELETE_ON_ERROR:
@@ -9,19 +11,24 @@ INSTALLED := .venv/installed
 demo: $(INSTALLED)  ## one sentence in, an adapter out, the model before and after
 	$(BIN)/python experiments/demo.py
 
-test: $(INSTALLED)  ## the whole test suite, on 8 fake CPU devices
+test: $(WITH_DEV)  ## the whole test suite, on 8 fake CPU devices
 	$(BIN)/python -m pytest
 
-lint: $(INSTALLED)  ## what a commit must pass: style, format, types
+lint: $(WITH_DEV)  ## what a commit must pass: style, format, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: $(INSTALLED)
+format: $(WITH_DEV)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-$(INSTALLED): requirements.txt requirements-dev.txt setup.cfg pyproject.toml
+$(INSTALLED): $(NEEDED)
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --editable .
+	touch $@
+
+$(WITH_DEV): $(NEEDED) requirements-dev.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --editable '.[dev]'
-	touch $@
+	touch $@ $(INSTALLED)
