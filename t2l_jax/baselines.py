@@ -58,7 +58,7 @@ class NoText:
 
 def choose_tasks(
     splits: Mapping[str, Sequence[Task]], weights: Sequence[float], choice: TaskChoice, producer: ProducerName
-) -> tuple[list[Task], list[float]]:
+) -> tuple[list[Task], tuple[float, ...]]:
     """The tasks to train on and how often each is drawn. `weights` are those of the split `train`, 1 elsewhere.
 
     Raises UserError for an unknown split, one that this producer may not train on, and where no task is left.
@@ -77,7 +77,7 @@ def choose_tasks(
         found = [found[place] for place in places]
     if not found:
         raise UserError("choice: no task with training examples is left: widen --choice.only or --choice.splits")
-    return found, [known.get(task.name, 1.0) for task in found]
+    return found, tuple(known.get(task.name, 1.0) for task in found)
 
 
 def make_producer(

@@ -79,8 +79,8 @@ def train(
     `draw(n)` is the batch of step n; it is called ahead of time on a thread. `initial` are the variables to begin from
     (default: the producer's fresh ones); a checkpoint in the folder wins over them. A validation metric is the
     mean over the set's batches. The batch is computed in `accumulate` parts, its tasks spread over `mesh` (default:
-    one device). A folder that holds a checkpoint is continued after it, with the losses that an undisturbed run would have had; on
-    GPUs that takes XLA_FLAGS=--xla_gpu_deterministic_ops=true.
+    one device). A folder that holds a checkpoint is continued after it, with the losses that an undisturbed run would
+    have had; on GPUs that takes XLA_FLAGS=--xla_gpu_deterministic_ops=true.
 
     The folder gets metrics.jsonl, tensorboard/, curves.png, environment.json, checkpoints/ and best/. Raises UserError
     where a loss is not finite, and Stopped where SIGTERM or SIGINT asked for it, after a checkpoint.
