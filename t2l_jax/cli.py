@@ -93,7 +93,7 @@ class Train(Generic[Settings]):
         from t2l_jax import recipe
 
         assert isinstance(self.recipe, recipe.Recipe)
-        print(f"model written to {recipe.run(self.recipe, self.out, self.wandb)}")
+        print(f"written to {recipe.run(self.recipe, self.out, self.wandb)}")
 
 
 @dataclass(frozen=True)

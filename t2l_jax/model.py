@@ -26,6 +26,7 @@ from t2l_jax.lora import Adapter, LoraSpec
 
 PACKAGED = Path(str(files("t2l_jax"))) / "models"
 DEFAULT_MODEL = PACKAGED / "smollm2-words"
+ONE_HOT = "one-hot"  # the encoder of a model that was trained without text
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,11 @@ class Model:
     @cached_property
     def encoder(self) -> Encoder:
         """The text encoder, loaded at first use. Raises UserError where the hypernetwork reads another width of z."""
+        if self.config.encoder == ONE_HOT:
+            raise UserError(
+                "this hypernetwork was trained from one-hot task identities and cannot be asked with text: give a "
+                "model that was trained from descriptions, or the adapters/ folder beside it to --oracles"
+            )
         encoder, width = load_encoder(self.config.encoder), self.config.hypernet.task.dim
         if encoder.dim != width:
             raise UserError(

