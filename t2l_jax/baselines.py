@@ -128,7 +128,12 @@ def by_training_row(
 
 
 def save_adapters(
-    folder: Path, producer: HypernetProducer | LoraTable, variables: Variables, trained: Sequence[Task], base_name: str
+    folder: Path,
+    name: ProducerName,
+    producer: HypernetProducer | LoraTable,
+    variables: Variables,
+    trained: Sequence[Task],
+    base_name: str,
 ) -> None:
     """PEFT folders, as `t2l evaluate` reads them: one for each oracle, one LoRA of all tasks, or one for each task.
 
@@ -139,7 +144,7 @@ def save_adapters(
         return
     if isinstance(producer, LoraTable):
         table = variables["params"]
-        if producer.num_tasks == 1 and len(trained) > 1:
+        if name == "multitask":
             save_peft(table[0], folder, base_model=base_name)
         else:
             save_peft(table, folder, base_model=base_name, names=[task.name for task in trained])

@@ -3,7 +3,7 @@
 import json
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import compress
@@ -28,6 +28,7 @@ from t2l_jax.baselines import (
 )
 from t2l_jax.data.batches import BatchConfig, Sampler, TrainingTask
 from t2l_jax.data.material import prompt_modes, training_tasks, validation_batches
+from t2l_jax.data.prompts import PromptMode
 from t2l_jax.data.sources import read_mixture
 from t2l_jax.data.tasks import Task
 from t2l_jax.decoder import Decoder, DecoderConfig
@@ -38,7 +39,8 @@ from t2l_jax.io.base import load_base, load_tokenizer
 from t2l_jax.io.files import atomic_write, read_json
 from t2l_jax.io.published import ModelConfig, load_model, save_model
 from t2l_jax.io.sources import cache_folder, resolve
-from t2l_jax.objectives import SftConfig
+from t2l_jax.lora import LoraSpec
+from t2l_jax.objectives import Batch, SftConfig
 from t2l_jax.sharding import param_sharding, task_mesh
 from t2l_jax.training import BestConfig, LoopConfig, OptimizerConfig, train
 from t2l_jax.training.log import import_wandb
@@ -120,36 +122,18 @@ class Recipe:
 
 
 def run(recipe: Recipe, folder: Path, wandb: str | None = None) -> Path:
-    """Train a recipe in `folder`, going on where an earlier run of the same recipe stopped; return the model's folder.
+    """Train a recipe in `folder`, going on where an earlier run of the same recipe stopped; return what it wrote.
 
-    The folder gets `recipe.json`, what `train` writes and, at the end, `model/`. `wandb` names a project to report to.
+    The folder gets `recipe.json`, what `train` writes and, at the end, `model/`, or `adapters/` of a LoRA baseline.
+    `wandb` names a project to report to.
     """
     if wandb:
         import_wandb()  # or say now that it is not there
     mesh = recipe.compute.mesh(recipe.batch.tasks)
-    splits, weights = read_mixture(recipe.tasks, recipe.task_weights)
-    tasks, weights = choose_tasks(splits, weights, recipe.choice, recipe.producer)
-    modes = prompt_modes(recipe.instruction_share)
-    encoder = load_encoder(recipe.encoder) if recipe.producer == "hypernet" else NoText()
-    tokenizer = load_tokenizer(recipe.base)
-    material = training_tasks(tasks, weights, tokenizer, encoder, modes, cache_folder())
-    tasks, material = _fitting(tasks, material, recipe.batch.length)
-    if recipe.producer == "one-hot":
-        material = one_hot(material)
-    sampler = Sampler(material, recipe.batch, recipe.loop.seed, recipe.instruction_share)
-    too_long, count = sampler.too_long
-    if too_long:
-        share = f"{too_long:,} of {count:,} training examples ({too_long / count:.2%})"
-        warnings.warn(f"{share} are longer than a row of {recipe.batch.length} tokens and left out", stacklevel=2)
-    held_out = held_out_splits(splits, tasks, recipe.producer)
-    validation = validation_batches(held_out, recipe.batch, tokenizer, encoder, modes, cache_folder())
+    material = read_material(recipe)
     config, base = load_base(recipe.base, recipe.compute.base_dtype(), partial(param_sharding, mesh))
-    spec = config.lora_spec(**asdict(recipe.lora))
-    net = replace(recipe.hypernet, task=replace(recipe.hypernet.task, dim=material[0].embeddings.shape[1]))
-    producer = make_producer(recipe.producer, net, spec, len(tasks))
-    prompt = modes[0] if len(modes) == 1 else "both"
-    name = recipe.encoder if recipe.producer == "hypernet" else recipe.producer
-    model = ModelConfig(net, spec, name, recipe.base, recipe.base_name, prompt)
+    model = _model_config(recipe, material, config.lora_spec(**asdict(recipe.lora)))
+    producer = make_producer(recipe.producer, model.hypernet, model.lora, len(material.tasks))
     initial = _published(recipe, model)
     if mesh.size < jax.device_count():
         print(
@@ -160,12 +144,12 @@ def run(recipe: Recipe, folder: Path, wandb: str | None = None) -> Path:
         producer,
         recipe.compute.decoder(config),
         base,
-        sampler.draw,
+        material.sampler.draw,
         folder,
         loop=recipe.loop,
         optimizer=recipe.optimizer,
         sft=recipe.sft,
-        validation=by_training_row(validation, tasks, recipe.producer),
+        validation=material.validation,
         initial=initial,
         best=recipe.best,
         accumulate=recipe.compute.accumulate,
@@ -173,14 +157,55 @@ def run(recipe: Recipe, folder: Path, wandb: str | None = None) -> Path:
         wandb=wandb,
     )
     if recipe.producer != "hypernet":
-        save_adapters(folder / "adapters", producer, variables, tasks, recipe.base_name)
+        save_adapters(folder / "adapters", recipe.producer, producer, variables, material.tasks, recipe.base_name)
     if recipe.producer in ("multitask", "oracles"):
         return folder / "adapters"
     if recipe.producer == "one-hot":
-        names = [task.name for task in tasks]
+        names = [task.name for task in material.tasks]
         atomic_write(folder / "tasks.json", json.dumps(names, indent=2) + "\n")  # which entry of z is which task
-    save_model(folder / "model", model, variables, model_card(model, recipe, len(tasks)))
+    save_model(folder / "model", model, variables, model_card(model, recipe, len(material.tasks)))
     return folder / "model"
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a run reads: the tasks trained on, their batches, and the batches validated on, by split."""
+
+    tasks: Sequence[Task]
+    sampler: Sampler
+    validation: Mapping[str, Sequence[Batch]]
+    dim: int  # of z
+    modes: Sequence[PromptMode]
+
+
+def read_material(recipe: Recipe) -> Material:
+    """Read, choose, embed and encode the tasks of a recipe; warn of what does not fit in a row."""
+    splits, weights = read_mixture(recipe.tasks, recipe.task_weights)
+    tasks, weights = choose_tasks(splits, weights, recipe.choice, recipe.producer)
+    modes = prompt_modes(recipe.instruction_share)
+    encoder = load_encoder(recipe.encoder) if recipe.producer == "hypernet" else NoText()
+    tokenizer = load_tokenizer(recipe.base)
+    rows = training_tasks(tasks, weights, tokenizer, encoder, modes, cache_folder())
+    tasks, rows = _fitting(tasks, rows, recipe.batch.length)
+    if recipe.producer == "one-hot":
+        rows = one_hot(rows)
+    sampler = Sampler(rows, recipe.batch, recipe.loop.seed, recipe.instruction_share)
+    too_long, count = sampler.too_long
+    if too_long:
+        share = f"{too_long:,} of {count:,} training examples ({too_long / count:.2%})"
+        warnings.warn(f"{share} are longer than a row of {recipe.batch.length} tokens and left out", stacklevel=3)
+    held_out = held_out_splits(splits, tasks, recipe.producer)
+    batches = validation_batches(held_out, recipe.batch, tokenizer, encoder, modes, cache_folder())
+    validation = by_training_row(batches, tasks, recipe.producer)
+    return Material(tasks, sampler, validation, rows[0].embeddings.shape[1], modes)
+
+
+def _model_config(recipe: Recipe, material: Material, spec: LoraSpec) -> ModelConfig:
+    """What a published folder will say of the hypernetwork."""
+    net = replace(recipe.hypernet, task=replace(recipe.hypernet.task, dim=material.dim))
+    prompt = material.modes[0] if len(material.modes) == 1 else "both"
+    encoder = recipe.encoder if recipe.producer == "hypernet" else recipe.producer
+    return ModelConfig(net, spec, encoder, recipe.base, recipe.base_name, prompt)
 
 
 def _fitting(
