@@ -64,7 +64,7 @@ def measure_compute(model: Model, args: BulkSpeed) -> None:
     batch(), single()
     rates, batches, singles = [], [], []
     for _ in range(args.rounds):
-        rates.append(matmul_rate())
+        rates.append(matmul_rate(jnp.float32))
         batches.append(timed(batch) / args.batch)
         singles.append(min(timed(single) for _ in range(5)))
     work, each = flops(model), statistics.median(batches)

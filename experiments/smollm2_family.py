@@ -1,6 +1,9 @@
 """A hypernetwork for SmolLM2 from thousands of built-in tasks and, beside them, real ones.
 
-Command:  t2l train experiments/smollm2_family.py --out runs/family --tasks family ../shared/data/tasks
+Run:    t2l train experiments/smollm2_family.py --out runs/family --tasks family FOLDER --task-weights 3 1
+Result: none yet: no run of it has ended
+
+FOLDER holds real tasks in the layout that t2l_jax/data/tasks.py reads.
 
 Three quarters of a batch's tasks come from the grown family, a quarter from the folder of real tasks (`use: train`
 only). Four examples in five hold the instance alone, one in five has the instruction before it. A row of 128 tokens

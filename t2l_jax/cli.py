@@ -83,7 +83,7 @@ class Train(Generic[Settings]):
 
     recipe: Annotated[Settings, arg(name="")]
     experiment: Positional[Annotated[Path | None, arg(metavar="FILE.py")]] = None
-    """A Python file that defines RECIPE; it is run. Without one, the paper's settings."""
+    """A Python file that defines RECIPE; it is run. Without one, the defaults that --help shows: the word tasks."""
     out: Path = Path("runs/latest")
     """Run folder: metrics, curves, checkpoints, and at the end model/. A run that was stopped goes on."""
     wandb: Annotated[str | None, arg(metavar="PROJECT")] = None

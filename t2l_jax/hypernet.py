@@ -134,7 +134,7 @@ class Query(nn.Module):
             self.row_norm = nn.LayerNorm(epsilon=1e-5)
 
     def __call__(self, task: Float[Array, " e"], module: Int[Array, ""], layer: Int[Array, ""]) -> Float[Array, "..."]:
-        depth, kind = self.depth_norm(self.depth(layer)), self.type_norm(self.type(module))
+        depth, kind = self.depth_norm(look_up(self.depth, layer)), self.type_norm(look_up(self.type, module))
         x = self.mixer(jnp.concatenate([task, depth, kind]), self.train)
         x = x + self.mlp1(x, self.train)
         if self.config.head == "L":
@@ -143,7 +143,7 @@ class Query(nn.Module):
 
     def one_side(self, x: Float[Array, " D"], side: Int[Array, ""]) -> Float[Array, "..."]:
         """A or B of one query (M and S)."""
-        y = self._residual(x + self.side_norm(self.side(side)))
+        y = self._residual(x + self.side_norm(look_up(self.side, side)))
         if self.config.head == "M":
             return self.mlp3(y, self.train)
         return lift(Query.one_row, self, y, jnp.arange(self.spec.rank), in_axes=(None, 0))
@@ -152,10 +152,15 @@ class Query(nn.Module):
         """One row of A, or of B transposed (S)."""
         if self.config.rotary_rows:
             return self.mlp3(self._residual(rotate_by(u, row)), self.train)
-        return self.mlp3(u + self._residual(self.row_norm(self.row(row))), self.train)
+        return self.mlp3(u + self._residual(self.row_norm(look_up(self.row, row))), self.train)
 
     def _residual(self, x: Float[Array, " D"]) -> Float[Array, " D"]:
         return x + self.mlp2(x, self.train)
+
+
+def look_up(table: nn.Embed, index: Int[Array, ""]) -> Float[Array, " d"]:
+    """The table's row. As a vector of one index, since Linen refuses a scalar one where the table has one row."""
+    return table(index[None])[0]
 
 
 def rotate_by(u: Float[Array, " D"], position: Int[Array, ""]) -> Float[Array, " D"]:

@@ -86,6 +86,8 @@ class LLM:
         if isinstance(messages, str):
             raise UserError("chat takes a list of messages: put the string in a list")
         grouped = any(isinstance(message, Sequence) and not _is_message(message) for message in messages)
+        if grouped and any(_is_message(message) for message in messages):
+            raise UserError("chat takes messages, or one list of messages for each adapter: these are both")
         tasks: list[Any] = list(messages) if grouped else [messages]
         prompts = [[self.render(message) for message in task] for task in tasks]
         options: dict[str, Any] = {"adapter": adapter, "sampling": sampling, "stop_ids": self.stop_ids, "key": key}

@@ -274,7 +274,7 @@ def _claim(folder: Path, recipe: Recipe) -> None:
     if not path.exists():
         atomic_write(path, json.dumps(mine, indent=2) + "\n")
     elif (found := read_json(path)) != mine:
-        changed = sorted(key for key in mine if found.get(key) != mine[key])
+        changed = sorted(key for key in mine.keys() | found.keys() if found.get(key) != mine.get(key))
         raise UserError(
             f"{path}: this folder holds a run of another recipe ({', '.join(changed)} differ); give another --out"
         )

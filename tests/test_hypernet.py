@@ -341,3 +341,17 @@ def test_modules_may_be_listed_in_any_order():
     backwards = replace(SPEC, modules=MODULES[::-1])
     variables, z = random_variables(TINY), embeddings(2)
     jax.tree.map(np.testing.assert_array_equal, made(TINY, backwards, variables, z), made(TINY, SPEC, variables, z))
+
+
+@heads
+@pytest.mark.parametrize(
+    "spec",
+    [LoraSpec(MODULES[:1], 3, 4), LoraSpec(MODULES, 1, 4), LoraSpec(MODULES, 3, 1)],
+    ids=["one module", "one layer", "rank 1"],
+)
+def test_the_smallest_adapters_have_their_shapes(config, spec):
+    variables = jax.eval_shape(lambda: init(jax.random.key(0), config, spec))
+    adapter = jax.eval_shape(lambda v, z: generate(config, spec, v, z), variables, embeddings(2))
+    for module in spec.modules:
+        assert adapter.weights[module.name]["a"].shape == (2, spec.num_layers, spec.rank, module.d_in)
+        assert adapter.weights[module.name]["b"].shape == (2, spec.num_layers, module.d_out, spec.rank)

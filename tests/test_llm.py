@@ -149,6 +149,7 @@ def test_bad_input_is_refused_by_name(llm, adapters):
         (lambda: llm.chat(["a"], adapter=other), "not its base"),
         (lambda: llm.chat(["a"], adapter=adapters), "need one prompt"),
         (lambda: llm.chat("a"), "put the string in a list"),
+        (lambda: llm.chat(["hello", ["x", "y"]]), "these are both"),
         (lambda: llm.chat([[{"role": "user"}]]), "'role' and 'content'"),
         (lambda: llm.chat([[{"role": "tool", "content": ""}]]), "no tools"),
     ]

@@ -187,7 +187,7 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     """
     path = sources.resolve(source)
     if path.is_dir() and any((path / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
-        return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        return _read_tokenizer(path)
     file = weight_files(path)[0]
     if file.suffix != ".gguf":
         raise UserError(f"{path}: has no tokenizer.json; download the model again, with its tokenizer")
@@ -195,7 +195,15 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     identity = f"{file.resolve()} {status.st_size} {status.st_mtime_ns} {transformers.__version__}"
     folder = sources.cache_folder() / "tokenizers" / hashlib.sha256(identity.encode()).hexdigest()[:16]
     if not folder.is_dir():
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        tokenizer = _read_tokenizer(file.parent, gguf_file=file.name)
         with atomic_folder(folder, replace=True) as partial:
             tokenizer.save_pretrained(partial)
-    return AutoTokenizer.from_pretrained(folder)
+    return _read_tokenizer(folder)
+
+
+def _read_tokenizer(folder: Path, **options: Any) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **options)
+    except Exception as error:  # transformers lets through whatever its parsers raise
+        reason = " ".join(str(error).split())
+        raise UserError(f"{folder}: its tokenizer cannot be read ({reason:.200}); download the model again") from error

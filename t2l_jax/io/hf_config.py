@@ -53,6 +53,7 @@ _HARMLESS = frozenset(
         "eos_token_id",
         "id2label",
         "initializer_range",
+        "is_llama_config",
         "label2id",
         "max_position_embeddings",
         "name_or_path",
@@ -115,6 +116,8 @@ def decoder_config(config: Mapping[str, Any], file: Path) -> DecoderConfig:
 
 def _refuse_unknown(config: Mapping[str, Any], known: set[str], file: Path) -> None:
     for name, value in config.items():
+        if name == "sliding_window_size" and value == config.get("sliding_window"):
+            continue  # Gemma 2's older name, which some published files hold beside the newer one
         # None and False switch a feature off: without it the computation is the one that we know.
         if name not in known and name not in _HARMLESS and value is not None and value is not False:
             raise UserError(

@@ -23,7 +23,8 @@ class BestConfig:
     """What `best` means, and how long to wait for better."""
 
     by: str | None = None
-    """Validation metric, such as unseen/exact. Default: the cross-entropy on the last validation set."""
+    """Validation metric, such as unseen/exact. Default: the cross-entropy on the first
+    validation set, which is of tasks trained on: tasks that results are reported on must not choose the weights."""
     patience: int | None = None
     """End the run after so many validations without an improvement. Default: never."""
 
@@ -34,7 +35,7 @@ class BestConfig:
     def metric(self, splits: tuple[str, ...]) -> str:
         """The metric's name, given the names of the validation sets. Raises UserError where none has it."""
         if self.by is None:
-            return f"{splits[-1]}/cross_entropy"
+            return f"{splits[0]}/cross_entropy"
         if self.by.rpartition("/")[0] not in splits:
             raise UserError(f"best.by is {self.by!r}: write a validation set ({', '.join(splits)}), / and a metric")
         return self.by

@@ -27,7 +27,7 @@ from t2l_jax.training.optimizer import OptimizerConfig, make_optimizer, make_sch
 from t2l_jax.training.signals import stop_request
 from t2l_jax.training.step import TrainState, make_step, make_validation
 
-LAST_SET = BestConfig()  # the best by the cross-entropy on the last validation set
+FIRST_SET = BestConfig()
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def train(
     sft: SftConfig,
     validation: Mapping[str, Sequence[Batch]] | None = None,
     initial: Variables | None = None,
-    best: BestConfig = LAST_SET,
+    best: BestConfig = FIRST_SET,
     accumulate: int = 1,
     mesh: Mesh | None = None,
     wandb: str | None = None,

@@ -267,6 +267,15 @@ def test_tokenizer_from_gguf_is_converted_once(smollm2, tmp_path, monkeypatch):
         assert ids[-1] == 2
 
 
+@pytest.mark.parametrize("content", ['{"version": "1.0", "added', "[]"])
+def test_a_damaged_tokenizer_is_named(minilm, tmp_path, content):
+    for name in ("tokenizer_config.json", "config.json"):
+        (tmp_path / name).write_bytes((minilm / name).read_bytes())
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(UserError, match=r"its tokenizer cannot be read \(.*\); download the model again"):
+        load_tokenizer(str(tmp_path))
+
+
 def test_tokenizer_of_a_folder(minilm, llama):
     reference = transformers.AutoTokenizer.from_pretrained(minilm)
     assert load_tokenizer(str(minilm))("A sentence.").input_ids == reference("A sentence.").input_ids

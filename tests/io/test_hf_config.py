@@ -48,6 +48,16 @@ def test_llama():
     assert (attention.rope_theta, attention.rope_scaling, attention.windows) == (500000.0, None, (None,) * 4)
 
 
+def test_what_published_files_hold_beside_what_is_read():
+    """SmolLM2's and Gemma 2's own config.json."""
+    smollm2 = {"is_llama_config": True, "rope_interleaved": False, "transformers.js_config": {"kv_cache_dtype": {}}}
+    assert decoder_config({**LLAMA, **smollm2}, FILE) == decoder_config(LLAMA, FILE)
+    gemma = {**LLAMA, "model_type": "gemma2", "sliding_window": 64}
+    assert decoder_config({**gemma, "sliding_window_size": 64}, FILE) == decoder_config(gemma, FILE)
+    with pytest.raises(UserError, match="sliding_window_size = 32 is not supported"):
+        decoder_config({**gemma, "sliding_window_size": 32}, FILE)
+
+
 def test_absent_attributes_mean_the_defaults_of_transformers():
     gemma = decoder_config({**LLAMA, "model_type": "gemma2", "rope_theta": 10_000.0}, FILE)
     assert (gemma.tied_head, gemma.attention.head_dim, gemma.attention.scale) == (True, 256, 1 / 16)
