@@ -44,6 +44,8 @@ class Generate:
     """Hypernetwork: a folder, hf:org/name or pypi:package==version. Default: the one in the package."""
     batch: int = 64
     """Adapters computed at a time, with --from."""
+    trust_remote_code: bool = False
+    """Let the text encoder's own Python code run (gte-large needs it)."""
 
     def run(self) -> None:
         if self.description is not None and self.source is None:
@@ -60,7 +62,7 @@ class Generate:
 
         prepare(description, "the description")
         refuse_existing(self.out)
-        model = load(self.model)
+        model = load(self.model, trust_remote_code=self.trust_remote_code)
         adapter = model.generate([description])[0]
         save_peft(adapter, self.out, base_model=model.config.base_name, description=description)
         print(f"adapter for {model.config.base_name} written to {self.out}")
@@ -69,7 +71,9 @@ class Generate:
         from t2l_jax import bulk, load
 
         requests = bulk.read_requests(source)
-        made = bulk.generate_to_folder(load(self.model), requests, self.out, self.batch)
+        made = bulk.generate_to_folder(
+            load(self.model, trust_remote_code=self.trust_remote_code), requests, self.out, self.batch
+        )
         print(f"{made} adapters written, {len(requests)} in {self.out}")
 
 
@@ -88,12 +92,15 @@ class Train(Generic[Settings]):
     """Run folder: metrics, curves, checkpoints, and at the end model/. A run that was stopped goes on."""
     wandb: Annotated[str | None, arg(metavar="PROJECT")] = None
     """Report to this project at Weights & Biases too (pip install wandb)."""
+    trust_remote_code: bool = False
+    """Let the text encoder's own Python code run (gte-large needs it)."""
 
     def run(self) -> None:
         from t2l_jax import recipe
 
         assert isinstance(self.recipe, recipe.Recipe)
-        print(f"written to {recipe.run(self.recipe, self.out, self.wandb)}")
+        written = recipe.run(self.recipe, self.out, self.wandb, trust_remote_code=self.trust_remote_code)
+        print(f"written to {written}")
 
 
 @dataclass(frozen=True)
@@ -104,7 +111,7 @@ class Evaluate(Generic[Settings]):
 
     Examples:
       t2l evaluate
-      t2l evaluate runs/words/model --tasks words --splits unseen --examples 50 --out results/words
+      t2l evaluate runs/words/model --tasks words --splits 'unseen combinations' --examples 50 --out results/words
       t2l evaluate --tasks path/to/tasks --only 'sni_*' 'boolq' --prompt both --out results/real
       t2l evaluate --methods base aligned misaligned --examples 5
       t2l evaluate --tasks path/to/tasks --multitask runs/shared --oracles runs/oracles --out results/all
@@ -119,6 +126,8 @@ class Evaluate(Generic[Settings]):
     """Folder of PEFT folders, each a LoRA trained on one task and named like it."""
     out: Annotated[Path, arg(metavar="FOLDER")] = Path("evaluation")
     """Folder for the answers, predictions.jsonl, and the table as .md, .csv, .json and .png."""
+    trust_remote_code: bool = False
+    """Let the text encoder's own Python code run (gte-large needs it)."""
 
     def run(self) -> None:
         from t2l_jax import load
@@ -127,7 +136,7 @@ class Evaluate(Generic[Settings]):
 
         assert isinstance(self.config, EvaluationConfig)
         baselines = find_baselines(self.multitask, self.oracles)
-        print(evaluate(load(self.model), self.config, self.out, baselines))
+        print(evaluate(load(self.model, trust_remote_code=self.trust_remote_code), self.config, self.out, baselines))
         print(f"answers and tables written to {self.out}")
 
 
@@ -149,6 +158,8 @@ class Chat:
     max_new_tokens: int = 256
     temperature: float = 0.0
     top_p: float = 1.0
+    trust_remote_code: bool = False
+    """Let the text encoder's own Python code run (gte-large needs it)."""
 
     def run(self) -> None:
         from t2l_jax import load, load_peft
@@ -158,7 +169,7 @@ class Chat:
         if self.description is not None and self.adapter is not None:
             raise UserError("give --description or --adapter, not both")
         sampling = Sampling(self.max_new_tokens, self.temperature, self.top_p)
-        model = load(self.model)
+        model = load(self.model, trust_remote_code=self.trust_remote_code)
         adapter = None if self.description is None else model.generate([self.description])[0]
         if self.adapter is not None:
             adapter = load_peft(self.adapter, load_config(model.config.base))

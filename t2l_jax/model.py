@@ -35,6 +35,7 @@ class Model:
 
     config: ModelConfig
     variables: Variables = field(repr=False)
+    trust_remote_code: bool = False  # the text encoder's; consent is given where a model is loaded, never in its files
 
     @cached_property
     def encoder(self) -> Encoder:
@@ -44,7 +45,8 @@ class Model:
                 "this hypernetwork was trained from one-hot task identities and cannot be asked with text: give a "
                 "model that was trained from descriptions, or the adapters/ folder beside it to --oracles"
             )
-        encoder, width = load_encoder(self.config.encoder), self.config.hypernet.task.dim
+        width = self.config.hypernet.task.dim
+        encoder = load_encoder(self.config.encoder, trust_remote_code=self.trust_remote_code)
         if encoder.dim != width:
             raise UserError(
                 f"{self.config.encoder}: this text encoder's width is {encoder.dim}, the hypernetwork reads {width}: "
@@ -76,12 +78,13 @@ class Model:
         return LLM.load(self.config.base, dtype=dtype)
 
 
-def load(source: str | Path | None = None) -> Model:
+def load(source: str | Path | None = None, *, trust_remote_code: bool = False) -> Model:
     """A published hypernetwork: the one in the package, or a folder, `hf:org/name` or `pypi:package==version`.
 
-    Raises UserError where there is none, or where its files are damaged.
+    Python code that comes with its text encoder runs only with `trust_remote_code`. Raises UserError where there is no
+    such model, or where its files are damaged.
     """
-    return Model(*load_model(sources.resolve(str(source or DEFAULT_MODEL))))
+    return Model(*load_model(sources.resolve(str(source or DEFAULT_MODEL))), trust_remote_code)
 
 
 @partial(jax.jit, static_argnums=(0, 1))

@@ -103,7 +103,7 @@ class Recipe:
     base_name: str = "HuggingFaceTB/SmolLM2-135M-Instruct"
     """What exported adapters call the base LLM."""
     encoder: str = "minilm"
-    """Text encoder: minilm, gte-large, or any sentence-transformers source."""
+    """Text encoder: minilm, gte-large, last-token:SOURCE, or any sentence-transformers source."""
     tasks: tuple[str, ...] = ("words",)
     """Sources of tasks: `words`, `family` and `gym` (built in), or a folder of task folders."""
     task_weights: tuple[float, ...] = ()
@@ -121,16 +121,16 @@ class Recipe:
     loop: Annotated[LoopConfig, tyro.conf.arg(name="")] = field(default_factory=LoopConfig)
 
 
-def run(recipe: Recipe, folder: Path, wandb: str | None = None) -> Path:
+def run(recipe: Recipe, folder: Path, wandb: str | None = None, *, trust_remote_code: bool = False) -> Path:
     """Train a recipe in `folder`, going on where an earlier run of the same recipe stopped; return what it wrote.
 
     The folder gets `recipe.json`, what `train` writes and, at the end, `model/`, or `adapters/` of a LoRA baseline.
-    `wandb` names a project to report to.
+    `wandb` names a project to report to. The text encoder's own code runs only with `trust_remote_code`.
     """
     if wandb:
         import_wandb()  # or say now that it is not there
     mesh = recipe.compute.mesh(recipe.batch.tasks)
-    material = read_material(recipe)
+    material = read_material(recipe, trust_remote_code)
     config, base = load_base(recipe.base, recipe.compute.base_dtype(), partial(param_sharding, mesh))
     model = _model_config(recipe, material, config.lora_spec(**asdict(recipe.lora)))
     producer = make_producer(recipe.producer, model.hypernet, model.lora, len(material.tasks))
@@ -178,12 +178,13 @@ class Material:
     modes: Sequence[PromptMode]
 
 
-def read_material(recipe: Recipe) -> Material:
+def read_material(recipe: Recipe, trust_remote_code: bool = False) -> Material:
     """Read, choose, embed and encode the tasks of a recipe; warn of what does not fit in a row."""
     splits, weights = read_mixture(recipe.tasks, recipe.task_weights)
     tasks, weights = choose_tasks(splits, weights, recipe.choice, recipe.producer)
     modes = prompt_modes(recipe.instruction_share)
-    encoder = load_encoder(recipe.encoder) if recipe.producer == "hypernet" else NoText()
+    reads_text = recipe.producer == "hypernet"
+    encoder = load_encoder(recipe.encoder, trust_remote_code=trust_remote_code) if reads_text else NoText()
     tokenizer = load_tokenizer(recipe.base)
     rows = training_tasks(tasks, weights, tokenizer, encoder, modes, cache_folder())
     tasks, rows = _fitting(tasks, rows, recipe.batch.length)

@@ -226,15 +226,22 @@ def test_generate_in_a_process_of_its_own_without_the_base_model(tmp_path, minil
 
 
 def test_train_starts_from_the_recipe_of_the_file(capsys, place, monkeypatch):
-    runs = []
-    monkeypatch.setattr(recipe, "run", lambda *arguments: runs.append(arguments) or arguments[1] / "model")
+    runs, trusted = [], []
+
+    def note(*arguments, trust_remote_code):
+        runs.append(arguments)
+        trusted.append(trust_remote_code)
+        return arguments[1] / "model"
+
+    monkeypatch.setattr(recipe, "run", note)
     assert run(capsys, "train", "exp.py", "--steps", "100", "--lora.alpha", "4")[0] == 0
     assert run(capsys, "train", "--out", "x", "--head", "S", "exp.py")[0] == 2  # it is --hypernet.head
     assert run(capsys, "train", "--out", "x", "--hypernet.head", "S", "exp.py")[1] == "written to x/model\n"
     assert run(capsys, "train", "--steps", "5")[0] == 0
-    assert run(capsys, "train", "--wandb", "words")[0] == 0
+    assert run(capsys, "train", "--wandb", "words", "--trust-remote-code")[0] == 0
     (first, out, _), (second, x, _), (third, _, project), (_, _, words) = runs
     assert (project, words) == (None, "words")
+    assert trusted == [False, False, False, True]
     assert (first.loop.steps, first.batch.tasks, first.lora.rank, first.lora.alpha) == (100, 2, 3, 4.0)
     assert (second.loop.steps, second.hypernet.head) == (7, "S")
     assert (out, x) == (Path("runs/latest"), Path("x"))

@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from sentence_transformers import SentenceTransformer
+from tiny_published import tiny_config
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModel, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from t2l_jax import embed
 from t2l_jax.embed import Encoder, LastTokenEncoder, TextEncoder, load_encoder, prepare, token_batches
 from t2l_jax.errors import UserError
+from t2l_jax.hypernet import HypernetConfig, TaskEncoderConfig
+from t2l_jax.model import Model
 
 TEXTS = ["Answer with the longest word", "Add the two numbers.", "Is it good? Say yes or no", "Translate. " * 40]
 WORDS = ("sort", "the", "words", "by", "length", ".", "say", "yes", "or", "no")
@@ -265,6 +269,10 @@ def test_code_of_a_model_runs_only_when_it_is_trusted(toy: Path) -> None:
     with pytest.raises(UserError, match=r"toy\.ToyModel.*trust_remote_code=True.*--trust-remote-code"):
         load_encoder(str(toy))
     encoder = load_encoder(str(toy), trust_remote_code=True)
+    model = Model(replace(tiny_config(), encoder=str(toy), hypernet=HypernetConfig(TaskEncoderConfig(dim=8))), {})
+    with pytest.raises(UserError, match=r"--trust-remote-code"):
+        _ = model.encoder
+    assert replace(model, trust_remote_code=True).encoder.dim == 8
     first = encoder.model[0].auto_model.table.weight[101].detach().numpy()  # [CLS]
     np.testing.assert_allclose(encoder.embed(["Sort."]), normalised(first[None] * np.arange(1, 9)), rtol=1e-5)
 
