@@ -12,6 +12,7 @@ from flax import struct
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from t2l_jax.decoder import Decoder, logits
+from t2l_jax.errors import UserError
 from t2l_jax.lora import Adapter
 
 
@@ -23,6 +24,14 @@ class SftConfig:
     weight_l2: float = 1e-3  # on the generated A and B
     neftune: float = 5.0  # noise on the input embeddings (NEFTune, arXiv 2310.05914)
     lora_dropout: float = 0.05
+
+    def __post_init__(self) -> None:
+        for name in ("label_smoothing", "lora_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"sft.{name} must be at least 0 and below 1, got {getattr(self, name)}")
+        for name in ("weight_l2", "neftune"):
+            if getattr(self, name) < 0:
+                raise UserError(f"sft.{name} must be at least 0, got {getattr(self, name)}")
 
 
 @struct.dataclass

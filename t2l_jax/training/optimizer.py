@@ -9,6 +9,8 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from t2l_jax.errors import UserError
+
 Schedule = Callable[[ArrayLike], Float[Array, "..."]]
 
 
@@ -22,6 +24,16 @@ class OptimizerConfig:
     warmup: float = 0.2  # share of the steps
     decay: Literal["linear", "cosine"] = "linear"
     cooldown: int = 0  # the run's last steps, over which the rate also falls linearly to zero: for runs that end early
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "clip"):
+            if getattr(self, name) <= 0:
+                raise UserError(f"optimizer.{name} must be above 0, got {getattr(self, name)}")
+        for name in ("weight_decay", "cooldown"):
+            if getattr(self, name) < 0:
+                raise UserError(f"optimizer.{name} must be at least 0, got {getattr(self, name)}")
+        if not 0 <= self.warmup <= 1:
+            raise UserError(f"optimizer.warmup is a share of the steps, from 0 to 1, got {self.warmup}")
 
 
 def make_schedule(config: OptimizerConfig, steps: int, last: int | None = None) -> Schedule:

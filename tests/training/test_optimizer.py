@@ -3,6 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from t2l_jax.errors import UserError
+from t2l_jax.objectives import SftConfig
 from t2l_jax.training import OptimizerConfig, make_optimizer, make_schedule
 
 
@@ -53,3 +55,19 @@ def test_a_cooldown_ends_an_early_end_at_zero():
     plain = make_schedule(OptimizerConfig(learning_rate=0.3, warmup=0.1), 40)(np.arange(20))
     left = np.minimum(1, (20 - np.arange(20)) / 4)
     np.testing.assert_allclose(make_schedule(config, 40, 20)(np.arange(20)), plain * left, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("config", "changes", "message"),
+    [
+        (OptimizerConfig, {"warmup": 20}, "optimizer.warmup is a share of the steps"),
+        (OptimizerConfig, {"learning_rate": -1.0}, "optimizer.learning_rate must be above 0"),
+        (OptimizerConfig, {"clip": 0.0}, "optimizer.clip must be above 0"),
+        (OptimizerConfig, {"weight_decay": -0.1}, "optimizer.weight_decay must be at least 0"),
+        (SftConfig, {"lora_dropout": 1.0}, "sft.lora_dropout must be at least 0 and below 1"),
+        (SftConfig, {"neftune": -1.0}, "sft.neftune must be at least 0"),
+    ],
+)
+def test_settings_out_of_range_are_named(config, changes, message):
+    with pytest.raises(UserError, match=message):
+        config(**changes)
