@@ -26,7 +26,7 @@ REQUESTS = [Request(f"task{index:02d}", f"Say word {index}") for index in range(
 
 @pytest.fixture(autouse=True)
 def _encoder(monkeypatch):
-    monkeypatch.setattr(model_module, "load_encoder", lambda source: HashEncoder())
+    monkeypatch.setattr(model_module, "load_encoder", lambda source, **_: HashEncoder())
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +178,7 @@ class SlowEncoder(HashEncoder):
         time.sleep(0.1)
         return super().embed(texts, cache)
 
-model_module.load_encoder = lambda source: SlowEncoder()
+model_module.load_encoder = lambda source, **_: SlowEncoder()
 generate_to_folder(model_module.load(sys.argv[1]), read_requests(Path(sys.argv[2])), Path(sys.argv[3]), batch=8)
 """
 

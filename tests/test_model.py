@@ -22,7 +22,7 @@ TEXTS = ["Say the last word.", "Say the first word.", "Answer with one"]
 def encoder(monkeypatch):
     """Every model of this file embeds by hashing."""
     encoder = HashEncoder()
-    monkeypatch.setattr(model_module, "load_encoder", lambda source: encoder)
+    monkeypatch.setattr(model_module, "load_encoder", lambda source, **_: encoder)
     return encoder
 
 

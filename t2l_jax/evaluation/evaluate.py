@@ -80,6 +80,7 @@ def evaluate(model: Model, config: EvaluationConfig, folder: Path, given: Baseli
     methods, more = _methods(config, given, own)
     notes += more + _partial_notes(methods, splits, given)
     settings = _settings(model, config, splits, methods, given)
+    store.check(folder, settings)
     llm = model.load_base()
     with jax.default_matmul_precision("highest"):  # the rounding that `engine.TIE` allows for is float32's
         sources = _sources(model, llm, splits, methods, config, given, own)

@@ -13,8 +13,8 @@ SETTINGS_FILE = "settings.json"
 PREDICTIONS_FILE = "predictions.jsonl"
 
 
-def claim(folder: Path, settings: dict[str, Any]) -> None:
-    """Note the settings in the folder. Raises UserError where it holds an evaluation of others."""
+def check(folder: Path, settings: dict[str, Any]) -> None:
+    """Raise UserError where the folder holds an evaluation with other settings, or something else."""
     path = folder / SETTINGS_FILE
     mine = json.loads(json.dumps(settings))
     if path.exists():
@@ -27,8 +27,12 @@ def claim(folder: Path, settings: dict[str, Any]) -> None:
             )
     elif folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
         raise UserError(f"{folder}: holds files and no evaluation: give another --out, or delete it first")
-    else:
-        atomic_write(path, json.dumps(mine, indent=2) + "\n")
+
+
+def claim(folder: Path, settings: dict[str, Any]) -> None:
+    """Note the settings in the folder, which `check` has found fit."""
+    if not (folder / SETTINGS_FILE).exists():
+        atomic_write(folder / SETTINGS_FILE, json.dumps(settings, indent=2) + "\n")
 
 
 def read_predictions(folder: Path) -> dict[str, dict[str, Any]]:

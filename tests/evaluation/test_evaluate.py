@@ -40,7 +40,7 @@ SPLITS = {
 @pytest.fixture(autouse=True)
 def _settings(monkeypatch, tmp_path):
     monkeypatch.setenv("T2L_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(model_module, "load_encoder", lambda source: HashEncoder())
+    monkeypatch.setattr(model_module, "load_encoder", lambda source, **_: HashEncoder())
     monkeypatch.setattr(evaluate, "read_tasks", lambda source: SPLITS)
 
 
