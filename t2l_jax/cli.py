@@ -79,7 +79,9 @@ class Generate:
 
 @dataclass(frozen=True)
 class Train(Generic[Settings]):
-    """Train a hypernetwork. An experiment file holds a RECIPE; every field of it can be set here.
+    """Train a hypernetwork, or LoRAs to compare it with (--producer).
+
+    An experiment file holds a RECIPE; every field of it can be set here.
 
     Examples:
       t2l train experiments/smollm2_words.py --out runs/words --steps 100
@@ -89,7 +91,7 @@ class Train(Generic[Settings]):
     experiment: Positional[Annotated[Path | None, arg(metavar="FILE.py")]] = None
     """A Python file that defines RECIPE; it is run. Without one, the defaults that --help shows: the word tasks."""
     out: Path = Path("runs/latest")
-    """Run folder: metrics, curves, checkpoints, and at the end model/. A run that was stopped goes on."""
+    """Run folder: metrics, curves, checkpoints, and at the end model/ or, of LoRAs, adapters/. What was stopped goes on."""
     wandb: Annotated[str | None, arg(metavar="PROJECT")] = None
     """Report to this project at Weights & Biases too (pip install wandb)."""
     trust_remote_code: bool = False
@@ -114,7 +116,7 @@ class Evaluate(Generic[Settings]):
       t2l evaluate runs/words/model --tasks words --splits 'unseen combinations' --examples 50 --out results/words
       t2l evaluate --tasks path/to/tasks --only 'sni_*' 'boolq' --prompt both --out results/real
       t2l evaluate --methods base aligned misaligned --examples 5
-      t2l evaluate --tasks path/to/tasks --multitask runs/shared --oracles runs/oracles --out results/all
+      t2l evaluate --tasks path/to/tasks --multitask runs/multitask/adapters --oracles runs/oracles/adapters --out all
     """
 
     config: Annotated[Settings, arg(name="")]
