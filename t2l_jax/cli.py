@@ -91,7 +91,7 @@ class Train(Generic[Settings]):
     experiment: Positional[Annotated[Path | None, arg(metavar="FILE.py")]] = None
     """A Python file that defines RECIPE; it is run. Without one, the defaults that --help shows: the word tasks."""
     out: Path = Path("runs/latest")
-    """Run folder: metrics, curves, checkpoints, and at the end model/ or, of LoRAs, adapters/. What was stopped goes on."""
+    """Run folder: metrics, curves, checkpoints, at the end model/ or, of LoRAs, adapters/. What was stopped goes on."""
     wandb: Annotated[str | None, arg(metavar="PROJECT")] = None
     """Report to this project at Weights & Biases too (pip install wandb)."""
     trust_remote_code: bool = False
