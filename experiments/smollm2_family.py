@@ -17,10 +17,11 @@ from t2l_jax.training import LoopConfig, OptimizerConfig
 
 RECIPE = Recipe(
     tasks=("family",),
+    start="t2l_jax/models/smollm2-words",
     instruction_share=0.2,
     batch=BatchConfig(tasks=12, rows=1, length=128),
     sft=SftConfig(label_smoothing=0.0, neftune=0.0, lora_dropout=0.0),
     compute=ComputeConfig(precision="products"),
-    optimizer=OptimizerConfig(learning_rate=2e-4, warmup=0.05, decay="cosine"),
-    loop=LoopConfig(steps=4000, log_every=5, validate_every=200, checkpoint_every=50),
+    optimizer=OptimizerConfig(learning_rate=2e-4, warmup=0.05, decay="cosine", cooldown=150),
+    loop=LoopConfig(steps=2000, log_every=5, validate_every=400, checkpoint_every=50),
 )

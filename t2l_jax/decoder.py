@@ -26,6 +26,7 @@ from t2l_jax.products import dense_product, product
 
 PROJECTION = "projection"  # the name under which rematerialisation knows what projections return
 Activation = Literal["silu", "gelu_tanh", "gelu"]
+SHARED = 1  # the segment that every other one of its row begins with
 GLOBAL_WINDOW = 2**30  # wider than any sequence: a layer that sees everything before it
 
 
@@ -292,8 +293,9 @@ class Decoder(nn.Module):
     ) -> tuple[Float[Array, "*B S D"], Cache | None]:
         """Final hidden states, and the cache with these tokens in it.
 
-        `segments`: 0 is padding, equal numbers attend to each other (default: one segment). `positions` default to
-        0, 1, 2, ... `embed_noise` is added to the input embeddings (NEFTune).
+        `segments`: 0 is padding, equal numbers attend to each other, and all of them to segment 1, which holds what
+        they begin with (default: all is segment 1). `positions` default to 0, 1, 2, ... `embed_noise` is added to the
+        input embeddings (NEFTune).
         """
         config = self.config
         segments = jnp.ones_like(tokens) if segments is None else segments
@@ -306,7 +308,8 @@ class Decoder(nn.Module):
             cache = _place(cache, positions, segments)
         seen = (positions, segments) if cache is None else (cache.positions, cache.segments)
         distance = positions[..., :, None] - seen[0][..., None, :]
-        visible = (distance >= 0) & (segments[..., :, None] == seen[1][..., None, :]) & (segments[..., :, None] > 0)
+        mine, theirs = segments[..., :, None], seen[1][..., None, :]
+        visible = (distance >= 0) & (mine > 0) & ((mine == theirs) | (theirs == SHARED))
         angles = positions[..., None].astype(jnp.float32) * rope_frequencies(config.attention)
         (x, cache), _ = self._layers(adapter)(
             (x, cache),

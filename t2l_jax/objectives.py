@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from t2l_jax.decoder import Decoder, logits
+from t2l_jax.decoder import SHARED, Decoder, logits
 from t2l_jax.errors import UserError
 from t2l_jax.lora import Adapter
 
@@ -38,7 +38,8 @@ class SftConfig:
 class Batch:
     """Rows of T tasks, R rows each, of several examples each, and where in them the answers are.
 
-    `segments` numbers a row's examples 1, 2, 3, ... and is 0 on padding; `positions` count from 0 in every example.
+    `segments` is 1 on what all examples of a row begin with, numbers them 2, 3, ... and is 0 on padding; `positions`
+    count from 0 in every example, what it shares included.
     `at[t, r, k]` is a place in the row whose hidden state predicts `targets[t, r, k]`; `weights` sum to 1 over the
     batch, equal for every task and for every example of a task, 0 where there is no target.
     """
@@ -78,9 +79,15 @@ def segment_sums(values: Float[Array, "*b n"], segments: Int[Array, "*b n"]) -> 
 def neftune_noise(
     key: PRNGKeyArray, segments: Int[Array, "*b S"], width: int, strength: float
 ) -> Float[Array, "*b S D"]:
-    """Uniform noise of magnitude strength / sqrt(length * D), length counting an example's tokens; 0 on padding."""
+    """Uniform noise of magnitude strength / sqrt(length * D), length counting an example's tokens; 0 on padding.
+
+    What the examples of a row share has the noise of the longest, for all of them the same.
+    """
     real = (segments > 0).astype(jnp.float32)
-    bound = strength * real / jnp.sqrt(jnp.maximum(segment_sums(real, segments), 1) * width)
+    shared = real * (segments == SHARED)
+    own = segment_sums(real - shared, segments)
+    length = jnp.sum(shared, axis=-1, keepdims=True) + jnp.where(shared > 0, jnp.max(own, -1, keepdims=True), own)
+    bound = strength * real / jnp.sqrt(jnp.maximum(length, 1) * width)
     return bound[..., None] * jax.random.uniform(key, (*segments.shape, width), jnp.float32, -1, 1)
 
 

@@ -216,10 +216,22 @@ def test_left_padding_changes_nothing():
 def test_packed_segments_are_separate_rows():
     params = random_params(CONFIG)
     packed = TOKENS.reshape(1, -1)
-    segments = jnp.repeat(jnp.asarray([[1, 2]]), 24, axis=1)
+    segments = jnp.repeat(jnp.asarray([[2, 3]]), 24, axis=1)
     positions = jnp.tile(jnp.arange(24), 2)[None]
     scores = run(CONFIG, params, packed, None, segments, positions)
     assert_same(scores.reshape(2, 24, -1), run(CONFIG, params, TOKENS))
+
+
+def test_what_packed_segments_share_is_read_as_the_beginning_of_each():
+    params = random_params(CONFIG)
+    rows = TOKENS.at[1, :6].set(TOKENS[0, :6])
+    packed = jnp.concatenate([rows[0], rows[1, 6:]])[None]
+    segments = jnp.repeat(jnp.asarray([[1, 2, 3]]), jnp.asarray([6, 18, 18]), axis=1)
+    positions = jnp.concatenate([jnp.arange(24), jnp.arange(6, 24)])[None]
+    scores = run(CONFIG, params, packed, None, segments, positions)[0]
+    expected = run(CONFIG, params, rows)
+    assert_same(scores[:24], expected[0])
+    assert_same(scores[24:], expected[1, 6:])
 
 
 def random_adapter(seed: int) -> Adapter:

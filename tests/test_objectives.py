@@ -11,7 +11,7 @@ import torch
 import transformers
 from torch.nn.functional import cross_entropy as torch_cross_entropy
 
-from t2l_jax.data.batches import collate
+from t2l_jax.data.batches import Packed, TokenTable, collate, pack
 from t2l_jax.data.prompts import Encoded
 from t2l_jax.decoder import Decoder, logits
 from t2l_jax.io.base import load_base
@@ -59,8 +59,11 @@ def adapters(llama):
 
 
 def batch_of(tasks: list[list[Encoded]], length: int = 16, packed: bool = False) -> Batch:
-    """The examples of each task in one row, or one to a row."""
-    rows = [[task] if packed else [[example] for example in task] for task in tasks]
+    """The examples of each task in one row, what they begin with once, or one to a row."""
+    rows = [
+        pack(TokenTable.of(task), np.arange(len(task)), 1, length) if packed else Packed((), [[one] for one in task])
+        for task in tasks
+    ]
     batch = collate(rows, np.zeros((len(rows), 4), np.float32), np.arange(len(rows)), length)
     return jax.tree.map(jnp.asarray, batch)
 
@@ -83,18 +86,25 @@ def torch_loss(model, adapter: Adapter, rows: list[list[Encoded]], smoothing: fl
 
 
 def test_packing_changes_neither_loss_nor_gradients_nor_metrics(llama, adapters):
-    """All examples of a task in one row, against one to a row; one answer is right by construction."""
+    """All examples of a task in one row, against one to a row; one answer is right by construction.
+
+    All prompts begin with the same tokens, which a packed row holds once.
+    """
     _, decoder, base = llama
     tasks = [[*ROWS[0], ROWS[1][1]], [*ROWS[1], ROWS[0][1], ROWS[0][0]]]
+    tasks = [[Encoded((5, 6, 7, 8, *prompt), wanted) for prompt, wanted in task] for task in tasks]
     first, _ = decoder.apply({"params": base}, jnp.asarray([tasks[0][0].prompt]), adapters[0])
     likeliest = int(jnp.argmax(logits(decoder.config, base, first[0, -1])))
     tasks[0].append(Encoded(tasks[0][0].prompt, (likeliest,)))
     found = jax.jit(jax.value_and_grad(sft_loss, argnums=2, has_aux=True), static_argnums=(0, 4))
-    (packed, metrics), gradients = found(decoder, base, adapters, batch_of(tasks, 32, packed=True), PLAIN, None)
+    together = batch_of(tasks, 40, packed=True)
+    assert [list(row[row == 1]) for row in np.asarray(together.segments[:, 0])] == [[1] * 4] * 2
+    (packed, metrics), gradients = found(decoder, base, adapters, together, PLAIN, None)
     rows = [[[example] for example in task] for task in tasks]
     rows[0] += [[]] * (len(rows[1]) - len(rows[0]))
     rows[1] += [[]] * (len(rows[0]) - len(rows[1]))
-    alone = jax.tree.map(jnp.asarray, collate(rows, np.zeros((2, 4), np.float32), np.arange(2), 32))
+    apart = collate([Packed((), task) for task in rows], np.zeros((2, 4), np.float32), np.arange(2), 40)
+    alone = jax.tree.map(jnp.asarray, apart)
     (expected, wanted), slopes = found(decoder, base, adapters, alone, PLAIN, None)
     np.testing.assert_allclose(packed, expected, rtol=1e-5)
     assert float(metrics["exact"]) == pytest.approx(float(wanted["exact"]))
@@ -201,7 +211,7 @@ def test_weight_penalty_is_a_mean_of_squares_per_side_summed_over_modules(llama,
 
 
 def test_neftune_noise_is_uniform_within_strength_over_root_of_an_examples_length_and_width():
-    segments = jnp.asarray([[1] * 40, [1] * 10 + [2] * 25 + [0] * 5])
+    segments = jnp.asarray([[1] * 40, [2] * 10 + [3] * 25 + [0] * 5])
     noise = np.asarray(neftune_noise(jax.random.key(0), segments, 64, strength=5.0))
     assert noise.shape == (2, 40, 64)
     for row, start, length in ((0, 0, 40), (1, 0, 10), (1, 10, 25)):
@@ -212,6 +222,13 @@ def test_neftune_noise_is_uniform_within_strength_over_root_of_an_examples_lengt
         assert real.std() == pytest.approx(bound / math.sqrt(3), rel=0.05)
         assert real.mean() == pytest.approx(0, abs=0.1 * bound)
     assert not noise[1, 35:].any()
+
+
+def test_neftune_noise_of_what_examples_share_is_that_of_the_longest():
+    segments = jnp.asarray([[1] * 10 + [2] * 40 + [3] * 20])
+    noise = np.abs(np.asarray(neftune_noise(jax.random.key(0), segments, 64, strength=5.0)))[0]
+    for places, length in ((slice(0, 10), 50), (slice(10, 50), 50), (slice(50, 70), 30)):
+        assert noise[places].max() == pytest.approx(5.0 / math.sqrt(length * 64), rel=0.02)
 
 
 def test_neftune_noise_of_an_empty_row_is_zero():

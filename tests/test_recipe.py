@@ -199,7 +199,9 @@ def test_what_the_base_model_reads_in_each_prompt_mode(recipe, tmp_path, monkeyp
     def texts(batch, task: int) -> set[str]:
         at = list(batch.task_ids).index(task)
         tokens, segments = batch.tokens[at, 0], batch.segments[at, 0]
-        return {tokenizer.decode(tokens[segments == segment]) for segment in range(1, segments.max() + 1)}
+        shared = (tokens[segments == 1],)
+        members = [np.concatenate([*shared, tokens[segments == member]]) for member in range(2, segments.max() + 1)]
+        return {tokenizer.decode(member) for member in members}
 
     found = set().union(*(texts(batch, 0) for batch in batches))
     wanted = {

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from t2l_jax.data.batches import BatchConfig, Sampler, TokenTable, TrainingTask, collate
+from t2l_jax.data.batches import BatchConfig, Sampler, TokenTable, TrainingTask, collate, pack
 from t2l_jax.data.prompts import Encoded
 from t2l_jax.decoder import AttentionConfig, Decoder, DecoderConfig
 from t2l_jax.hypernet import HypernetConfig, TaskEncoderConfig, Variables
@@ -52,7 +52,7 @@ def make_tasks() -> list[TrainingTask]:
 
 def validation_batch() -> Batch:
     tasks = make_tasks()
-    rows = [[[task.examples["instance"][n] for n in range(2)]] for task in tasks]
+    rows = [pack(task.examples["instance"], np.arange(2), 1, SHAPE.length) for task in tasks]
     return collate(rows, np.concatenate([task.embeddings for task in tasks]), np.arange(4), SHAPE.length)
 
 

@@ -1,9 +1,11 @@
 """SFT batches of packed rows. The batch of step n is a function of (seed, n) alone.
 
 A batch is [task, row, position]: tasks are drawn first, then as many of their examples as fill their rows. A row holds
-examples of one task end to end. Each is a segment of its own: it attends to itself alone, and its positions start at 0,
-so the model reads what it would read if the example stood alone. However many of its examples fit, a task weighs as
-much in the loss as any other, as it does where every task brings one example (the paper).
+examples of one task end to end. What all prompts of the task begin with (the head of the chat template; of a task with
+one wording its whole instruction) stands once at the beginning of the row, as segment 1, which all of the row attends
+to; after it every example is a segment of its own, which attends to itself, and whose positions go on from segment 1.
+So the model reads what it would read if each example stood alone, and reads what they share once. However many of its
+examples fit, a task weighs as much in the loss as any other, as it does where every task brings one example (the paper).
 
 Examples longer than a row are left out, since a cut prompt is another task (`Sampler.too_long` counts them). The last
 examples of a row are chosen among the next LOOKAHEAD so that they fill it: the examples of a batch are therefore a
@@ -16,9 +18,10 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
-from t2l_jax.data.prompts import Encoded, PromptMode
+from t2l_jax.data.prompts import Encoded, PromptMode, Tokens
+from t2l_jax.decoder import SHARED
 from t2l_jax.errors import UserError
 from t2l_jax.objectives import Batch
 
@@ -70,6 +73,16 @@ class TokenTable:
         """How many tokens the model reads of each example: the last is predicted, never read."""
         return np.diff(self.starts) - 1
 
+    @cached_property
+    def shared(self) -> int:
+        """How many tokens all prompts begin with, their last token left out: from there the answer is predicted."""
+        if not len(self):
+            return 0
+        size = int(self.prompts.min()) - 1
+        heads = self.tokens[self.starts[:-1, None] + np.arange(size)]
+        differs = np.any(heads != heads[0], axis=0)
+        return int(differs.argmax()) if differs.any() else size
+
 
 @dataclass(frozen=True)
 class TrainingTask:
@@ -92,7 +105,7 @@ class TrainingTask:
 
 @dataclass(frozen=True)
 class Sampler:
-    """Draws the batches of a run. Of the examples, `instruction_share` have an instruction in their prompt."""
+    """Draws the batches of a run. Of the tasks drawn, `instruction_share` show examples with an instruction."""
 
     tasks: Sequence[TrainingTask]
     shape: BatchConfig
@@ -131,17 +144,14 @@ class Sampler:
         """The batch of a step: the same for the same seed and step, whatever came before."""
         rng = np.random.default_rng([self.seed, step])
         chosen = draw_tasks(rng, self._chances, self.shape.tasks)
-        rows, z = [], []
+        packed, z = [], []
         for index in chosen:
             task = self.tasks[index]
             z.append(task.embeddings[rng.integers(len(task.embeddings))])
-            rows.append(self._rows(rng, task))
-        return collate(rows, np.stack(z), chosen, self.shape.length)
-
-    def _rows(self, rng: np.random.Generator, task: TrainingTask) -> list[list[Encoded]]:
-        count = len(next(iter(task.examples.values())))
-        order, instructed = rng.permutation(count), rng.random(count) < self.instruction_share
-        return fill_rows(task.examples, order, instructed, self.shape.rows, self.shape.length)
+            mode: PromptMode = "instruction" if rng.random() < self.instruction_share else "instance"
+            table = task.examples[mode]
+            packed.append(pack(table, rng.permutation(len(table)), self.shape.rows, self.shape.length))
+        return collate(packed, np.stack(z), chosen, self.shape.length)
 
 
 def draw_tasks(rng: np.random.Generator, chances: Float[np.ndarray, " n"], count: int) -> Int[np.ndarray, " T"]:
@@ -151,55 +161,65 @@ def draw_tasks(rng: np.random.Generator, chances: Float[np.ndarray, " n"], count
     return order[np.minimum(places, len(order) - 1)]
 
 
-def fill_rows(
-    tables: Mapping[PromptMode, TokenTable],
-    order: Int[np.ndarray, " n"],
-    instructed: Bool[np.ndarray, " n"],
-    rows: int,
-    length: int,
-) -> list[list[Encoded]]:
+@dataclass(frozen=True)
+class Packed:
+    """The rows of a task: which examples each holds, as what follows the `shared` tokens that all of them begin with."""
+
+    shared: Tokens
+    rows: Sequence[Sequence[Encoded]]
+
+    @property
+    def supervised(self) -> int:
+        """Answer tokens of the row that has most of them."""
+        return max(sum(len(answer) for _, answer in row) for row in self.rows)
+
+
+def pack(table: TokenTable, order: Int[np.ndarray, " n"], rows: int, length: int) -> Packed:
     """Examples in this order, each put in the fullest row that it fits in, until LOOKAHEAD of them fitted in none."""
     filled: list[list[Encoded]] = [[] for _ in range(rows)]
-    free, misses = [length] * rows, 0
-    for index, with_instruction in zip(order, instructed, strict=True):
-        table = tables["instruction" if with_instruction else "instance"]
-        need = int(table.lengths[index])
+    free, misses = [length - table.shared] * rows, 0
+    for index in order:
+        need = int(table.lengths[index]) - table.shared
         fitting = [row for row in range(rows) if free[row] >= need]
         if fitting:
             row = min(fitting, key=free.__getitem__)
-            filled[row].append(table[int(index)])
+            prompt, answer = table[int(index)]
+            filled[row].append(Encoded(prompt[table.shared :], answer))
             free[row] -= need
-        elif need <= length:
+        elif need <= length - table.shared:
             misses += 1
         if misses == LOOKAHEAD or not any(free):
             break
-    return filled
+    return Packed(table.tokens[: table.shared], filled)
 
 
-def collate(
-    rows: Sequence[Sequence[Sequence[Encoded]]], z: Float[np.ndarray, "T z"], task_ids: np.ndarray, length: int
-) -> Batch:
-    """Encoded examples [T][R][any number] as one batch of numpy arrays with rows of `length` tokens.
+def collate(packed: Sequence[Packed], z: Float[np.ndarray, "T z"], task_ids: np.ndarray, length: int) -> Batch:
+    """The rows of tasks, as many of each, as one batch of numpy arrays with rows of `length` tokens.
 
     The supervised positions of a row are padded to an eighth, a quarter, half or all of `length`: a run compiles four
     shapes at most. Raises ValueError where the examples of a row are longer than `length`.
     """
-    shape = (len(rows), len(rows[0]))
-    counts = [sum(map(len, task)) for task in rows]
+    shape = (len(packed), len(packed[0].rows))
+    counts = [sum(map(len, task.rows)) for task in packed]
     filled = sum(count > 0 for count in counts)
-    needed = max(sum(len(e.answer) for e in row) for task in rows for row in task)
+    needed = max(task.supervised for task in packed)
     supervised = next(size for part in (8, 4, 2, 1) if (size := -(-length // part)) >= needed)
     tokens, segments, positions = (np.zeros((*shape, length), np.int32) for _ in range(3))
     at, targets = (np.zeros((*shape, supervised), np.int32) for _ in range(2))
     weights = np.zeros((*shape, supervised), np.float32)
-    for t, task in enumerate(rows):
-        for r, row in enumerate(task):
-            start, first = 0, 0
-            for segment, (prompt, wanted) in enumerate(row, 1):
+    for t, task in enumerate(packed):
+        shared = len(task.shared)
+        for r, row in enumerate(task.rows):
+            if not row:
+                continue
+            tokens[t, r, :shared], segments[t, r, :shared] = task.shared, SHARED
+            positions[t, r, :shared] = np.arange(shared)
+            start, first = shared, 0
+            for segment, (prompt, wanted) in enumerate(row, SHARED + 1):
                 end = start + len(prompt) + len(wanted) - 1  # the last answer token is predicted, never read
                 tokens[t, r, start:end] = (*prompt, *wanted[:-1])
                 segments[t, r, start:end] = segment
-                positions[t, r, start:end] = np.arange(end - start)
+                positions[t, r, start:end] = shared + np.arange(end - start)
                 here = slice(first, first + len(wanted))
                 at[t, r, here] = np.arange(start + len(prompt) - 1, end)
                 targets[t, r, here] = wanted

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from t2l_jax.data.batches import BatchConfig, TokenTable, TrainingTask, collate, fill_rows
+from t2l_jax.data.batches import BatchConfig, Packed, TrainingTask, collate, pack
 from t2l_jax.data.encoding import encode_all
-from t2l_jax.data.prompts import Encoded, PromptMode
+from t2l_jax.data.prompts import PromptMode
 from t2l_jax.data.tasks import Task, spread
 from t2l_jax.embed import Encoder
 from t2l_jax.errors import UserError
@@ -71,21 +71,17 @@ def validation_batches(
         for mode in modes:
             wordings = [(task.held_out_wording(),) if mode == "instruction" else () for task in some]
             jobs = [(task.test, wording) for task, wording in zip(some, wordings, strict=True)]
-            rows = [_rows(table, mode, shape) for table in encode_all(tokenizer, jobs, cache / "tokens")]
-            usable = [index for index, row in enumerate(rows) if any(row)]
+            tables = encode_all(tokenizer, jobs, cache / "tokens")
+            packed = [pack(table, np.arange(len(table)), shape.rows, shape.length) for table in tables]
+            usable = [index for index, task in enumerate(packed) if any(task.rows)]
             parts = np.array_split(np.asarray(usable), -(-len(usable) // shape.tasks)) if usable else []
             batches = []
             for part in parts:
                 ids = np.resize(part, shape.tasks)  # a batch is filled up with its own tasks, without examples
-                empty: list[list[Encoded]] = [[]] * shape.rows
-                filled = [rows[index] if place < len(part) else empty for place, index in enumerate(ids)]
+                empty = Packed((), [[]] * shape.rows)
+                filled = [packed[index] if place < len(part) else empty for place, index in enumerate(ids)]
                 batches.append(collate(filled, z[ids], ids, shape.length))
             if batches:
                 found[name if len(modes) == 1 else f"{name}, {mode}"] = batches
     return found
 
-
-def _rows(table: TokenTable, mode: PromptMode, shape: BatchConfig) -> list[list[Encoded]]:
-    """Rows filled with the first of these examples."""
-    order = np.arange(len(table))
-    return fill_rows({mode: table}, order, np.full(len(table), mode == "instruction"), shape.rows, shape.length)
