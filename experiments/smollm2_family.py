@@ -21,7 +21,7 @@ RECIPE = Recipe(
     instruction_share=0.2,
     batch=BatchConfig(tasks=12, rows=1, length=128),
     sft=SftConfig(label_smoothing=0.0, neftune=0.0, lora_dropout=0.0),
-    compute=ComputeConfig(precision="products"),
+    compute=ComputeConfig(precision="float32"),
     optimizer=OptimizerConfig(learning_rate=2e-4, warmup=0.05, decay="cosine", cooldown=150),
     loop=LoopConfig(steps=2000, log_every=5, validate_every=400, checkpoint_every=50),
 )

@@ -39,10 +39,14 @@ class TaskChoice:
     """Patterns of task names, such as 'sni_*'. Default: all."""
     most: int | None = None
     """At most so many of them, evenly spread. Default: all."""
+    wordings: int | None = None
+    """The first so many descriptions of each. Default: all that are for training."""
 
     def __post_init__(self) -> None:
-        if self.most is not None and self.most < 1:
-            raise UserError(f"choice.most must be at least 1, got {self.most}")
+        for name in ("most", "wordings"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"choice.{name} must be at least 1, got {value}")
 
 
 class NoText:
@@ -77,7 +81,8 @@ def choose_tasks(
         found = [found[place] for place in places]
     if not found:
         raise UserError("choice: no task with training examples is left: widen --choice.only or --choice.splits")
-    return found, tuple(known.get(task.name, 1.0) for task in found)
+    chosen = [replace(task, descriptions=task.descriptions[: choice.wordings]) for task in found]
+    return chosen, tuple(known.get(task.name, 1.0) for task in found)
 
 
 def make_producer(

@@ -12,8 +12,9 @@ from tiny_published import save_base
 
 import t2l_jax
 from t2l_jax import recipe as recipes
-from t2l_jax.baselines import TaskChoice
+from t2l_jax.baselines import TaskChoice, choose_tasks
 from t2l_jax.data.batches import BatchConfig
+from t2l_jax.data.tasks import Example, Task
 from t2l_jax.errors import UserError
 from t2l_jax.evaluation.baselines import find_baselines
 from t2l_jax.hypernet import HypernetConfig
@@ -159,3 +160,11 @@ def test_tasks_that_fit_in_no_row_are_left_out_and_named(recipe, tmp_path):
     assert sorted(find_baselines(None, out).oracles) == ["first"]
     with pytest.raises(UserError, match="no task has an example that fits in a row of 2 tokens"):
         run(replace(recipe, batch=replace(batch, length=2)), tmp_path / "none")
+
+
+def test_of_each_task_the_first_wordings_are_trained_on():
+    tasks = [Task("a", ("one", "two", "three"), (), (Example("x", "y", ("y",)),), ()), Task("b", ("four",), (), (), ())]
+    (found,), _ = choose_tasks({"train": tasks}, (1.0, 1.0), TaskChoice(wordings=2), "hypernet")
+    assert found.descriptions == ("one", "two")
+    with pytest.raises(UserError, match=r"choice\.wordings must be at least 1, got 0"):
+        TaskChoice(wordings=0)

@@ -5,7 +5,7 @@ examples of one task end to end. What all prompts of the task begin with (the he
 one wording its whole instruction) stands once at the beginning of the row, as segment 1, which all of the row attends
 to; after it every example is a segment of its own, which attends to itself, and whose positions go on from segment 1.
 So the model reads what it would read if each example stood alone, and reads what they share once. However many of its
-examples fit, a task weighs as much in the loss as any other, as it does where every task brings one example (the paper).
+examples fit, a task weighs as much in the loss as any other, as where every task brings one example (the paper).
 
 Examples longer than a row are left out, since a cut prompt is another task (`Sampler.too_long` counts them). The last
 examples of a row are chosen among the next LOOKAHEAD so that they fill it: the examples of a batch are therefore a
@@ -163,7 +163,7 @@ def draw_tasks(rng: np.random.Generator, chances: Float[np.ndarray, " n"], count
 
 @dataclass(frozen=True)
 class Packed:
-    """The rows of a task: which examples each holds, as what follows the `shared` tokens that all of them begin with."""
+    """The rows of a task: `shared` is what all its examples begin with; each row holds what follows in some of them."""
 
     shared: Tokens
     rows: Sequence[Sequence[Encoded]]

