@@ -1,12 +1,12 @@
-"""32 oracles of the grown family: one LoRA for each of 32 training tasks, all trained at once in one program.
+"""40 oracles of the grown family: one LoRA for each of 20 training tasks and 20 unseen combinations, all at once.
 
 Run:    t2l train experiments/oracles.py --out runs/oracles
-        t2l train experiments/oracles.py --choice.splits "unseen combinations" --out runs/oracles_unseen
-Then:   t2l evaluate MODEL --tasks family --oracles runs/oracles/adapters
-Result: not run yet
+Then:   t2l evaluate MODEL --tasks family --max-tasks 20 --oracles runs/oracles/adapters
+Result: see results/family.md
 
-Every task comes in every step, so that no optimiser step moves an oracle without a gradient of its own. Batch rows,
-lengths and steps are those of multitask.py; a step there has 16 tasks, here 32.
+Every task comes in every step, so that no optimiser step moves an oracle without a gradient of its own. The tasks are
+those that an evaluation with --max-tasks 20 asks. Unseen combinations are trained on here alone: an oracle says what a
+LoRA can do that has seen the task's own examples.
 """
 
 from t2l_jax.baselines import TaskChoice
@@ -18,9 +18,9 @@ from t2l_jax.training import LoopConfig, OptimizerConfig
 RECIPE = Recipe(
     producer="oracles",
     tasks=("family",),
-    choice=TaskChoice(most=32),
-    batch=BatchConfig(tasks=32, rows=1, length=128),
+    choice=TaskChoice(splits=("train", "unseen combinations"), most=20),
+    batch=BatchConfig(tasks=40, rows=1, length=64),
     sft=SftConfig(label_smoothing=0.0, neftune=0.0, lora_dropout=0.0),
-    optimizer=OptimizerConfig(learning_rate=2e-4, warmup=0.05, decay="cosine", cooldown=50),
-    loop=LoopConfig(steps=300, validate_every=100, checkpoint_every=50),
+    optimizer=OptimizerConfig(learning_rate=1e-3, warmup=0.1, decay="cosine"),
+    loop=LoopConfig(steps=120, validate_every=60, checkpoint_every=20),
 )

@@ -17,7 +17,7 @@ import numpy as np
 from t2l_jax.data.batches import TrainingTask
 from t2l_jax.data.material import VALIDATION_TASKS
 from t2l_jax.data.sources import TRAIN
-from t2l_jax.data.tasks import Task, spread
+from t2l_jax.data.tasks import Task, evenly, spread
 from t2l_jax.errors import UserError
 from t2l_jax.hypernet import HypernetConfig, Variables
 from t2l_jax.io.peft import save_peft
@@ -38,7 +38,7 @@ class TaskChoice:
     only: tuple[str, ...] = ()
     """Patterns of task names, such as 'sni_*'. Default: all."""
     most: int | None = None
-    """At most so many of them, evenly spread. Default: all."""
+    """At most so many of each split, evenly spread (those that an evaluation of as many takes). Default: all."""
     wordings: int | None = None
     """The first so many descriptions of each. Default: all that are for training."""
 
@@ -74,11 +74,11 @@ def choose_tasks(
     if set(choice.splits) != {TRAIN} and len(set(weights)) > 1:
         raise UserError(f"task_weights are for tasks of {TRAIN} only: leave them out, or choice.splits")
     known = dict(zip((task.name for task in splits[TRAIN]), weights, strict=True))
-    found = [task for name in dict.fromkeys(choice.splits) for task in splits[name] if task.train]
-    found = [task for task in found if not choice.only or any(fnmatchcase(task.name, p) for p in choice.only)]
-    if choice.most is not None and found:
-        places = np.linspace(0, len(found), min(choice.most, len(found)), endpoint=False).astype(int)
-        found = [found[place] for place in places]
+    found = []
+    for name in dict.fromkeys(choice.splits):
+        usable = [task for task in splits[name] if task.train]
+        usable = [task for task in usable if not choice.only or any(fnmatchcase(task.name, p) for p in choice.only)]
+        found += usable if choice.most is None else evenly(usable, choice.most)
     if not found:
         raise UserError("choice: no task with training examples is left: widen --choice.only or --choice.splits")
     chosen = [replace(task, descriptions=task.descriptions[: choice.wordings]) for task in found]

@@ -14,7 +14,7 @@ import t2l_jax
 from t2l_jax import recipe as recipes
 from t2l_jax.baselines import TaskChoice, choose_tasks
 from t2l_jax.data.batches import BatchConfig
-from t2l_jax.data.tasks import Example, Task
+from t2l_jax.data.tasks import Example, Task, spread
 from t2l_jax.errors import UserError
 from t2l_jax.evaluation.baselines import find_baselines
 from t2l_jax.hypernet import HypernetConfig
@@ -163,8 +163,20 @@ def test_tasks_that_fit_in_no_row_are_left_out_and_named(recipe, tmp_path):
 
 
 def test_of_each_task_the_first_wordings_are_trained_on():
-    tasks = [Task("a", ("one", "two", "three"), (), (Example("x", "y", ("y",)),), ()), Task("b", ("four",), (), (), ())]
-    (found,), _ = choose_tasks({"train": tasks}, (1.0, 1.0), TaskChoice(wordings=2), "hypernet")
+    task = Task("a", ("one", "two", "three"), train=(Example("x", "y", ("y",)),), test=())
+    (found,), _ = choose_tasks({"train": [task]}, (1.0,), TaskChoice(wordings=2), "hypernet")
     assert found.descriptions == ("one", "two")
     with pytest.raises(UserError, match=r"choice\.wordings must be at least 1, got 0"):
         TaskChoice(wordings=0)
+
+
+def test_most_counts_in_each_split_and_takes_what_an_evaluation_takes():
+    def some(name: str, count: int) -> list[Task]:
+        one = (Example("x", "y", ("y",)),)
+        return [Task(f"{name}{number}", ("do",), train=one, test=one) for number in range(count)]
+
+    splits = {"train": some("a", 10), "unseen": some("b", 7)}
+    choice = TaskChoice(splits=("train", "unseen"), most=3)
+    found, _ = choose_tasks(splits, (1.0,) * 10, choice, "oracles")
+    assert [task.name for task in found] == ["a0", "a3", "a6", "b0", "b2", "b4"]
+    assert found == [*spread(splits["train"], 3), *spread(splits["unseen"], 3)]

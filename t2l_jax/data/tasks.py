@@ -64,8 +64,13 @@ class Task:
 
 def spread(tasks: Sequence[Task], count: int) -> list[Task]:
     """At most `count` of the tasks that have test examples, evenly spread over the collection."""
-    usable = [task for task in tasks if task.test]
-    return usable[:: max(1, -(-len(usable) // count))]
+    return evenly([task for task in tasks if task.test], count)
+
+
+def evenly(tasks: Sequence[Task], count: int) -> list[Task]:
+    """At most `count` of the tasks, evenly spread, the first of them included."""
+    size = min(count, len(tasks))
+    return [tasks[index * len(tasks) // size] for index in range(size)]
 
 
 def load_tasks(folder: str | Path) -> list[Task]:
