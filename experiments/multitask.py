@@ -1,22 +1,25 @@
-"""One LoRA for all training tasks of the grown family, by the step that trains the hypernetwork.
+"""One LoRA for all the tasks that the hypernetwork is trained on, by the same step on the same mixture of examples.
 
-Run:    t2l train experiments/multitask.py --out runs/multitask
+Run:    t2l train experiments/multitask.py --out runs/multitask --tasks family FOLDER --task-weights 3 1
 Then:   t2l evaluate MODEL --tasks family --multitask runs/multitask/adapters
-Result: not run yet
+Result: see results/family.md
 
-For as many examples as a hypernetwork's run had, give its --batch.tasks, --batch.length and --steps.
+FOLDER and the batches are those of smollm2_family.py. One LoRA learns within a hundred steps what it can know without
+being told the task, so it needs fewer of them; the learning rate is a LoRA's own.
 """
 
 from t2l_jax.data.batches import BatchConfig
 from t2l_jax.objectives import SftConfig
-from t2l_jax.recipe import Recipe
+from t2l_jax.recipe import ComputeConfig, Recipe
 from t2l_jax.training import LoopConfig, OptimizerConfig
 
 RECIPE = Recipe(
     producer="multitask",
     tasks=("family",),
-    batch=BatchConfig(tasks=16, rows=1, length=128),
+    instruction_share=0.2,
+    batch=BatchConfig(tasks=12, rows=1, length=128),
     sft=SftConfig(label_smoothing=0.0, neftune=0.0, lora_dropout=0.0),
-    optimizer=OptimizerConfig(learning_rate=2e-4, warmup=0.05, decay="cosine", cooldown=50),
-    loop=LoopConfig(steps=600, validate_every=100, checkpoint_every=50),
+    compute=ComputeConfig(precision="float32"),
+    optimizer=OptimizerConfig(learning_rate=1e-3, warmup=0.1, decay="cosine"),
+    loop=LoopConfig(steps=200, log_every=5, validate_every=200, checkpoint_every=50),
 )
