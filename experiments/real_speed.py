@@ -63,26 +63,46 @@ def draw(args: RealSpeed) -> list[Batch]:
     """The batches of real tasks; the first only warms up."""
     tasks = [task for task in read_tasks(args.tasks)[TRAIN] if task.train]
     modes, cache = ("instance", "instruction"), cache_folder()
-    rows = training_tasks(
-        tasks, [1.0] * len(tasks), load_tokenizer(args.base), load_encoder("minilm"), modes, cache / "tokens"
-    )
+    rows = training_tasks(tasks, [1.0] * len(tasks), load_tokenizer(args.base), load_encoder("minilm"), modes, cache)
     fitting = [task for task in rows if task.shortest <= args.length]
     sampler = Sampler(fitting, BatchConfig(8, 1, args.length), 0, args.instruction_share)
     return [sampler.draw(step) for step in range(args.batches + 1)]
 
 
-def examples_of(batch: Batch) -> list[Example]:
-    """The examples of a batch, each whole, in a mixed order."""
+def examples_of(batch: Batch, task: int) -> list[Example]:
+    """The examples of a task of a batch, each whole."""
     found = []
-    for task in range(len(batch.tokens)):
-        tokens, segments = np.asarray(batch.tokens[task, 0]), np.asarray(batch.segments[task, 0])
-        wanted = np.full(len(tokens), -100)
-        real = np.asarray(batch.weights[task, 0]) > 0
-        wanted[np.asarray(batch.at[task, 0])[real]] = np.asarray(batch.targets[task, 0])[real]
-        for member in range(SHARED + 1, segments.max() + 1):
-            places = np.flatnonzero((segments == SHARED) | (segments == member))
-            found.append((tokens[places], wanted[places]))
-    return [found[place] for place in np.random.default_rng(0).permutation(len(found))]
+    tokens, segments = np.asarray(batch.tokens[task, 0]), np.asarray(batch.segments[task, 0])
+    wanted = np.full(len(tokens), -100)
+    real = np.asarray(batch.weights[task, 0]) > 0
+    wanted[np.asarray(batch.at[task, 0])[real]] = np.asarray(batch.targets[task, 0])[real]
+    for member in range(SHARED + 1, segments.max() + 1):
+        places = np.flatnonzero((segments == SHARED) | (segments == member))
+        found.append((tokens[places], wanted[places]))
+    return found
+
+
+def padded(examples: Sequence[Example]) -> dict[str, torch.Tensor]:
+    """Examples as rows padded to the longest, as transformers' models take them, and what each token is to predict."""
+    shape = len(examples), max(len(read) for read, _ in examples)
+    tokens = torch.zeros(shape, dtype=torch.long)
+    labels, mask = torch.full_like(tokens, -100), torch.zeros_like(tokens)
+    for row, (read, wanted) in enumerate(examples):
+        tokens[row, : len(read)], labels[row, : len(read)] = torch.from_numpy(read), torch.from_numpy(wanted)
+        mask[row, : len(read)] = 1
+    return {"input_ids": tokens, "attention_mask": mask, "wanted": labels}
+
+
+def torch_step(model: Any, optimizer: torch.optim.Optimizer, examples: Sequence[Example]) -> None:
+    """One plain step of a peft model on examples."""
+    inputs = padded(examples)
+    wanted = inputs.pop("wanted")
+    logits = model(**inputs).logits
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), wanted.flatten())
+    optimizer.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 1.0)
+    optimizer.step()
 
 
 def ours(args: RealSpeed) -> Callable[[Batch], None]:
@@ -113,19 +133,7 @@ def theirs(args: RealSpeed) -> Callable[[Sequence[Example]], None]:
 
     def run(examples: Sequence[Example]) -> None:
         for start in range(0, len(examples), PADDED_ROWS):
-            some = examples[start : start + PADDED_ROWS]
-            longest = max(len(tokens) for tokens, _ in some)
-            tokens = torch.zeros((len(some), longest), dtype=torch.long)
-            labels, mask = torch.full_like(tokens, -100), torch.zeros_like(tokens)
-            for row, (read, wanted) in enumerate(some):
-                tokens[row, : len(read)], labels[row, : len(read)] = torch.from_numpy(read), torch.from_numpy(wanted)
-                mask[row, : len(read)] = 1
-            logits = model(input_ids=tokens, attention_mask=mask).logits
-            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
+            torch_step(model, optimizer, examples[start : start + PADDED_ROWS])
 
     return run
 
@@ -151,7 +159,11 @@ def profile(run: Callable[[Batch], None], batch: Batch) -> list[tuple[str, float
 def main(args: RealSpeed) -> None:
     """Warm up, let the sides take turns on every batch, print rates and profile."""
     batches = draw(args)
-    examples = [examples_of(batch) for batch in batches]
+    mixed = np.random.default_rng(0)
+    examples = []
+    for batch in batches:
+        whole = [example for task in range(len(batch.tokens)) for example in examples_of(batch, task)]
+        examples.append([whole[place] for place in mixed.permutation(len(whole))])
     run_ours, run_theirs = ours(args), theirs(args)
     for batch in batches:  # all shapes are compiled before anything is timed
         run_ours(batch)

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
@@ -23,6 +23,7 @@ from t2l_jax.io.files import check_name, explained, read_jsonl
 # The registry of the original has about 200 descriptions a task and trains on 128 of them.
 MAX_TRAIN_DESCRIPTIONS = 128
 USES = ("train", "test")
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -67,10 +68,10 @@ def spread(tasks: Sequence[Task], count: int) -> list[Task]:
     return evenly([task for task in tasks if task.test], count)
 
 
-def evenly(tasks: Sequence[Task], count: int) -> list[Task]:
-    """At most `count` of the tasks, evenly spread, the first of them included."""
-    size = min(count, len(tasks))
-    return [tasks[index * len(tasks) // size] for index in range(size)]
+def evenly(items: Sequence[Item], count: int) -> list[Item]:
+    """At most `count` of the items, evenly spread, the first of them included."""
+    size = min(count, len(items))
+    return [items[index * len(items) // size] for index in range(size)]
 
 
 def load_tasks(folder: str | Path) -> list[Task]:
