@@ -8,6 +8,7 @@ cosine similarity of two descriptions' embeddings with that of the changes B A t
 The picture shows the adapters' changes on their first two principal axes, coloured by kind of instance.
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,14 +66,15 @@ def cosines(products: np.ndarray) -> np.ndarray:
 def main(args: AdapterMap) -> None:
     """Print the comparison and draw the map."""
     model = t2l_jax.load(args.model)
-    tasks = spread(read_tasks(args.tasks)[args.split], args.most)
+    usable = [task for task in read_tasks(args.tasks)[args.split] if len(task.unseen_descriptions) >= WORDINGS]
+    tasks = spread(usable, args.most)
     texts = [task.held_out_wording(draw) for task in tasks for draw in range(WORDINGS)]
     z = model.encoder.embed(texts)
     products = gram(model.adapters(z))
     by_text, by_weight = cosines(z @ z.T), cosines(products)
     owner = np.repeat(np.arange(len(tasks)), WORDINGS)
     same, above = owner[:, None] == owner, np.triu(np.ones((len(owner),) * 2, bool), 1)
-    kinds = [task.name.split(".")[0] for task in tasks]
+    kinds = [re.split(r"[._]", task.name)[0] for task in tasks]
     kind = np.repeat(np.unique(kinds, return_inverse=True)[1], WORDINGS)
     relatives = (kind[:, None] == kind) & ~same
     print(f"{len(tasks)} tasks of {args.tasks}, {args.split}, {WORDINGS} unseen wordings each")

@@ -34,6 +34,7 @@ from t2l_jax.data.batches import BatchConfig, Sampler, TokenTable, TrainingTask
 from t2l_jax.data.prompts import PromptMode, encode
 from t2l_jax.data.sources import TRAIN, read_tasks
 from t2l_jax.data.tasks import Task
+from t2l_jax.decoder import SHARED
 from t2l_jax.io.base import load_tokenizer
 
 
@@ -90,8 +91,11 @@ def shrinkage(sampler: Sampler, batches: list) -> float:
         for place, index in enumerate(batch.task_ids):
             lengths = {mode: table.lengths.mean() for mode, table in sampler.tasks[index].examples.items()}
             expected = (1 - share) * lengths["instance"] + share * lengths["instruction"]
-            count = batch.segments[place].max(-1).sum()
-            ratios.append((batch.segments[place] > 0).sum() / count / expected)
+            segments = np.asarray(batch.segments[place])
+            examples = np.maximum(segments.max(-1) - SHARED, 0)
+            read = (segments > SHARED).sum() + (examples * (segments == SHARED).sum(-1)).sum()
+            if examples.any():
+                ratios.append(read / examples.sum() / expected)
     return float(np.mean(ratios))
 
 

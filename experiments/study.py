@@ -6,7 +6,6 @@ enough for a CPU; only the differences between the rows of a table mean somethin
 """
 
 import json
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -44,26 +43,30 @@ def conduct(args: Study, name: str, variants: Mapping[str, Recipe]) -> None:
     for label, recipe in variants.items():
         loop = LoopConfig(steps=args.steps, validate_every=args.steps, checkpoint_every=50)
         folder = args.out / name / label.replace(" ", "-").replace("/", "-")
-        start = time.perf_counter()
         run(replace(recipe, loop=loop, batch=replace(recipe.batch, tasks=args.batch_tasks)), folder)
-        rows.append((label, time.perf_counter() - start, scores(folder)))
-    sets = [key for key in rows[0][2] if all(key in found for _, _, found in rows)]
-    columns = [f"{key}, {unit}" for key in sets for unit in ("nats", "exact %")]
+        rows.append((label, *scores(folder, args.batch_tasks * recipe.batch.rows * recipe.batch.length)))
+    sets = list(rows[0][1])
+    columns = [f"{key.partition(', ')[0]}, {unit}" for key in sets for unit in ("nats", "exact %")]
     print(f"| {name} | {' | '.join(columns)} | seconds |\n|{'---|' * (len(columns) + 2)}")
-    for label, seconds, found in rows:
-        cells = [text for key in sets for text in (f"{found[key][0]:.3f}", f"{100 * found[key][1]:.1f}")]
+    for label, found, seconds in rows:
+        cells = [text for loss, exact in found.values() for text in (f"{loss:.3f}", f"{100 * exact:.1f}")]
         print(f"| {label} | {' | '.join(cells)} | {seconds:.0f} |")
     session = json.loads((folder / "environment.json").read_text())["sessions"][-1]
     print(f"\n{args.steps} steps of {args.batch_tasks} tasks a row; {session['host']['cpu']}, {session['devices']}")
 
 
-def scores(folder: Path) -> dict[str, tuple[float, float]]:
-    """Cross-entropy, and the share of answers whose every token is the likeliest, of each validation set at the end."""
+def scores(folder: Path, places: int) -> tuple[dict[str, tuple[float, float]], float]:
+    """Of each validation set at the end the cross-entropy, and the share of answers whose every token is the likeliest.
+
+    And the seconds that all steps took, of `places` tokens with padding, without what comes before and between.
+    """
     records: list[dict[str, Any]] = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    found = {}
+    found, seconds = {}, 0.0
     for record in records:
+        if "tokens_per_second" in record:
+            seconds += places * (1 - record["padding"]) / record["tokens_per_second"]
         for key in record:
             if key.endswith("/exact"):
                 split = key.removesuffix("/exact")
                 found[split] = (record[f"{split}/cross_entropy"], record[key])
-    return found
+    return found, seconds

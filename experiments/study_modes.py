@@ -3,7 +3,8 @@
 Command: python experiments/study_modes.py
 Result:  results/study_modes.md
 
-Each row is validated in the mode that it was trained in. Rows have 128 tokens, since instructions are long.
+Each row is validated in the mode that it was trained in, on as many test examples as fit. Rows have 128 tokens, since
+instructions are long.
 """
 
 from dataclasses import replace

@@ -2,6 +2,8 @@
 
 Command: python experiments/study_tasks.py
 Result:  results/study_tasks.md
+
+What compares is the unseen combinations: the seen tasks of each row are those that it was trained on.
 """
 
 from dataclasses import replace

@@ -38,7 +38,8 @@ class TaskChoice:
     only: tuple[str, ...] = ()
     """Patterns of task names, such as 'sni_*'. Default: all."""
     most: int | None = None
-    """At most so many of each split, evenly spread (those that an evaluation of as many takes). Default: all."""
+    """At most so many of each split, evenly spread: of one source, those that an evaluation of as many takes.
+    Default: all."""
     wordings: int | None = None
     """The first so many descriptions of each. Default: all that are for training."""
 
@@ -142,20 +143,18 @@ def save_adapters(
 ) -> None:
     """PEFT folders, as `t2l evaluate` reads them: one for each oracle, one LoRA of all tasks, or one for each task.
 
-    Of a one-hot hypernetwork the adapters of the tasks that it is validated on are written. A folder that is there
-    already was written whole by a run that had ended, and is left.
+    Of a one-hot hypernetwork the adapters of the tasks that it is validated on are written. What an earlier end of the
+    run left in the folder is replaced.
     """
-    if folder.exists():
-        return
     if isinstance(producer, LoraTable):
         table = variables["params"]
         if name == "multitask":
-            save_peft(table[0], folder, base_model=base_name)
+            save_peft(table[0], folder, base_model=base_name, replace=True)
         else:
-            save_peft(table, folder, base_model=base_name, names=[task.name for task in trained])
+            save_peft(table, folder, base_model=base_name, names=[task.name for task in trained], replace=True)
         return
     some = spread(trained, VALIDATION_TASKS)
     place = {task.name: index for index, task in enumerate(trained)}
     z = jax.nn.one_hot(jnp.asarray([place[task.name] for task in some]), len(trained))
     adapters, _ = jax.jit(producer.adapters)(variables, z, jnp.arange(len(some)))
-    save_peft(adapters, folder, base_model=base_name, names=[task.name for task in some])
+    save_peft(adapters, folder, base_model=base_name, names=[task.name for task in some], replace=True)

@@ -67,11 +67,11 @@ def cross_entropy(
 
 
 def segment_sums(values: Float[Array, "*b n"], segments: Int[Array, "*b n"]) -> Float[Array, "*b n"]:
-    """For each element, the sum over its row's elements of the same segment; a row of n has at most n segments."""
+    """For each element, the sum over its row's elements of the same segment; of n elements none is above n + 1."""
     width = values.shape[-1]
 
     def of_row(values: Array, segments: Array) -> Array:
-        return jax.ops.segment_sum(values, segments, width + 1)[segments]
+        return jax.ops.segment_sum(values, segments, width + 2)[segments]
 
     return jnp.vectorize(of_row, signature="(n),(n)->(n)")(values, segments)
 

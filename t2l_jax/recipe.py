@@ -107,10 +107,12 @@ class Recipe:
     tasks: tuple[str, ...] = ("words",)
     """Sources of tasks: `words`, `family` and `gym` (built in), or a folder of task folders."""
     task_weights: tuple[float, ...] = ()
-    """How often the tasks of each source are drawn next to the other sources'. Default: every task equally often."""
+    """How often the tasks of each source are drawn next to the other sources', before --choice and --batch.length leave
+    some of them out. Default: every task equally often."""
     choice: TaskChoice = field(default_factory=TaskChoice)
     instruction_share: float = 0.0
-    """The share of examples whose prompt has an instruction before the instance; the others hold the instance alone."""
+    """The share of the tasks drawn whose examples have an instruction before the instance in their prompts; the other
+    tasks' examples hold the instance alone."""
     batch: BatchConfig = field(default_factory=BatchConfig)
     compute: ComputeConfig = ComputeConfig()
     lora: LoraConfig = LoraConfig()

@@ -76,12 +76,12 @@ class TokenTable:
     @cached_property
     def shared(self) -> int:
         """How many tokens all prompts begin with, their last token left out: from there the answer is predicted."""
-        if not len(self):
-            return 0
-        size = int(self.prompts.min()) - 1
-        heads = self.tokens[self.starts[:-1, None] + np.arange(size)]
-        differs = np.any(heads != heads[0], axis=0)
-        return int(differs.argmax()) if differs.any() else size
+        head = self[0].prompt[:-1] if len(self) else ()
+        for start, size in zip(self.starts[:-1], self.prompts - 1, strict=True):
+            head = head[:size]
+            differs = np.flatnonzero(np.not_equal(head, self.tokens[start : start + len(head)]))
+            head = head[: differs[0]] if differs.size else head
+        return len(head)
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,10 @@ class TrainingTask:
     embeddings: Float[np.ndarray, "n z"]
     examples: Mapping[PromptMode, TokenTable]
     weight: float = 1.0
+
+    def fits(self, mode: PromptMode, length: int) -> bool:
+        """Whether any of its examples in this mode fits in a row of so many tokens."""
+        return int(self.examples[mode].lengths.min(initial=2**31)) <= length
 
     @property
     def shortest(self) -> int:
@@ -149,6 +153,8 @@ class Sampler:
             task = self.tasks[index]
             z.append(task.embeddings[rng.integers(len(task.embeddings))])
             mode: PromptMode = "instruction" if rng.random() < self.instruction_share else "instance"
+            if not task.fits(mode, self.shape.length):  # then another one does
+                mode = next(other for other in task.examples if task.fits(other, self.shape.length))
             table = task.examples[mode]
             packed.append(pack(table, rng.permutation(len(table)), self.shape.rows, self.shape.length))
         return collate(packed, np.stack(z), chosen, self.shape.length)

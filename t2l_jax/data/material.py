@@ -58,6 +58,8 @@ def validation_batches(
 ) -> dict[str, list[Batch]]:
     """Test examples of each split, as many of each task as its rows hold, in batches of the shape of training's.
 
+    They are taken from the end of a task's test examples, since an evaluation reports on the first ones.
+
     Description and instruction are a wording that is not trained on, where the task has one. Where more than one mode
     is trained, each split comes in each mode, its name followed by the mode's. All batches have as many tasks: those
     of a split share its tasks evenly, and are filled up with tasks without examples.
@@ -72,7 +74,7 @@ def validation_batches(
             wordings = [(task.held_out_wording(),) if mode == "instruction" else () for task in some]
             jobs = [(task.test, wording) for task, wording in zip(some, wordings, strict=True)]
             tables = encode_all(tokenizer, jobs, cache / "tokens")
-            packed = [pack(table, np.arange(len(table)), shape.rows, shape.length) for table in tables]
+            packed = [pack(table, np.arange(len(table))[::-1], shape.rows, shape.length) for table in tables]
             usable = [index for index, task in enumerate(packed) if any(task.rows)]
             parts = np.array_split(np.asarray(usable), -(-len(usable) // shape.tasks)) if usable else []
             batches = []

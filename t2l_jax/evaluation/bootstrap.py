@@ -1,10 +1,9 @@
 """Bootstrap intervals (Efron, 1979) of a mean over tasks whose scores are means over examples.
 
-A replicate draws as many tasks as there are, with replacement, and within every drawn task as many of its examples. So
-an interval holds for new tasks of the same kind and for new examples; of one task alone it is over its examples. For T
-tasks with n examples each, the variance of the replicates is, in population variances,
-
-    (variance of the task means + mean over tasks of the variance within a task / n) / T
+A replicate draws as many tasks as there are, with replacement, each with all of its examples; where there is one task,
+as many of its examples. So an interval holds for new tasks of the same kind, or for new examples of the one task. The
+variance of the task means holds that of their examples already: to draw examples within drawn tasks would count it
+twice (Davison and Hinkley, Bootstrap Methods and their Application, 1997, section 3.8).
 """
 
 from collections.abc import Sequence
@@ -27,13 +26,9 @@ class Interval(NamedTuple):
 
 def replicates(tasks: Sequence[Float[np.ndarray, "_"]], count: int = REPLICATES, seed: int = 0) -> np.ndarray:
     """`count` draws of the mean over tasks of the mean over examples; `tasks` holds each task's scores."""
-    rng = np.random.default_rng(seed)
-    means = np.empty((len(tasks), count))
-    for mean, scores in zip(means, tasks, strict=True):
-        mean[:] = scores[rng.integers(len(scores), size=(count, len(scores)))].mean(axis=1)
-    # Column by column the means are replicates of their own, so any column may stand for any drawn task.
-    drawn = rng.integers(len(tasks), size=(count, len(tasks)))
-    return means[drawn, rng.integers(count, size=drawn.shape)].mean(axis=1)
+    values = tasks[0] if len(tasks) == 1 else np.array([scores.mean() for scores in tasks])
+    drawn = np.random.default_rng(seed).integers(len(values), size=(count, len(values)))
+    return values[drawn].mean(axis=1)
 
 
 def interval(tasks: Sequence[Float[np.ndarray, "_"]]) -> Interval:

@@ -158,6 +158,9 @@ def _partial_notes(methods: Sequence[str], splits: dict[str, list[Task]], given:
     """What a column lacks on some of the tasks."""
     notes = []
     for split, tasks in splits.items():
+        known = sum(not task.unseen_descriptions for task in tasks)
+        if split == TRAIN and known:
+            notes.append(f"{split}: {known} of {len(tasks)} tasks have no wording that was not trained on")
         if "misaligned" in methods and len(tasks) == 1:
             notes.append(f"{split}: {tasks[0].name} is the one task, so no other one's adapter is tried")
         bare = [task.name for task in tasks if not task.train]

@@ -41,6 +41,7 @@ def rouge_l(prediction: str, accepted: Sequence[str]) -> float:
 METRICS: dict[str, Metric] = {"exact_match": exact_match, "numeric_match": numeric_match, "rouge_l": rouge_l}
 
 
+NUMERIC_MATCH = "numeric_match"
 CODE_PASS = "code_pass"  # no comparison of texts: see `sandbox`
 
 

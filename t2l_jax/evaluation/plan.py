@@ -16,6 +16,7 @@ from t2l_jax.data.tasks import Example, Task
 from t2l_jax.errors import UserError
 from t2l_jax.evaluation.choices import choices
 from t2l_jax.evaluation.engine import Query, Source
+from t2l_jax.evaluation.metrics import NUMERIC_MATCH
 from t2l_jax.llm import LLM
 
 Mode = Literal["instance", "instruction"]
@@ -23,6 +24,7 @@ EITHER = ""  # the mode of what the base model answers: its prompt does not depe
 SHOTS = 3
 LONGEST_FEW_SHOT = 2048  # tokens of a prompt with examples: as many of the SHOTS as fit
 RANDOM_CHARACTERS = 60
+ROOM_TO_CALCULATE = 64  # new tokens at least where the last number of an answer counts: what leads to it comes before
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,8 @@ class Planner:
         options = [choices(task, example) for example in some] if self.likelihood else [()]
         chosen = all(options)  # one measure for a task: all its examples have choices, or none is asked to choose
         picks = [tuple(tuple(self._tokens(text)) for text in own) if chosen else () for own in options] * len(some)
-        limit = answer_limit(self.llm, some, self.max_new_tokens)
+        least = ROOM_TO_CALCULATE if task.metric == NUMERIC_MATCH else 1
+        limit = answer_limit(self.llm, some, least, self.max_new_tokens)
         prompts: dict[tuple[str, int, int], np.ndarray] = {}  # shared by the methods that ask the same
         wordings = min(self.wordings, len(task.unseen_descriptions or task.descriptions))
         for name in self.methods:
@@ -174,8 +177,8 @@ def few_shot(llm: LLM, task: Task, example: Example, description: str, count: in
         return llm.render(turns)
 
 
-def answer_limit(llm: LLM, examples: Sequence[Example], most: int) -> int:
-    """New tokens: room for the longest right answer and its end, in steps of 8, and at most `most`."""
+def answer_limit(llm: LLM, examples: Sequence[Example], least: int, most: int) -> int:
+    """New tokens: room for the longest right answer and its end, in steps of 8, between `least` and `most`."""
     texts = [text for example in examples for text in (example.output, *example.accepted)]
     longest = max(len(tokens) for tokens in llm.tokenizer(texts, add_special_tokens=False)["input_ids"])
-    return min(most, -(-(longest + 1) // 8) * 8)
+    return min(most, max(least, -(-(longest + 1) // 8) * 8))

@@ -1,7 +1,7 @@
 """The table of an evaluation as data, markdown, CSV and a picture.
 
-Scores are in percent. An interval is a 95% bootstrap interval: of a split over its tasks and their examples, of a task
-over its examples (see `bootstrap`). A score is first averaged over the wordings of its example.
+Scores are in percent. An interval is a 95% bootstrap interval: of a split over its tasks, of a task over its examples
+(see `bootstrap`). A score is first averaged over the wordings of its example.
 """
 
 import csv

@@ -132,6 +132,7 @@ def save_peft(
     description: str | Sequence[str] | None = None,
     names: Sequence[str] | None = None,
     dtype: str = "float32",
+    replace: bool = False,
 ) -> None:
     """Write one adapter as a PEFT folder, or a batch [n] of them as `folder/<name>/`, whole or not at all.
 
@@ -142,6 +143,7 @@ def save_peft(
         description: the text that the adapter was made from; for a batch, one for each.
         names: the folders of a batch; default 0000, 0001, ...
         dtype: float32, bfloat16 or float16.
+        replace: put the adapters in the place of whatever the folder holds.
 
     Raises:
         UserError: the folder holds something already, a name is not fit for a folder, or counts differ.
@@ -151,7 +153,7 @@ def save_peft(
     if not adapter.batch_shape:
         if names is not None or not (description is None or isinstance(description, str)):
             raise UserError("one adapter takes one description and no names: they are for a batch")
-        with atomic_folder(folder) as target:
+        with atomic_folder(folder, replace=replace) as target:
             files.write(target, files.blocks(weights), description)
         return
     if len(adapter.batch_shape) > 1:
@@ -164,7 +166,7 @@ def save_peft(
             f"{count} adapters need as many different names and as many descriptions, got {len(set(names))} and "
             f"{len(descriptions)}"
         )
-    with atomic_folder(folder) as target:
+    with atomic_folder(folder, replace=replace) as target:
         for index, (name, text) in enumerate(zip(names, descriptions, strict=True)):
             (target / name).mkdir()
             files.write(target / name, files.blocks(jax.tree.map(lambda x: x[index], weights)), text)  # noqa: B023

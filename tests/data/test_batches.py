@@ -247,3 +247,13 @@ def test_a_task_needs_an_example_that_fits():
 def test_a_batch_of_nothing_is_refused(field):
     with pytest.raises(UserError, match=f"batch.{field} must be at least 1, got 0"):
         BatchConfig(**{field: 0})
+
+
+def test_a_task_is_never_drawn_in_a_mode_that_none_of_its_examples_fits():
+    """Instances of 3 tokens and instructions of 30 in rows of 12."""
+    tables = {
+        "instance": TokenTable.of([Encoded((1, index), (9, 2)) for index in range(8)]),
+        "instruction": TokenTable.of([Encoded((1, *[index] * 28), (9, 2)) for index in range(8)]),
+    }
+    found = Sampler([TrainingTask("t", np.zeros((1, 2), np.float32), tables)], BatchConfig(1, 1, 12), 0, 0.9)
+    assert all((batch.weights > 0).any() for batch in map(found.draw, range(10)))

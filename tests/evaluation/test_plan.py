@@ -82,9 +82,10 @@ def test_keys_are_unique_and_follow_the_weights(llm):
 
 
 def test_an_answer_has_room_for_the_longest_right_one(llm):
-    assert answer_limit(llm, make_task("a").test, 256) == 8
-    assert answer_limit(llm, [Example("x", "one " * 8, ("one",))], 256) == 16
-    assert answer_limit(llm, [Example("x", "one", ("one " * 20,))], 20) == 20
+    assert answer_limit(llm, make_task("a").test, 1, 256) == 8
+    assert answer_limit(llm, make_task("a").test, 64, 256) == 64
+    assert answer_limit(llm, [Example("x", "one " * 8, ("one",))], 1, 256) == 16
+    assert answer_limit(llm, [Example("x", "one", ("one " * 20,))], 1, 20) == 20
 
 
 def test_one_task_alone_has_no_misaligned_adapter(llm):
