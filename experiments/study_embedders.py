@@ -1,7 +1,7 @@
 """Which text encoder? MiniLM against the last token of SmolLM2 itself, on the word tasks.
 
 Command: python experiments/study_embedders.py
-Result:  results/study_embedders.md
+Result:  none yet; what a linear probe reads from both is in results/embedder_probe.txt
 """
 
 from dataclasses import replace
