@@ -1,10 +1,19 @@
-"""A hypernetwork for SmolLM2 from thousands of built-in tasks and, beside them, real ones.
+"""A hypernetwork for SmolLM2 from the 3,169 training tasks of the grown family and, beside them, 124 real ones.
 
-Run:    t2l train experiments/smollm2_family.py --out runs/family2 --start runs/family1
+Run:    t2l train experiments/smollm2_family.py --out runs/family2 --start runs/family1/model --stop-after 441
             --tasks family FOLDER --task-weights 5 1
-Result: none yet: no run of it has ended
+Time:   32 minutes on 2 cores beside other work, after 34 of a first run
+Result: results/family.md
 
-FOLDER holds real tasks in the layout that t2l_jax/data/tasks.py reads.
+FOLDER holds real tasks in the layout that t2l_jax/data/tasks.py reads (`use: train` only); 8 of 132 have no example
+that fits. It goes on from a first run, which began from the word tasks' hypernetwork (smollm2_words.py) and was:
+
+        t2l train experiments/smollm2_family.py --out runs/family1 --start t2l_jax/models/smollm2-words
+            --stop-after 466 --steps 2000 --optimizer.learning-rate 2e-4
+            --instruction-share 0.2 --batch.tasks 12 --batch.length 128 --tasks family FOLDER --task-weights 3 1
+
+There, cross-entropy on the training batches fell from 2.2 to 1.67 in the last 380 steps, and 4% of the answers of seen
+tasks were right. Rows of 64 tokens let three times as many tasks go by in a second, two examples of each.
 """
 
 from t2l_jax.data.batches import BatchConfig

@@ -216,7 +216,7 @@ def test_tasks_are_chosen_by_split_pattern_and_number():
     chosen, _ = evaluate.select(EvaluationConfig(splits=("train",), only=("*1", "task3")), SPLITS)
     assert {split: [task.name for task in tasks] for split, tasks in chosen.items()} == {"train": ["task1", "task3"]}
     chosen, _ = evaluate.select(EvaluationConfig(max_tasks=2), SPLITS)
-    assert [task.name for task in chosen["train"]] == ["task1", "task3"]
+    assert [task.name for task in chosen["train"]] == ["task1", "task2"]
 
 
 def test_folders_without_adapters_are_refused(given, tmp_path):
