@@ -9,7 +9,7 @@ examples fit, a task weighs as much in the loss as any other, as where every tas
 
 Examples longer than a row are left out, since a cut prompt is another task (`Sampler.too_long` counts them). The last
 examples of a row are chosen among the next LOOKAHEAD so that they fill it: the examples of a batch are therefore a
-little shorter than all examples, by 1 to 3% on real tasks with rows of 1,024 tokens (experiments/padding.py).
+little shorter than all examples, by up to 2% on real tasks with rows of 1,024 tokens (experiments/padding.py).
 """
 
 from collections.abc import Mapping, Sequence
