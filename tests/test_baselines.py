@@ -180,3 +180,13 @@ def test_most_counts_in_each_split_and_takes_what_an_evaluation_takes():
     found, _ = choose_tasks(splits, (1.0,) * 10, choice, "oracles")
     assert [task.name for task in found] == ["a0", "a3", "a6", "b0", "b2", "b4"]
     assert found == [*spread(splits["train"], 3), *spread(splits["unseen"], 3)]
+
+
+def test_a_run_that_goes_on_replaces_its_adapters(recipe, tmp_path):
+    """Stopped after a step, the run writes what it has; ended, what it has then."""
+    whole = replace(recipe, producer="multitask", loop=LoopConfig(steps=12, validate_every=1))
+    early = load_peft(run(replace(whole, loop=replace(whole.loop, stop_after=1)), tmp_path))
+    late = load_peft(run(whole, tmp_path))
+    alone = load_peft(run(whole, tmp_path / "alone"))
+    assert np.abs(late.weights["q_proj"]["a"] - early.weights["q_proj"]["a"]).max() > 1e-3
+    jax.tree.map(np.testing.assert_array_equal, late, alone)
