@@ -79,12 +79,15 @@ class Model:
 
 
 def load(source: str | Path | None = None, *, trust_remote_code: bool = False) -> Model:
-    """A published hypernetwork: the one in the package, or a folder, `hf:org/name` or `pypi:package==version`.
+    """A published hypernetwork: one in the package (smollm2-words, or by name), a folder, `hf:...` or `pypi:...`.
 
     Python code that comes with its text encoder runs only with `trust_remote_code`. Raises UserError where there is no
     such model, or where its files are damaged.
     """
-    return Model(*load_model(sources.resolve(str(source or DEFAULT_MODEL))), trust_remote_code)
+    named = {Path(path).name: Path(path) for path in packaged()}
+    wanted = str(source or DEFAULT_MODEL)
+    folder = named[wanted] if wanted in named and not Path(wanted).exists() else sources.resolve(wanted)
+    return Model(*load_model(folder), trust_remote_code)
 
 
 @partial(jax.jit, static_argnums=(0, 1))

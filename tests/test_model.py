@@ -114,7 +114,7 @@ def test_the_package_names_its_models(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(model_module, "PACKAGED", folder.parent)
     monkeypatch.setattr(model_module, "DEFAULT_MODEL", folder)
     assert packaged() == [str(folder.parent / "base"), str(folder)]
-    assert load().fingerprint == load(folder).fingerprint
+    assert load().fingerprint == load(folder).fingerprint == load(folder.name).fingerprint
     monkeypatch.setattr(model_module, "PACKAGED", tmp_path / "none")
     assert packaged() == []
 
