@@ -2,10 +2,10 @@
 
 Run:    t2l train experiments/multitask.py --out runs/multitask --tasks family FOLDER --task-weights 3 1
 Then:   t2l evaluate MODEL --tasks family --multitask runs/multitask/adapters
-Result: see results/family.md
+Result: results/smollm2_family/family.md, of a run of 70 steps (--steps 70), fewer than it needs: cross-entropy fell
+        from 3.6 to 2.8 and not one answer of the family was right
 
-FOLDER and the batches are those of smollm2_family.py. One LoRA learns within a hundred steps what it can know without
-being told the task, so it needs fewer of them; the learning rate is a LoRA's own.
+FOLDER and the batches are those of the first run in smollm2_family.py; the learning rate is a LoRA's own.
 """
 
 from t2l_jax.data.batches import BatchConfig

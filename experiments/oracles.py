@@ -2,7 +2,9 @@
 
 Run:    t2l train experiments/oracles.py --out runs/oracles
 Then:   t2l evaluate MODEL --tasks family --max-tasks 20 --oracles runs/oracles/adapters
-Result: see results/family.md
+Time:   6.6 minutes on 2 cores for 45 steps (--steps 45)
+Result: after 45 steps, some 90 examples of each task, 65% of the answers of the training tasks are right and 47.5% of
+        the unseen combinations' (results/smollm2_family/family.md); cross-entropy 0.59 after 20 steps, 0.39 at the end
 
 Every task comes in every step, so that no optimiser step moves an oracle without a gradient of its own. The tasks are
 those that an evaluation with --max-tasks 20 asks. Unseen combinations are trained on here alone: an oracle says what a

@@ -3,7 +3,9 @@
 Run:    t2l train experiments/smollm2_family.py --out runs/family2 --start runs/family1/model --stop-after 441
             --tasks family FOLDER --task-weights 5 1
 Time:   32 minutes on 2 cores beside other work, after 34 of a first run
-Result: results/family.md
+Result: instance only, unseen wordings, exact match on 20 tasks each: training tasks 9.6% [3.8, 16.2], unseen
+        combinations 7.5% [2.9, 13.3], unseen primitives 0.4% [0.0, 1.2]; misaligned adapters 0.4, 0.0, 0.0; the task's
+        own LoRA 65% and 47.5% (results/smollm2_family, where the curves are too)
 
 FOLDER holds real tasks in the layout that t2l_jax/data/tasks.py reads (`use: train` only); 8 of 132 have no example
 that fits. It goes on from a first run, which began from the word tasks' hypernetwork (smollm2_words.py) and was:
@@ -12,8 +14,13 @@ that fits. It goes on from a first run, which began from the word tasks' hyperne
             --stop-after 466 --steps 2000 --optimizer.learning-rate 2e-4
             --instruction-share 0.2 --batch.tasks 12 --batch.length 128 --tasks family FOLDER --task-weights 3 1
 
-There, cross-entropy on the training batches fell from 2.2 to 1.67 in the last 380 steps, and 4% of the answers of seen
-tasks were right. Rows of 64 tokens let three times as many tasks go by in a second, two examples of each.
+Nine of the 328 unseen combinations ask what a training task of smollm2_words.py asked; of the 20 evaluated it is one
+(words.last.title.hashtag, none right).
+
+What limits it: a linear probe finds all primitives of a task in 20% of MiniLM's embeddings of unseen wordings, in 55%
+of training wordings (embedder_probe.py), and the loss was still falling: on the batches of the first run from 2.2 to
+1.67 in 380 steps, on those of the second, instance only, from 1.55 to 1.20. Rows of 64 tokens let three times as many
+tasks go by in a second as the rows of 128 of the first run, two examples of each.
 """
 
 from t2l_jax.data.batches import BatchConfig

@@ -1,7 +1,7 @@
 """Which hypernetwork? L, M and S of the paper on the word tasks.
 
 Command: python experiments/study_heads.py
-Result:  results/study_heads.md
+Result:  none yet: not run
 """
 
 from dataclasses import replace

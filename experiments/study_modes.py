@@ -1,7 +1,7 @@
 """What does an instruction in the prompt change? The same training with the instance alone, and after an instruction.
 
 Command: python experiments/study_modes.py
-Result:  results/study_modes.md
+Result:  none yet: not run
 
 Each row is validated in the mode that it was trained in, on as many test examples as fit. Rows have 128 tokens, since
 instructions are long.

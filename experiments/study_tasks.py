@@ -1,7 +1,7 @@
 """How many training tasks does it take? 8, 32, 128 and all 280 word tasks, as many steps each.
 
 Command: python experiments/study_tasks.py
-Result:  results/study_tasks.md
+Result:  none yet: not run
 
 What compares is the unseen combinations: the seen tasks of each row are those that it was trained on.
 """

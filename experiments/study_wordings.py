@@ -1,7 +1,7 @@
 """How many descriptions of each task does it take? 1, 4, 16 and 64 of each of the 280 word tasks.
 
 Command: python experiments/study_wordings.py
-Result:  results/study_wordings.md
+Result:  none yet: not run
 
 Validation reads wordings that are in no training description, of seen tasks and of unseen combinations.
 """
