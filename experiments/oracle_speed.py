@@ -1,7 +1,7 @@
 """Speed of training 32 task LoRAs at once next to PyTorch + peft one by one, on the same examples, in one run.
 
 Command: python experiments/oracle_speed.py      (about 5 minutes on two CPU cores)
-Result:  none yet: not run
+Result:  1.8 times as fast with one example a task, 1.1 times with packed rows, results/oracle_speed.txt
 
 Each of 32 LoRAs for SmolLM2-135M-Instruct (q and v, rank 8, LoRA dropout 0.05) learns from examples of its own task of
 the grown family. Ours is one program: a LoraTable, all rows in one step, each row packed with its task's examples. peft
