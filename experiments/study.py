@@ -14,14 +14,13 @@ from typing import Any
 from t2l_jax.data.batches import BatchConfig
 from t2l_jax.objectives import SftConfig
 from t2l_jax.recipe import Recipe, run
-from t2l_jax.training import BestConfig, LoopConfig, OptimizerConfig
+from t2l_jax.training import LoopConfig, OptimizerConfig
 
 RECIPE = Recipe(
     tasks=("words",),
     batch=BatchConfig(tasks=8, rows=1, length=64),
     sft=SftConfig(label_smoothing=0.0, neftune=0.0, lora_dropout=0.0),
     optimizer=OptimizerConfig(learning_rate=4e-4, warmup=0.1, decay="cosine"),
-    best=BestConfig(),
 )
 
 

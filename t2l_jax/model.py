@@ -79,10 +79,11 @@ class Model:
 
 
 def load(source: str | Path | None = None, *, trust_remote_code: bool = False) -> Model:
-    """A published hypernetwork: one in the package (smollm2-words, or by name), a folder, `hf:...` or `pypi:...`.
+    """A published hypernetwork: a packaged one by its name, a folder, `hf:org/name` or `pypi:package==version`.
 
-    Python code that comes with its text encoder runs only with `trust_remote_code`. Raises UserError where there is no
-    such model, or where its files are damaged.
+    The default is smollm2-words of the package; an existing folder of a packaged one's name goes before it. Python code
+    that comes with its text encoder runs only with `trust_remote_code`. Raises UserError where there is no such model,
+    or where its files are damaged.
     """
     named = {Path(path).name: Path(path) for path in packaged()}
     wanted = str(source or DEFAULT_MODEL)

@@ -16,7 +16,7 @@ from t2l_jax.data.prompts import Encoded
 from t2l_jax.decoder import Decoder, logits
 from t2l_jax.io.base import load_base
 from t2l_jax.lora import Adapter, dense_delta
-from t2l_jax.objectives import Batch, SftConfig, cross_entropy, neftune_noise, sft_loss, weight_penalty
+from t2l_jax.objectives import Batch, SftConfig, cross_entropy, neftune_noise, segment_sums, sft_loss, weight_penalty
 
 VOCAB = 97
 loss_of = jax.jit(sft_loss, static_argnums=(0, 4))
@@ -222,6 +222,12 @@ def test_neftune_noise_is_uniform_within_strength_over_root_of_an_examples_lengt
         assert real.std() == pytest.approx(bound / math.sqrt(3), rel=0.05)
         assert real.mean() == pytest.approx(0, abs=0.1 * bound)
     assert not noise[1, 35:].any()
+
+
+def test_a_row_of_n_may_number_its_examples_up_to_n_plus_one():
+    """Segment 1 is what the examples share: of two one-token answers the second is of segment 3."""
+    found = segment_sums(jnp.asarray([[5.0, 7.0]]), jnp.asarray([[2, 3]]))
+    np.testing.assert_array_equal(found, [[5.0, 7.0]])
 
 
 def test_neftune_noise_of_what_examples_share_is_that_of_the_longest():

@@ -38,11 +38,9 @@ def rouge_l(prediction: str, accepted: Sequence[str]) -> float:
     return max(float(scorer.score(answer, prediction)["rougeL"].fmeasure) for answer in accepted)
 
 
-METRICS: dict[str, Metric] = {"exact_match": exact_match, "numeric_match": numeric_match, "rouge_l": rouge_l}
-
-
 NUMERIC_MATCH = "numeric_match"
 CODE_PASS = "code_pass"  # no comparison of texts: see `sandbox`
+METRICS: dict[str, Metric] = {"exact_match": exact_match, NUMERIC_MATCH: numeric_match, "rouge_l": rouge_l}
 
 
 def find_metric(name: str) -> Metric:
