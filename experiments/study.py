@@ -51,7 +51,8 @@ def conduct(args: Study, name: str, variants: Mapping[str, Recipe]) -> None:
         cells = [text for loss, exact in found.values() for text in (f"{loss:.3f}", f"{100 * exact:.1f}")]
         print(f"| {label} | {' | '.join(cells)} | {seconds:.0f} |")
     session = json.loads((folder / "environment.json").read_text())["sessions"][-1]
-    print(f"\n{args.steps} steps of {args.batch_tasks} tasks a row; {session['devices']['kind']}, {session['host']['cpu']}")
+    machine = f"{session['devices']['kind']}, {session['host']['cpu']}"
+    print(f"\n{args.steps} steps of {args.batch_tasks} tasks a row; {machine}")
 
 
 def scores(folder: Path, places: int) -> tuple[dict[str, tuple[float, float]], float]:
