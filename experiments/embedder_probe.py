@@ -44,12 +44,6 @@ def described(members: Sequence[Combination], count: int, held_out: bool) -> tup
     return texts, owners
 
 
-def part(member: Combination, name: str) -> str:
-    """The name of a combination's primitive; a select belongs to its kind."""
-    primitive = getattr(member, name)
-    return f"{member.kind.name if name == 'select' else ''} {primitive.name if primitive else ''}"
-
-
 def main(args: Probe) -> None:
     """Print a line for each encoder and side of the wordings."""
     train, unseen = evenly(combinations()["train"], args.tasks), combinations()["unseen combinations"]
@@ -70,9 +64,11 @@ def main(args: Probe) -> None:
             found, right = read(some), np.ones(len(some), bool)
             cells = []
             for name in PARTS:
-                labels, index = np.unique([part(member, name) for member in owners], return_inverse=True)
+                labels, index = np.unique([member.parts.get(name, ("", "")) for member in owners], return_inverse=True)
                 weights = np.linalg.solve(gram, z.T @ np.eye(len(labels))[index])
-                hit = labels[np.argmax(found @ weights, axis=1)] == [part(member, name) for member in truth]
+                hit = labels[np.argmax(found @ weights, axis=1)] == [
+                    member.parts.get(name, ("", "")) for member in truth
+                ]
                 right &= hit
                 cells.append(np.mean(hit))
             print(f"{source:36} {side:18}" + "".join(f"{cell:11.1%}" for cell in (*cells, np.mean(right))), flush=True)

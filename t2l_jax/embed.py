@@ -28,6 +28,7 @@ from safetensors.numpy import load, save
 from t2l_jax.decoder import Decoder, DecoderConfig
 from t2l_jax.errors import UserError
 from t2l_jax.io.base import load_base, load_tokenizer
+from t2l_jax.io.encoder_adapter import adapted, is_adapter, merge
 from t2l_jax.io.files import atomic_write
 from t2l_jax.io.sources import resolve
 from t2l_jax.progress import progress_bar
@@ -86,24 +87,29 @@ def prepare(text: str, where: str) -> str:
 class TextEncoder:
     """A sentence-transformers model, run by PyTorch on the CPU in float32 with the pooling that its folder states.
 
-    What the model cannot read is cut off by it: MiniLM sees the first 256 word pieces of a text.
+    `paths` are the model's folder and, if it has one, that of its adapter (see io/encoder_adapter.py). What the model
+    cannot read is cut off by it: MiniLM sees the first 256 word pieces of a text.
     """
 
     name: str
-    path: Path
+    paths: tuple[Path, ...]
     dim: int
     model: Any
 
     @classmethod
     def load(cls, source: str = "minilm", *, trust_remote_code: bool = False) -> "TextEncoder":
-        """Load a short name or a source. Python code that comes with a model runs only with `trust_remote_code`.
+        """Load a short name, a source, or the folder of an adapter together with the encoder that it names.
 
-        Raises UserError for a source without such a model, and for code that was not allowed to run.
+        Python code that comes with a model runs only with `trust_remote_code`. Raises UserError for a source without
+        such a model, and for code that was not allowed to run.
         """
         from sentence_transformers import SentenceTransformer  # here, since importing it takes seconds
 
         name = SHORT_NAMES.get(source, source)
         path = resolve(name)
+        adapter = path if is_adapter(path) else None
+        if adapter is not None:
+            path = resolve(adapted(adapter))
         _check_folder(path, trust_remote_code)
         try:
             with _no_loading_bars():
@@ -118,11 +124,14 @@ class TextEncoder:
             raise UserError(f"{path}: its text encoder cannot be loaded: {_first_line(error)}") from error
         if trust_remote_code:
             _fill_buffers(model[0].auto_model)
-        return cls(name, path, model.get_embedding_dimension(), model.eval())
+        if adapter is None:
+            return cls(name, (path,), model.get_embedding_dimension(), model.eval())
+        merge(model[0].auto_model, adapter)
+        return cls(name, (path, adapter), model.get_embedding_dimension(), model.eval())
 
     def embed(self, texts: Sequence[str], cache: Path | None = None) -> Float32[np.ndarray, "n d"]:
         """The z of each text; see `Encoder.embed`."""
-        return _embed(self._encode, self.dim, partial(_fingerprint, "sentence-transformers", self.path), texts, cache)
+        return _embed(self._encode, self.dim, partial(_fingerprint, "sentence-transformers", *self.paths), texts, cache)
 
     def _encode(self, texts: list[str]) -> np.ndarray:
         embeddings = np.empty((len(texts), self.dim), np.float32)
@@ -247,13 +256,15 @@ def _read_cache(file: Path, shape: tuple[int, int]) -> np.ndarray | None:
     return None
 
 
-def _fingerprint(kind: str, path: Path) -> str:
+def _fingerprint(kind: str, *paths: Path) -> str:
     """A hash of every file of a model: other weights or another pooling are another encoder."""
     digest = hashlib.sha256(kind.encode())
-    for file in [path] if path.is_file() else sorted(path.rglob("*")):
-        if file.is_file():
-            with file.open("rb") as stream:
-                digest.update(f"{file.relative_to(path)} {hashlib.file_digest(stream, 'sha256').hexdigest()}".encode())
+    for path in paths:
+        for file in [path] if path.is_file() else sorted(path.rglob("*")):
+            if file.is_file():
+                with file.open("rb") as stream:
+                    content = hashlib.file_digest(stream, "sha256").hexdigest()
+                digest.update(f"{file.relative_to(path)} {content}".encode())
     return digest.hexdigest()
 
 

@@ -20,7 +20,9 @@ from t2l_jax.errors import UserError
 from t2l_jax.hypernet import HypernetConfig, Variables
 from t2l_jax.io import sources
 from t2l_jax.io.base import load_config
-from t2l_jax.io.published import ModelConfig, load_model
+from t2l_jax.io.encoder_adapter import adapted
+from t2l_jax.io.peft import CONFIG_FILE, WEIGHTS_FILE
+from t2l_jax.io.published import OWN_ENCODER, ModelConfig, load_model
 from t2l_jax.llm import LLM
 from t2l_jax.lora import Adapter, LoraSpec
 
@@ -36,6 +38,7 @@ class Model:
     config: ModelConfig
     variables: Variables = field(repr=False)
     trust_remote_code: bool = False  # the text encoder's; consent is given where a model is loaded, never in its files
+    folder: Path = Path()  # that it was read from, where its encoder's adapter lies if it has one
 
     @cached_property
     def encoder(self) -> Encoder:
@@ -46,7 +49,9 @@ class Model:
                 "model that was trained from descriptions, or the adapters/ folder beside it to --oracles"
             )
         width = self.config.hypernet.task.dim
-        encoder = load_encoder(self.config.encoder, trust_remote_code=self.trust_remote_code)
+        own = self.config.encoder == OWN_ENCODER
+        source = str(self.folder / OWN_ENCODER) if own else self.config.encoder
+        encoder = load_encoder(source, trust_remote_code=self.trust_remote_code)
         if encoder.dim != width:
             raise UserError(
                 f"{self.config.encoder}: this text encoder's width is {encoder.dim}, the hypernetwork reads {width}: "
@@ -56,10 +61,13 @@ class Model:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of configuration and weights: equal fingerprints write equal adapters."""
+        """A hash of configuration and weights, the encoder's adapter among them: equal ones write equal adapters."""
         digest = hashlib.sha256(json.dumps(self.config.to_dict(), sort_keys=True).encode())
         for leaf in jax.tree.leaves(self.variables):
             digest.update(np.asarray(leaf).tobytes())
+        if self.config.encoder == OWN_ENCODER:
+            for name in (CONFIG_FILE, WEIGHTS_FILE):
+                digest.update((self.folder / OWN_ENCODER / name).read_bytes())
         return digest.hexdigest()
 
     def generate(self, descriptions: Sequence[str]) -> Adapter:
@@ -88,7 +96,7 @@ def load(source: str | Path | None = None, *, trust_remote_code: bool = False) -
     named = {Path(path).name: Path(path) for path in packaged()}
     wanted = str(source or DEFAULT_MODEL)
     folder = named[wanted] if wanted in named and not Path(wanted).exists() else sources.resolve(wanted)
-    return Model(*load_model(folder), trust_remote_code)
+    return Model(*load_model(folder), trust_remote_code, folder)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -104,10 +112,12 @@ def packaged() -> list[str]:
 def describe(source: str) -> str:
     """What a published hypernetwork is, in a few lines."""
     model = load(source)
+    own = model.config.encoder == OWN_ENCODER
+    encoder = f"{adapted(model.folder / OWN_ENCODER)} with an adapter" if own else model.config.encoder
     config, count = model.config, sum(leaf.size for leaf in jax.tree.leaves(model.variables["params"]))
     return f"""{source}
   base model    {config.base_name} ({config.base})
-  text encoder  {config.encoder}, width {config.hypernet.task.dim}
+  text encoder  {encoder}, width {config.hypernet.task.dim}
   hypernetwork  {config.hypernet.head}, {count / 1e6:.1f} M parameters
   adapter       {", ".join(config.lora.names)}; rank {config.lora.rank}, scale {config.lora.scale:.3f}, \
 {config.lora.size / 1e6:.2f} M parameters

@@ -36,8 +36,9 @@ from t2l_jax.embed import load_encoder
 from t2l_jax.errors import UserError
 from t2l_jax.hypernet import HypernetConfig, Variables
 from t2l_jax.io.base import load_base, load_tokenizer
+from t2l_jax.io.encoder_adapter import is_adapter
 from t2l_jax.io.files import atomic_write, read_json
-from t2l_jax.io.published import ModelConfig, load_model, save_model
+from t2l_jax.io.published import OWN_ENCODER, ModelConfig, load_model, save_model
 from t2l_jax.io.sources import cache_folder, resolve
 from t2l_jax.lora import LoraSpec
 from t2l_jax.objectives import Batch, SftConfig
@@ -165,7 +166,8 @@ def run(recipe: Recipe, folder: Path, wandb: str | None = None, *, trust_remote_
     if recipe.producer == "one-hot":
         names = [task.name for task in material.tasks]
         atomic_write(folder / "tasks.json", json.dumps(names, indent=2) + "\n")  # which entry of z is which task
-    save_model(folder / "model", model, variables, model_card(model, recipe, len(material.tasks)))
+    own = Path(recipe.encoder) if model.encoder == OWN_ENCODER else None
+    save_model(folder / "model", model, variables, model_card(model, recipe, len(material.tasks)), encoder=own)
     return folder / "model"
 
 
@@ -208,6 +210,8 @@ def _model_config(recipe: Recipe, material: Material, spec: LoraSpec) -> ModelCo
     net = replace(recipe.hypernet, task=replace(recipe.hypernet.task, dim=material.dim))
     prompt = material.modes[0] if len(material.modes) == 1 else "both"
     encoder = recipe.encoder if recipe.producer == "hypernet" else recipe.producer
+    if is_adapter(Path(encoder)):
+        encoder = OWN_ENCODER
     return ModelConfig(net, spec, encoder, recipe.base, recipe.base_name, prompt)
 
 
@@ -240,9 +244,15 @@ def _published(recipe: Recipe, model: ModelConfig) -> Variables | None:
             f"start: only a hypernetwork from descriptions begins from a published one, not {recipe.producer}"
         )
     found, variables = load_model(resolve(recipe.start))
-    for field_name in ("encoder", "hypernet", "lora"):
+    if found.encoder != model.encoder:
+        warnings.warn(
+            f"{recipe.start} was trained with the text encoder {found.encoder} and goes on with {model.encoder}: what "
+            "z means is to be learned anew",
+            stacklevel=3,
+        )
+    for field_name in ("hypernet", "lora"):
         theirs, mine = getattr(found, field_name), getattr(model, field_name)
-        for key in vars(mine) if field_name != "encoder" else ():
+        for key in vars(mine):
             if (there := getattr(theirs, key)) != (here := getattr(mine, key)):
                 raise UserError(
                     f"{recipe.start}: {field_name}.{key} is {there}, the recipe's is {here}: make them equal"

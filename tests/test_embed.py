@@ -140,7 +140,7 @@ class Counted:
 
 @pytest.fixture
 def counted(encoder: TextEncoder) -> TextEncoder:
-    return TextEncoder(encoder.name, encoder.path, encoder.dim, Counted(encoder.model))
+    return TextEncoder(encoder.name, encoder.paths, encoder.dim, Counted(encoder.model))
 
 
 def test_the_cache_answers_without_the_model(counted: TextEncoder, tmp_path: Path) -> None:

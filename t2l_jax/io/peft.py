@@ -185,7 +185,7 @@ def load_peft(folder: str | Path, config: DecoderConfig | None = None) -> Adapte
     folder = Path(folder)
     path = folder / CONFIG_FILE
     options = read_json(path)
-    _check_options(options, path)
+    check_options(options, path)
     tensors = _read_tensors(folder / WEIGHTS_FILE)
     try:
         return _assemble(options, tensors, config)
@@ -208,7 +208,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 
 
-def _check_options(options: dict[str, Any], path: Path) -> None:
+def check_options(options: dict[str, Any], path: Path) -> None:
     """Raise UserError that names the first option that this reader does not honour."""
     if options.get("peft_type") != "LORA":
         raise UserError(f"{path}: peft_type is {options.get('peft_type')!r}, only LORA is supported")
@@ -257,11 +257,12 @@ def _assemble(options: dict[str, Any], pairs: Pairs, config: DecoderConfig | Non
     """Stack the layers, bringing what differs in rank and alpha to one spec."""
     ranks, alphas = {}, {}
     for (module, layer), pair in pairs.items():
-        expected = _setting(options, "r", "rank_pattern", module, layer)
+        path = _module_path(layer, module)
+        expected = setting(options, "r", "rank_pattern", path)
         ranks[module, layer] = pair["a"].shape[0]
         if ranks[module, layer] != expected:
             raise UserError(f"layer {layer}'s {module} has rank {pair['a'].shape[0]}, {CONFIG_FILE} says {expected}")
-        alphas[module, layer] = _setting(options, "lora_alpha", "alpha_pattern", module, layer)
+        alphas[module, layer] = setting(options, "lora_alpha", "alpha_pattern", path)
     rslora = bool(options.get("use_rslora"))
     rank, alpha = max(ranks.values()), max(alphas.values())
     uniform = len(set(ranks.values())) == len(set(alphas.values())) == 1 and alpha > 0
@@ -291,11 +292,14 @@ def _assemble(options: dict[str, Any], pairs: Pairs, config: DecoderConfig | Non
     return Adapter(jax.tree.map(jnp.asarray, weights), spec)
 
 
-def _setting(options: dict[str, Any], name: str, patterns: str, module: str, layer: int) -> int | float:
-    """PEFT's rule: the first pattern that matches the end of the module's path, from a dot on, or else the default."""
+def setting(options: dict[str, Any], name: str, patterns: str, path: str) -> int | float:
+    """The rank or alpha of the module at a path: that of the first pattern that matches the path's end, or the default.
+
+    An end begins at a dot, as PEFT has it.
+    """
     for pattern, value in (options.get(patterns) or {}).items():
         try:
-            if re.match(rf"(.*\.)?({pattern})$", _module_path(layer, module)):
+            if re.match(rf"(.*\.)?({pattern})$", path):
                 return value
         except re.error as error:
             raise UserError(

@@ -1,6 +1,10 @@
-"""A published hypernetwork: a folder of `config.json`, `model.safetensors` and a model card (`README.md`)."""
+"""A published hypernetwork: a folder of `config.json`, `model.safetensors` and a model card (`README.md`).
+
+Where its text encoder has an adapter, that lies in the folder `encoder` beside them, and the config says so.
+"""
 
 import json
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -16,8 +20,10 @@ from t2l_jax import hypernet
 from t2l_jax.errors import UserError
 from t2l_jax.hypernet import HypernetConfig, TaskEncoderConfig, Variables
 from t2l_jax.io.files import atomic_folder, explained, read_json
+from t2l_jax.io.peft import CONFIG_FILE, WEIGHTS_FILE
 from t2l_jax.lora import Adapter, LoraSpec
 
+OWN_ENCODER = "./encoder"  # in place of a source: the adapter of that folder, with the encoder that it names
 PromptModes = Literal["instance", "instruction", "both"]  # see data/prompts.py
 
 
@@ -27,7 +33,7 @@ class ModelConfig:
 
     hypernet: HypernetConfig
     lora: LoraSpec
-    encoder: str  # source of the text encoder
+    encoder: str  # source of the text encoder, or OWN_ENCODER
     base: str  # source of the base LLM
     base_name: str  # what the world calls the base LLM; goes into exported adapters
     prompt: PromptModes = "instance"  # the modes that it was trained for
@@ -45,8 +51,17 @@ class ModelConfig:
         return config
 
 
-def save_model(folder: Path, config: ModelConfig, variables: Variables, card: str, dtype: Any = np.float16) -> None:
+def save_model(
+    folder: Path,
+    config: ModelConfig,
+    variables: Variables,
+    card: str,
+    dtype: Any = np.float16,
+    encoder: Path | None = None,
+) -> None:
     """Write the folder, whole or not at all. Weights are stored in `dtype`: halves for a model that is to be small.
+
+    `encoder` is the folder of the text encoder's adapter, of which the published folder gets a copy.
 
     Raises UserError for a weight that is not finite, or too large for `dtype`.
     """
@@ -62,6 +77,10 @@ def save_model(folder: Path, config: ModelConfig, variables: Variables, card: st
         (partial / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n")
         (partial / "model.safetensors").write_bytes(save(tensors))
         (partial / "README.md").write_text(card)
+        if encoder is not None:
+            (partial / OWN_ENCODER).mkdir()
+            for name in (CONFIG_FILE, WEIGHTS_FILE):
+                shutil.copyfile(encoder / name, partial / OWN_ENCODER / name)
 
 
 def load_model(folder: Path) -> tuple[ModelConfig, Variables]:

@@ -4,9 +4,10 @@ The kinds: lists of words, rows of letters, sentences, lists of numbers, variabl
 records of persons. All tasks of a kind share one pool of instances, so that nothing in an instance tells the task: only
 its description (that is, the adapter) can. Answers are short and exact.
 
-- `primitive` says what a primitive is: a function and its wordings in one record. Adding a task's part is adding one.
-- `word_kinds`, `sentence_kinds`, `number_kinds`, `record_kinds` hold the kinds with their selects; `transforms` and
-  `formats` hold the rest.
+- `primitive` says what a primitive is, a function. `word_kinds`, `sentence_kinds`, `number_kinds`, `record_kinds` hold
+  the kinds with their selects; `transforms` and `formats` hold the rest.
+- `wordings` reads how people say what each of them does, from the files of that name. Adding a part of tasks is adding
+  a function and its wordings.
 - `split` says which combinations there are, and which of them are training tasks.
 - `phrasing` puts a combination into words.
 

@@ -16,14 +16,14 @@ A description is an opening, a core and a closing; opening and closing are often
 Nothing on the held-out side (templates, verbs, openings, closings, wordings of primitives) is used in training.
 """
 
-from functools import partial
 from random import Random
 from typing import NamedTuple
 
 from t2l_jax.data.family.formats import BARE, COMMA, IN_ORDER
-from t2l_jax.data.family.primitive import Primitive, Texts
+from t2l_jax.data.family.primitive import Primitive
 from t2l_jax.data.family.split import Combination
 from t2l_jax.data.family.transforms import SAME
+from t2l_jax.data.family.wordings import wordings
 
 DEFAULTS = (SAME, BARE, COMMA, IN_ORDER)
 _MENTIONED = 0.35  # how often a default is put into words
@@ -199,24 +199,28 @@ def describe(stream: Random, combination: Combination, held_out: bool) -> str:
 
 
 def _fields(stream: Random, combination: Combination, held_out: bool) -> dict[str, str]:
-    draw = partial(_wording, stream, held_out)
+    parts = combination.parts | {"input": (combination.kind.name, "input")}
+
+    def draw(part: str, form: str) -> str:
+        return stream.choice(wordings(*parts[part], form, held_out))
+
     frames = UNSEEN if held_out else TRAIN
-    kind, select, order, transform, format_ = combination
+    _, select, order, transform, format_ = combination
     several = select.plural
     it, its = ("each of them", "each one's") if several else ("it", "its")
-    chosen = draw(select.phrases)
+    chosen = draw("select", "phrases")
     if order is not None and (order not in DEFAULTS or stream.random() < _MENTIONED):
-        chosen = f"{chosen}, {draw(order.phrases)}"
-    transform_phrase = ("each " if several else "") + draw(transform.phrases)
-    format_phrase = draw(format_.phrases)
-    transform_step = draw(transform.steps).replace("{it}", it).replace("{its}", its)
-    format_step = draw(format_.steps)
+        chosen = f"{chosen}, {draw('order', 'phrases')}"
+    transform_phrase = ("each " if several else "") + draw("transform", "phrases")
+    format_phrase = draw("format", "phrases")
+    transform_step = draw("transform", "steps").replace("{it}", it).replace("{its}", its)
+    format_step = draw("format", "steps")
     styles = _mentioned(stream, ((transform, transform_phrase), (format_, format_phrase)))
     steps = _mentioned(stream, ((transform, transform_step), (format_, format_step)))
     layout = _mentioned(stream, ((format_, format_phrase),))
     fields = {
-        "a": draw(kind.indefinite),
-        "the": draw(kind.definite),
+        "a": draw("input", "indefinite"),
+        "the": draw("input", "definite"),
         "select": chosen,
         "whole": _whole(stream, transform, transform_phrase, chosen, several, held_out),
         "style": f", {(', ' if several else ' and ').join(styles)}" if styles else "",
@@ -237,10 +241,6 @@ def _fields(stream: Random, combination: Combination, held_out: bool) -> dict[st
     }
 
 
-def _wording(stream: Random, held_out: bool, choices: Texts) -> str:
-    return stream.choice(choices.side(held_out))
-
-
 def _mentioned(stream: Random, worded: tuple[tuple[Primitive, str], ...]) -> list[str]:
     return [text for part, text in worded if part not in DEFAULTS or stream.random() < _MENTIONED]
 
@@ -250,7 +250,7 @@ def _whole(stream: Random, transform: Primitive, phrase: str, chosen: str, sever
         return chosen
     if several:
         return f"{chosen}, {phrase}"
-    return _wording(stream, held_out, transform.nouns).replace("{x}", chosen)
+    return stream.choice(wordings("transforms", transform.name, "nouns", held_out)).replace("{x}", chosen)
 
 
 def _capitalised(text: str) -> str:

@@ -2,7 +2,7 @@
 
 from random import Random
 
-from t2l_jax.data.family.primitive import Kind, select, texts
+from t2l_jax.data.family.primitive import Kind, select
 
 PEOPLE = [
     "Anna",
@@ -87,59 +87,13 @@ SENTENCES = Kind(
     "sentences",
     draw_sentence,
     lambda parts: parts["shape"].format(**parts),
-    texts("a sentence | a short sentence | one sentence about somebody | a statement || a single English sentence"),
-    texts("the sentence | the statement | the text || the given sentence | this statement"),
     (
-        select(
-            "who",
-            "name",
-            lambda parts: parts["who"],
-            "the name of the person | the person in the sentence | the name of who did it | the subject of the "
-            "sentence | the person the sentence is about || the name of the individual concerned | the one who acts "
-            "in the sentence",
-        ),
-        select(
-            "verb",
-            "word",
-            lambda parts: parts["verb"],
-            "the verb | the verb of the sentence | the word for what was done | the action word | the word that "
-            "names the action || the predicate verb | the past-tense word",
-        ),
-        select(
-            "count",
-            "word",
-            lambda parts: parts["count"],
-            "the number word | the word that says how many | the number mentioned in the sentence | the quantity "
-            "mentioned in the sentence || the numeral in the statement | the word that gives the count",
-        ),
-        select(
-            "colour",
-            "word",
-            lambda parts: parts["colour"],
-            "the colour of the things | the colour mentioned in the sentence | the color that the sentence mentions "
-            "| the colour adjective || the adjective of the statement | the shade that the objects have",
-        ),
-        select(
-            "thing",
-            "word",
-            lambda parts: parts["thing"],
-            "the word for the objects | the word for the things | the plural noun | the name of the things that the "
-            "sentence mentions || the noun after the colour | the word for the goods",
-        ),
-        select(
-            "day",
-            "name",
-            lambda parts: parts["day"],
-            "the day mentioned in the sentence | the day on which it happened | the name of the day in the sentence "
-            "| the word that says when it happened || the weekday on which this took place | the stated day",
-        ),
-        select(
-            "city",
-            "name",
-            lambda parts: parts["city"],
-            "the city | the city mentioned in the sentence | the place where it happened | the name of the place in "
-            "the sentence || the city in which this took place | the stated location",
-            held_out=True,
-        ),
+        select("who", "name", lambda parts: parts["who"]),
+        select("verb", "word", lambda parts: parts["verb"]),
+        select("count", "word", lambda parts: parts["count"]),
+        select("colour", "word", lambda parts: parts["colour"]),
+        select("thing", "word", lambda parts: parts["thing"]),
+        select("day", "name", lambda parts: parts["day"]),
+        select("city", "name", lambda parts: parts["city"], held_out=True),
     ),
 )

@@ -53,6 +53,13 @@ class Combination(NamedTuple):
         return tuple(part for part in self[1:] if isinstance(part, Primitive))
 
     @property
+    def parts(self) -> dict[str, tuple[str, str]]:
+        """For each of select, order, transform and format the group and name under which `wordings` has it."""
+        groups = (self.kind.name, "orders", "transforms", "joins" if self.select.plural else "formats")
+        named = zip(self._fields[1:], groups, self[1:], strict=True)
+        return {part: (group, primitive.name) for part, group, primitive in named if isinstance(primitive, Primitive)}
+
+    @property
     def is_held_out(self) -> bool:
         return any(primitive.held_out for primitive in self.primitives)
 

@@ -1,0 +1,64 @@
+"""A LoRA adapter of a text encoder: a PEFT folder whose change is added to the encoder's weights when it is loaded.
+
+The folder's `adapter_config.json` names the encoder that it adapts, as a source, in `base_model_name_or_path`.
+"""
+
+import math
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from t2l_jax.errors import UserError
+from t2l_jax.io.files import explained, read_json
+from t2l_jax.io.peft import CONFIG_FILE, WEIGHTS_FILE, check_options, setting
+
+_BEFORE, _A, _B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
+
+
+def is_adapter(path: Path) -> bool:
+    """Whether a folder holds an adapter and not a model."""
+    return (path / CONFIG_FILE).is_file()
+
+
+def adapted(path: Path) -> str:
+    """The source of the encoder that an adapter's folder is for. Raises UserError where it does not say."""
+    source = read_json(path / CONFIG_FILE).get("base_model_name_or_path")
+    if not isinstance(source, str) or not source:
+        raise UserError(f"{path / CONFIG_FILE}: base_model_name_or_path names no text encoder: write its source there")
+    return source
+
+
+def merge(model: Any, folder: Path) -> None:
+    """Add to the weights of a PyTorch model what the adapter of a folder changes: W += scale * B A.
+
+    Raises UserError where a file is missing or damaged, an option is not supported, or a tensor fits no linear layer.
+    """
+    import torch  # here, since importing it takes seconds
+    from safetensors.torch import load
+
+    options = read_json(folder / CONFIG_FILE)
+    check_options(options, folder / CONFIG_FILE)
+    path = folder / WEIGHTS_FILE
+    with explained(path, "read"):
+        data = path.read_bytes()
+    try:
+        tensors = {name: tensor.float() for name, tensor in load(data).items()}
+    except SafetensorError as error:
+        raise UserError(f"{path} is damaged or cut short ({error}): fetch or make it again") from error
+    linear = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    places = {name.removeprefix(_BEFORE).removesuffix(_A).removesuffix(_B) for name in tensors}
+    if set(tensors) != {_BEFORE + place + side for place in places for side in (_A, _B)}:
+        raise UserError(f"{path}: holds something else than an A and a B for each module: only LoRA is supported")
+    changes = []
+    for place in sorted(places):
+        a, b = tensors[_BEFORE + place + _A], tensors[_BEFORE + place + _B]
+        rank = setting(options, "r", "rank_pattern", place)
+        alpha = setting(options, "lora_alpha", "alpha_pattern", place)
+        found = linear[place].weight.shape if place in linear else None
+        if a.shape[0] != rank or b.shape[1] != rank or found != (b.shape[0], a.shape[1]):
+            raise UserError(f"{path}: {place} is {tuple(b.shape)} x {tuple(a.shape)}, which does not fit the encoder")
+        changes.append((linear[place].weight, alpha / (math.sqrt(rank) if options.get("use_rslora") else rank), b @ a))
+    with torch.no_grad():
+        for weight, scale, change in changes:
+            weight += scale * change

@@ -1,0 +1,101 @@
+"""Adapters of text encoders: the merged weights are those of PEFT itself, and what does not fit is refused by name."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import BertConfig, BertModel
+
+from t2l_jax.errors import UserError
+from t2l_jax.io.encoder_adapter import adapted, is_adapter, merge
+
+# PEFT asks transformers for an attribute that has another name by now.
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+
+PATTERNS = {
+    "plain": {},
+    "rslora": {"use_rslora": True},
+    "patterns": {"rank_pattern": {"query": 2}, "alpha_pattern": {r"1\.output\.dense": 12}},
+}
+
+
+def tiny() -> BertModel:
+    torch.manual_seed(0)
+    config = BertConfig(vocab_size=32, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24)
+    return BertModel(config).eval()
+
+
+def save_adapter(folder: Path, model: BertModel | None = None, **options: object) -> torch.nn.Module:
+    """An adapter with random B, saved as a PEFT folder, and the model with it."""
+    lora = LoraConfig(r=3, lora_alpha=6, target_modules=r"encoder\..*(query|value|dense)", **options)
+    adapted_model = get_peft_model(tiny() if model is None else model, lora).eval()
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, weight in adapted_model.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(0, 0.2)
+    adapted_model.peft_config["default"].base_model_name_or_path = "org/base"
+    adapted_model.save_pretrained(str(folder), save_embedding_layers=False)
+    return adapted_model
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+def test_merged_weights_compute_what_peft_computes(tmp_path: Path, name: str) -> None:
+    reference = save_adapter(tmp_path, **PATTERNS[name])
+    model, tokens = tiny(), torch.arange(1, 13).reshape(2, 6)
+    with torch.no_grad():
+        before = model(tokens).last_hidden_state
+        merge(model, tmp_path)
+        after, wanted = (m(tokens).last_hidden_state for m in (model, reference))
+    torch.testing.assert_close(after, wanted, rtol=1e-5, atol=1e-5)
+    assert (after - before).abs().max() > 0.05
+
+
+def test_a_folder_says_what_it_is(tmp_path: Path) -> None:
+    assert not is_adapter(tmp_path)
+    save_adapter(tmp_path)
+    assert is_adapter(tmp_path)
+    assert adapted(tmp_path) == "org/base"
+
+
+def options_of(folder: Path, **changes: object) -> None:
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def tensors_of(folder: Path, change: object) -> None:
+    path = folder / "adapter_model.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+
+
+QUERY = "base_model.model.encoder.layer.0.attention.self.query.lora_A.weight"
+BREAKS = {
+    "base_model_name_or_path names no text encoder": lambda folder: options_of(folder, base_model_name_or_path=None),
+    "the option use_dora = true is not supported": lambda folder: options_of(folder, use_dora=True),
+    "does not fit the encoder": lambda folder: options_of(folder, r=4),
+    "damaged or cut short": lambda folder: (folder / "adapter_model.safetensors").write_bytes(b"x" * 99),
+    "an A and a B for each module": lambda folder: tensors_of(folder, lambda tensors: tensors.pop(QUERY)),
+    r"query is \(16, 3\) x \(3, 9\), which does not fit": lambda folder: tensors_of(
+        folder, lambda tensors: tensors.update({QUERY: torch.zeros(3, 9)})
+    ),
+    "adapter_model.safetensors": lambda folder: (folder / "adapter_model.safetensors").unlink(),
+}
+
+
+@pytest.mark.parametrize("message", BREAKS)
+def test_what_does_not_fit_is_refused_and_changes_nothing(tmp_path: Path, message: str) -> None:
+    save_adapter(tmp_path)
+    BREAKS[message](tmp_path)
+    model = tiny()
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    with pytest.raises(UserError, match=message):
+        merge(model, tmp_path)
+        adapted(tmp_path)
+    if "names no" not in message:
+        for name, weight in model.state_dict().items():
+            torch.testing.assert_close(weight, before[name], rtol=0, atol=0)
