@@ -6,20 +6,23 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import torch
+from encoder_adapters import save_encoder_adapter
 from safetensors.torch import save_file
 from sentence_transformers import SentenceTransformer
-from tiny_published import tiny_config
+from tiny_published import NET, SPEC, tiny_config
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModel, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from t2l_jax import embed
+from t2l_jax import embed, hypernet
 from t2l_jax.embed import Encoder, LastTokenEncoder, TextEncoder, load_encoder, prepare, token_batches
 from t2l_jax.errors import UserError
 from t2l_jax.hypernet import HypernetConfig, TaskEncoderConfig
-from t2l_jax.model import Model
+from t2l_jax.io.published import OWN_ENCODER, save_model
+from t2l_jax.model import Model, describe, load
 
 TEXTS = ["Answer with the longest word", "Add the two numbers.", "Is it good? Say yes or no", "Translate. " * 40]
 WORDS = ("sort", "the", "words", "by", "length", ".", "say", "yes", "or", "no")
@@ -125,6 +128,36 @@ def test_a_bad_description_is_named(encoder: TextEncoder, text: str, message: st
 def test_one_bare_text_is_a_mistake(encoder: TextEncoder) -> None:
     with pytest.raises(TypeError, match="list"):
         encoder.embed("Sort.")
+
+
+def test_an_encoder_with_an_adapter_is_what_peft_makes_of_it(
+    encoder: TextEncoder, minilm: Path, tmp_path: Path
+) -> None:
+    reference = SentenceTransformer(str(minilm), device="cpu", local_files_only=True)
+    save_encoder_adapter(tmp_path / "adapter", reference[0].auto_model, str(minilm))  # it adapts the model in place
+    with_adapter = load_encoder(str(tmp_path / "adapter"))
+    z = with_adapter.embed(TEXTS[:3], cache=tmp_path / "cache")
+    stopped = [TEXTS[0] + ".", TEXTS[1], TEXTS[2] + "."]
+    np.testing.assert_allclose(z, normalised(reference.encode(stopped)), atol=1e-4)
+    plain = encoder.embed(TEXTS[:3], cache=tmp_path / "cache")  # the cache keeps them apart
+    assert np.abs(z - plain).max() > 0.1
+    np.testing.assert_array_equal(with_adapter.embed(TEXTS[:3], cache=tmp_path / "cache"), z)
+
+
+def test_a_model_brings_the_adapter_of_its_encoder(minilm: Path, tmp_path: Path) -> None:
+    loaded = load_encoder(str(minilm))
+    save_encoder_adapter(tmp_path / "adapter", loaded.model[0].auto_model, str(minilm))
+    wide = replace(NET, task=replace(NET.task, dim=384))
+    config = tiny_config(hypernet=wide, encoder=OWN_ENCODER)
+    variables = hypernet.init(jax.random.key(0), wide, SPEC)
+    save_model(tmp_path / "m", config, variables, "", encoder=tmp_path / "adapter")
+    shutil.rmtree(tmp_path / "adapter")
+    model = load(tmp_path / "m")
+    np.testing.assert_allclose(model.encoder.embed(TEXTS), loaded.embed(TEXTS), atol=1e-4)
+    assert f"{minilm} with an adapter, width 384" in describe(str(tmp_path / "m"))
+    before, weights = model.fingerprint, tmp_path / "m" / "encoder" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"abcd")
+    assert load(tmp_path / "m").fingerprint != before
 
 
 class Counted:
