@@ -64,10 +64,12 @@ def main(args: Probe) -> None:
             found, right = read(some), np.ones(len(some), bool)
             cells = []
             for name in PARTS:
-                labels, index = np.unique([member.parts.get(name, ("", "")) for member in owners], return_inverse=True)
+                labels, index = np.unique(
+                    ["/".join(member.parts.get(name, ())) for member in owners], return_inverse=True
+                )
                 weights = np.linalg.solve(gram, z.T @ np.eye(len(labels))[index])
                 hit = labels[np.argmax(found @ weights, axis=1)] == [
-                    member.parts.get(name, ("", "")) for member in truth
+                    "/".join(member.parts.get(name, ())) for member in truth
                 ]
                 right &= hit
                 cells.append(np.mean(hit))
