@@ -5,7 +5,7 @@ Time:   half a minute of one core
 Result: 2 to 3% of a batch is padding with rows of 1,024 tokens (the default), under 10% already with 512
 
     132 training tasks, 100 batches of 8 tasks a line
-    rows x length  instructed  padding  worst batch  shapes  too long  mean length drawn / all  ms a batch
+    rows x length  instructed  padding  worst batch  too long  mean length drawn / all  ms a batch
        1 x  512           0.0       4.5%      14.4%        4      3.098%           0.975                 3.6
        1 x  512           0.5       5.5%      13.4%        4      3.098%           0.973                 3.4
        1 x  512           1.0       6.3%      14.0%        4      3.098%           0.952                 1.2
@@ -66,7 +66,7 @@ def main(args: Padding) -> None:
     """Print the table."""
     tasks = encoded(read_tasks(args.tasks)[TRAIN], args.base)
     print(f"{len(tasks)} training tasks, {args.batches} batches of 8 tasks a line")
-    print("rows x length  instructed  padding  worst batch  shapes  too long  mean length drawn / all  ms a batch")
+    print("rows x length  instructed  padding  worst batch  too long  mean length drawn / all  ms a batch")
     for rows, length in ((1, 512), (2, 512), (1, 1024), (1, 2048)):
         for share in (0.0, 0.5, 1.0):
             sampler = Sampler(tasks, BatchConfig(8, rows, length), 0, share)
@@ -74,10 +74,9 @@ def main(args: Padding) -> None:
             batches = [sampler.draw(step) for step in range(args.batches)]
             milliseconds = 1000 * (time.perf_counter() - start) / len(batches)
             padding = [1 - (batch.segments > 0).mean() for batch in batches]
-            shapes = {batch.at.shape for batch in batches}
             long, count = sampler.too_long
             print(
-                f"{rows:4} x {length:4} {share:13.1f} {np.mean(padding):10.1%} {max(padding):10.1%} {len(shapes):8}"
+                f"{rows:4} x {length:4} {share:13.1f} {np.mean(padding):10.1%} {max(padding):10.1%}"
                 f" {long / count:11.3%} {shrinkage(sampler, batches):15.3f} {milliseconds:19.1f}"
             )
             sys.stdout.flush()

@@ -75,7 +75,7 @@ def examples_of(batch: Batch, task: int) -> list[Example]:
     tokens, segments = np.asarray(batch.tokens[task, 0]), np.asarray(batch.segments[task, 0])
     wanted = np.full(len(tokens), -100)
     real = np.asarray(batch.weights[task, 0]) > 0
-    wanted[np.asarray(batch.at[task, 0])[real]] = np.asarray(batch.targets[task, 0])[real]
+    wanted[real] = np.asarray(batch.targets[task, 0])[real]
     for member in range(SHARED + 1, segments.max() + 1):
         places = np.flatnonzero((segments == SHARED) | (segments == member))
         found.append((tokens[places], wanted[places]))

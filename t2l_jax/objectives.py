@@ -1,6 +1,6 @@
 """Losses of supervised fine-tuning (SFT) through a generated adapter.
 
-Axes: T tasks, R rows of a task, S sequence, K supervised positions of a row, D model width, V vocabulary.
+Axes: T tasks, R rows of a task, S sequence, D model width, V vocabulary.
 """
 
 from dataclasses import dataclass, replace
@@ -9,9 +9,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from t2l_jax.decoder import SHARED, Decoder, logits
+from t2l_jax.answer_loss import Scoring, answer_loss
+from t2l_jax.decoder import SHARED, Decoder
 from t2l_jax.errors import UserError
 from t2l_jax.lora import Adapter
 
@@ -40,8 +42,8 @@ class Batch:
 
     `segments` is 1 on what all examples of a row begin with, numbers them 2, 3, ... and is 0 on padding; `positions`
     count from 0 in every example, what it shares included.
-    `at[t, r, k]` is a place in the row whose hidden state predicts `targets[t, r, k]`; `weights` sum to 1 over the
-    batch, equal for every task and for every example of a task, 0 where there is no target.
+    `targets[t, r, s]` is the token that the hidden state of place s of the row is to predict; `weights` sum to 1 over
+    the batch, equal for every task and for every example of a task, 0 where there is no target.
     """
 
     z: Float[Array, "T z"]
@@ -49,21 +51,11 @@ class Batch:
     tokens: Int[Array, "T R S"]
     segments: Int[Array, "T R S"]
     positions: Int[Array, "T R S"]
-    at: Int[Array, "T R K"]
-    targets: Int[Array, "T R K"]
-    weights: Float[Array, "T R K"]
+    targets: Int[Array, "T R S"]
+    weights: Float[Array, "T R S"]
 
 
-ROW_FIELDS = ("tokens", "segments", "positions", "at", "targets", "weights")
-
-
-def cross_entropy(
-    scores: Float[Array, "*b V"], targets: Int[Array, "*b"], weights: Float[Array, "*b"], smoothing: float
-) -> Float[Array, ""]:
-    """Weighted sum of the cross-entropy in nats against targets smoothed towards the uniform distribution."""
-    target = jnp.take_along_axis(scores, targets[..., None], axis=-1)[..., 0]
-    wanted = (1 - smoothing) * target + smoothing * jnp.mean(scores, axis=-1)
-    return jnp.sum(weights * (jax.nn.logsumexp(scores, axis=-1) - wanted))
+ROW_FIELDS = ("tokens", "segments", "positions", "targets", "weights")
 
 
 def segment_sums(values: Float[Array, "*b n"], segments: Int[Array, "*b n"]) -> Float[Array, "*b n"]:
@@ -97,13 +89,19 @@ def weight_penalty(adapter: Adapter) -> Float[Array, ""]:
 
 
 def sft_loss(
-    decoder: Decoder, base: dict[str, Any], adapter: Adapter, batch: Batch, config: SftConfig, key: PRNGKeyArray | None
+    decoder: Decoder,
+    base: dict[str, Any],
+    adapter: Adapter,
+    batch: Batch,
+    config: SftConfig,
+    key: PRNGKeyArray | None,
+    mesh: Mesh | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Loss of the base model adapted per task, and its parts. Without a key nothing is random: no noise, no dropout.
 
     `exact` is the share of examples, a mean over tasks, all of whose answer tokens are the likeliest, each given the
     right ones before it.
-    Scores are computed at the supervised positions alone, never [T, R, S, V].
+    Scores are computed at the supervised positions alone, some at a time. With a mesh, tasks are spread over it.
     """
     train = key is not None
     if batch.tokens.shape[1] == 1:  # XLA's CPU reductions are ten times slower where an axis has length one
@@ -124,13 +122,9 @@ def sft_loss(
         embed_noise=noise,
         rngs=rngs,
     )
-    supervised = jnp.take_along_axis(hidden, batch.at[..., None], axis=-2)
-    scores = logits(decoder.config, base, supervised, decoder.narrow)
-    smoothing = config.label_smoothing if train else 0.0
-    entropy = cross_entropy(scores, batch.targets, batch.weights, smoothing)
-    missed = (jnp.argmax(scores, axis=-1) != batch.targets) & (batch.weights > 0)
-    examples = jnp.take_along_axis(batch.segments, batch.at, axis=-1)
-    exact = jnp.sum(batch.weights * (segment_sums(missed.astype(jnp.float32), examples) == 0))
+    scoring = Scoring(decoder.config, decoder.narrow, config.label_smoothing if train else 0.0)
+    entropy, missed = answer_loss(scoring, base, hidden, batch.targets, batch.weights, mesh)
+    exact = jnp.sum(batch.weights * (segment_sums(missed.astype(jnp.float32), batch.segments) == 0))
     penalty = weight_penalty(adapter)
     loss = entropy + config.weight_l2 * penalty
     return loss, {"loss": loss, "cross_entropy": entropy, "exact": exact, "weight_penalty": penalty}

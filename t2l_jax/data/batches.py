@@ -174,11 +174,6 @@ class Packed:
     shared: Tokens
     rows: Sequence[Sequence[Encoded]]
 
-    @property
-    def supervised(self) -> int:
-        """Answer tokens of the row that has most of them."""
-        return max(sum(len(answer) for _, answer in row) for row in self.rows)
-
 
 def pack(table: TokenTable, order: Int[np.ndarray, " n"], rows: int, length: int) -> Packed:
     """Examples in this order, each put in the fullest row that it fits in, until LOOKAHEAD of them fitted in none."""
@@ -202,17 +197,13 @@ def pack(table: TokenTable, order: Int[np.ndarray, " n"], rows: int, length: int
 def collate(packed: Sequence[Packed], z: Float[np.ndarray, "T z"], task_ids: np.ndarray, length: int) -> Batch:
     """The rows of tasks, as many of each, as one batch of numpy arrays with rows of `length` tokens.
 
-    The supervised positions of a row are padded to an eighth, a quarter, half or all of `length`: a run compiles four
-    shapes at most. Raises ValueError where the examples of a row are longer than `length`.
+    Raises ValueError where the examples of a row are longer than `length`.
     """
-    shape = (len(packed), len(packed[0].rows))
+    shape = (len(packed), len(packed[0].rows), length)
     counts = [sum(map(len, task.rows)) for task in packed]
     filled = sum(count > 0 for count in counts)
-    needed = max(task.supervised for task in packed)
-    supervised = next(size for part in (8, 4, 2, 1) if (size := -(-length // part)) >= needed)
-    tokens, segments, positions = (np.zeros((*shape, length), np.int32) for _ in range(3))
-    at, targets = (np.zeros((*shape, supervised), np.int32) for _ in range(2))
-    weights = np.zeros((*shape, supervised), np.float32)
+    tokens, segments, positions, targets = (np.zeros(shape, np.int32) for _ in range(4))
+    weights = np.zeros(shape, np.float32)
     for t, task in enumerate(packed):
         shared = len(task.shared)
         for r, row in enumerate(task.rows):
@@ -220,17 +211,16 @@ def collate(packed: Sequence[Packed], z: Float[np.ndarray, "T z"], task_ids: np.
                 continue
             tokens[t, r, :shared], segments[t, r, :shared] = task.shared, SHARED
             positions[t, r, :shared] = np.arange(shared)
-            start, first = shared, 0
+            start = shared
             for segment, (prompt, wanted) in enumerate(row, SHARED + 1):
                 end = start + len(prompt) + len(wanted) - 1  # the last answer token is predicted, never read
                 tokens[t, r, start:end] = (*prompt, *wanted[:-1])
                 segments[t, r, start:end] = segment
                 positions[t, r, start:end] = shared + np.arange(end - start)
-                here = slice(first, first + len(wanted))
-                at[t, r, here] = np.arange(start + len(prompt) - 1, end)
-                targets[t, r, here] = wanted
-                weights[t, r, here] = 1 / (len(wanted) * counts[t] * filled)
-                start, first = end, here.stop
+                predicting = slice(start + len(prompt) - 1, end)
+                targets[t, r, predicting] = wanted
+                weights[t, r, predicting] = 1 / (len(wanted) * counts[t] * filled)
+                start = end
     ids = np.asarray(task_ids, np.int32)
-    arrays: Any = (z, ids, tokens, segments, positions, at, targets, weights)  # JAX takes NumPy's too
+    arrays: Any = (z, ids, tokens, segments, positions, targets, weights)  # JAX takes NumPy's too
     return Batch(*arrays)

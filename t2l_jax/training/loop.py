@@ -94,7 +94,7 @@ def train(
     fresh = TrainState(jnp.zeros((), jnp.int32), variables["params"], gradient.init(variables["params"]))
     base = place_base(mesh, base)
     step = make_step(producer, decoder, sft, gradient, loop.seed, accumulate=accumulate, mesh=mesh)
-    validate = _validator(make_validation(producer, decoder, sft), constants, base, validation or {}, mesh)
+    validate = _validator(make_validation(producer, decoder, sft, mesh), constants, base, validation or {}, mesh)
     with Checkpoints(folder / "checkpoints") as checkpoints, stop_request() as request:
         state = checkpoints.restore_latest(jax.device_put(fresh, replicated(mesh)))
         kept = Best(folder / "best", best, tuple(validation or ()), state.params)

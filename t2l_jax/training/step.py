@@ -56,7 +56,7 @@ def make_step(
 
             def objective(params: Any) -> tuple[Array, Metrics]:
                 adapter, own = producer.adapters({"params": params, **constants}, part.z, part.task_ids, make_key)
-                loss, metrics = sft_loss(decoder, base, adapter, part, sft, loss_key)
+                loss, metrics = sft_loss(decoder, base, adapter, part, sft, loss_key, mesh)
                 return loss + own, {**metrics, "loss": loss + own, "producer_loss": own}
 
             return jax.grad(objective, has_aux=True)(state.params)
@@ -100,12 +100,14 @@ def _mean(gradient: Callable[[Batch, Array], Any], parts: Batch, key: Array, cou
     return jax.tree.map(lambda leaf: leaf / count, total)
 
 
-def make_validation(producer: Producer, decoder: Decoder, sft: SftConfig) -> Callable[..., Metrics]:
+def make_validation(
+    producer: Producer, decoder: Decoder, sft: SftConfig, mesh: Mesh | None = None
+) -> Callable[..., Metrics]:
     """The jitted (params, constants, base, batch) -> metrics, without dropout, noise or smoothing."""
 
     def validate(params: Any, constants: Any, base: Any, batch: Batch) -> Metrics:
         adapter, own = producer.adapters({"params": params, **constants}, batch.z, batch.task_ids)
-        loss, metrics = sft_loss(decoder, base, adapter, batch, sft, None)
+        loss, metrics = sft_loss(decoder, base, adapter, batch, sft, None, mesh)
         return {**metrics, "loss": loss + own, "producer_loss": own}
 
     return jax.jit(validate)

@@ -17,7 +17,7 @@ from t2l_jax.data.batches import (
 )
 from t2l_jax.data.prompts import Encoded
 from t2l_jax.errors import UserError
-from t2l_jax.objectives import Batch
+from t2l_jax.objectives import ROW_FIELDS, Batch
 
 
 def training_task(index: int, examples: int = 40, weight: float = 1.0) -> TrainingTask:
@@ -43,7 +43,7 @@ def examples_of(batch: Batch) -> list[tuple[int, tuple[int, ...], tuple[int, ...
         segments, real = batch.segments[task, row], batch.weights[task, row] > 0
         shared = tuple(batch.tokens[task, row][segments == 1])
         for segment in range(2, segments.max() + 1):
-            here = real & (segments[batch.at[task, row]] == segment)
+            here = real & (segments == segment)
             tokens = (*shared, *batch.tokens[task, row][segments == segment])
             found.append((int(batch.task_ids[task]), tuple(tokens), tuple(batch.targets[task, row][here])))
     return found
@@ -122,7 +122,7 @@ def test_what_all_prompts_begin_with_is_taken_once_in_a_row():
     np.testing.assert_array_equal(batch.tokens[0, 0], [1, 2, 3, 5, 9, 6, 9, 7, 9])
     np.testing.assert_array_equal(batch.segments[0, 0], [1, 1, 1, 2, 2, 3, 3, 4, 4])
     np.testing.assert_array_equal(batch.positions[0, 0], [0, 1, 2, 3, 4, 3, 4, 3, 4])
-    np.testing.assert_array_equal(batch.at[0, 0, :6], [3, 4, 5, 6, 7, 8])
+    np.testing.assert_array_equal(batch.targets[0, 0], [0, 0, 0, 9, 2, 9, 2, 9, 2])
 
 
 @pytest.mark.parametrize(
@@ -161,17 +161,15 @@ def test_collate_places_tokens_and_targets():
     """By hand: two examples in a row, one in another, and an empty row."""
     rows = [[[Encoded((5, 6, 7), (8, 2)), Encoded((3,), (4, 4, 2))], []], [[Encoded((9,), (10, 11, 2))], []]]
     batch = collate([Packed((), task) for task in rows], np.zeros((2, 4), np.float32), np.asarray([4, 1]), 16)
-    assert batch.tokens.shape == batch.segments.shape == batch.positions.shape == (2, 2, 16)
-    assert batch.at.shape == batch.targets.shape == batch.weights.shape == (2, 2, 8)
+    assert {getattr(batch, name).shape for name in ROW_FIELDS} == {(2, 2, 16)}
     np.testing.assert_array_equal(batch.tokens[0, 0, :8], [5, 6, 7, 8, 3, 4, 4, 0])
     np.testing.assert_array_equal(batch.segments[0, 0, :8], [2, 2, 2, 2, 3, 3, 3, 0])
     np.testing.assert_array_equal(batch.positions[0, 0, :8], [0, 1, 2, 3, 0, 1, 2, 0])
-    np.testing.assert_array_equal(batch.at[0, 0, :6], [2, 3, 4, 5, 6, 0])
-    np.testing.assert_array_equal(batch.targets[0, 0, :6], [8, 2, 4, 4, 2, 0])
-    np.testing.assert_allclose(batch.weights[0, 0, :6], [1 / 8, 1 / 8, 1 / 12, 1 / 12, 1 / 12, 0])
+    np.testing.assert_array_equal(batch.targets[0, 0, :8], [0, 0, 8, 2, 4, 4, 2, 0])
+    np.testing.assert_allclose(batch.weights[0, 0, :8], [0, 0, 1 / 8, 1 / 8, 1 / 12, 1 / 12, 1 / 12, 0])
     np.testing.assert_array_equal(batch.tokens[1, 0, :4], [9, 10, 11, 0])
     np.testing.assert_allclose(batch.weights[1, 0, :4], [1 / 6, 1 / 6, 1 / 6, 0])
-    for array in (batch.tokens, batch.segments, batch.positions, batch.at, batch.targets, batch.weights):
+    for array in (getattr(batch, name) for name in ROW_FIELDS):
         assert not array[:, 1].any()
         assert not array[0, 0, 7:].any()
     np.testing.assert_array_equal(batch.task_ids, [4, 1])
@@ -195,8 +193,6 @@ def test_every_supervised_position_predicts_the_token_after_it():
     expected = [(t, (*p, *a[:-1]), tuple(a)) for t, task in enumerate(rows) for row in task.rows for p, a in row]
     assert len(expected) > 30
     assert found == expected
-    for _, r, k in np.argwhere(batch.weights > 0)[:, :3]:
-        assert batch.at[0, r, k] < 64
 
 
 def test_tasks_weigh_the_same_and_so_do_the_examples_of_a_task():
@@ -207,20 +203,14 @@ def test_tasks_weigh_the_same_and_so_do_the_examples_of_a_task():
     for task in range(4):
         count = sum(map(len, rows[task].rows))
         for row in range(3):
-            segments = np.where(batch.weights[task, row] > 0, batch.segments[task, row][batch.at[task, row]], 0)
+            segments = np.where(batch.weights[task, row] > 0, batch.segments[task, row], 0)
             sums = np.bincount(segments, batch.weights[task, row])[2:]
             np.testing.assert_allclose(sums, 1 / (4 * count), rtol=1e-5)
 
 
-@pytest.mark.parametrize(("answer", "supervised"), [(1, 4), (4, 4), (5, 8), (9, 16), (17, 32), (31, 32)])
-def test_supervised_positions_come_in_four_sizes(answer, supervised):
-    rows = [Packed((), [[Encoded((1,), (2,) * answer)]])]
-    assert collate(rows, np.zeros((1, 2), np.float32), np.arange(1), 32).targets.shape[-1] == supervised
-
-
 def test_arrays_are_of_the_types_that_the_device_takes():
     batch = sampler().draw(0)
-    whole = (batch.tokens, batch.segments, batch.positions, batch.at, batch.targets, batch.task_ids)
+    whole = (batch.tokens, batch.segments, batch.positions, batch.targets, batch.task_ids)
     assert {leaf.dtype for leaf in whole} == {np.dtype(np.int32)}
     assert {leaf.dtype for leaf in (batch.z, batch.weights)} == {np.dtype(np.float32)}
 

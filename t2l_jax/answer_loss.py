@@ -1,0 +1,128 @@
+"""Cross-entropy of answers, some supervised positions at a time: the scores of all of them never exist at once.
+
+Few positions of a batch are supervised, and some rows have many times as many as others. So the supervised positions
+of all rows are collected first and scored CHUNK at a time, as many chunks as there are; a chunk's gradient with respect
+to the hidden states is taken right after its loss, while its scores [CHUNK, V] are at hand. (The same trade as in the
+fused linear cross-entropy of Liger Kernel, arXiv 2410.10989.)
+
+Axes: T tasks, *R rows, S sequence, D model width, V vocabulary.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
+
+from t2l_jax.decoder import DecoderConfig, logits
+from t2l_jax.sharding import RULES
+
+CHUNK = 128  # positions
+
+
+class Scoring(NamedTuple):
+    """How hidden states are scored, and the scores held against targets."""
+
+    config: DecoderConfig
+    narrow: DTypeLike | None = None
+    smoothing: float = 0.0
+
+
+def cross_entropy(
+    scores: Float[Array, "*b V"], targets: Int[Array, "*b"], weights: Float[Array, "*b"], smoothing: float
+) -> Float[Array, ""]:
+    """Weighted sum of the cross-entropy in nats against targets smoothed towards the uniform distribution."""
+    target = jnp.take_along_axis(scores, targets[..., None], axis=-1)[..., 0]
+    wanted = (1 - smoothing) * target + smoothing * jnp.mean(scores, axis=-1)
+    return jnp.sum(weights * (jax.nn.logsumexp(scores, axis=-1) - wanted))
+
+
+def answer_loss(
+    scoring: Scoring,
+    params: dict[str, Any],
+    hidden: Float[Array, "T *R S D"],
+    targets: Int[Array, "T *R S"],
+    weights: Float[Array, "T *R S"],
+    mesh: Mesh | None = None,
+) -> tuple[Float[Array, ""], Bool[Array, "T *R S"]]:
+    """(The weighted cross-entropy of the targets; where the likeliest token is another one than the target).
+
+    A position is supervised where its weight is not 0. `params` are the decoder's, frozen: no gradient flows to them.
+    With a mesh every device scores its own tasks, or all of them where the devices do not divide the tasks.
+    """
+    if mesh is None or len(hidden) % mesh.shape[RULES["task"]]:
+        return _answer_loss(scoring, params, hidden, targets, weights)
+
+    def of_device(*args: Any) -> tuple[Array, Array]:
+        entropy, missed = _answer_loss(scoring, *args)
+        return entropy[None], missed
+
+    task = PartitionSpec(RULES["task"])
+    spread = jax.shard_map(
+        of_device, mesh=mesh, in_specs=(PartitionSpec(), *(task,) * 3), out_specs=(task, task), check_vma=False
+    )
+    head = {name: params[name] for name in ("embedding", "head") if name in params}
+    entropy, missed = spread(head, hidden, targets, weights)
+    return jnp.sum(entropy), missed
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _answer_loss(
+    scoring: Scoring, params: dict[str, Any], hidden: Array, targets: Array, weights: Array
+) -> tuple[Array, Array]:
+    entropy, missed, _ = _by_chunk(scoring, params, hidden, targets, weights, with_gradient=False)
+    return entropy, missed
+
+
+def _forward(scoring: Scoring, *args: Any) -> tuple[tuple[Array, Array], Array]:
+    entropy, missed, gradient = _by_chunk(scoring, *args, with_gradient=True)
+    return (entropy, missed), gradient
+
+
+def _backward(scoring: Scoring, gradient: Array, cotangents: tuple[Array, Any]) -> tuple[Any, ...]:
+    return None, (cotangents[0] * gradient).astype(gradient.dtype), None, None
+
+
+_answer_loss.defvjp(_forward, _backward)
+
+
+def _by_chunk(
+    scoring: Scoring,
+    params: dict[str, Any],
+    hidden: Array,
+    targets: Array,
+    weights: Array,
+    *,
+    with_gradient: bool,
+) -> tuple[Array, Array, Array]:
+    """Loss, misses, and the loss's gradient with respect to `hidden` (zeros where it is not asked for)."""
+    states = hidden.reshape(-1, hidden.shape[-1])
+    # The last CHUNK entries weigh nothing: they fill the last chunk up.
+    wanted, flat_weights = (jnp.pad(leaf.reshape(-1), (0, CHUNK)) for leaf in (targets, weights))
+    supervised = flat_weights != 0  # of a NaN too: it must reach the loss
+    members = jnp.flatnonzero(supervised, size=len(supervised), fill_value=len(supervised) - 1)
+
+    def chunk(index: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        entropy, missed, gradient = carry
+        mine = jax.lax.dynamic_slice(members, (index * CHUNK,), (CHUNK,))
+        given = states.at[mine].get(mode="clip")
+
+        def loss(states: Array) -> tuple[Array, Array]:
+            scores = logits(scoring.config, params, states, scoring.narrow)
+            wrong = (jnp.argmax(scores, axis=-1) != wanted[mine]) & supervised[mine]
+            return cross_entropy(scores, wanted[mine], flat_weights[mine], scoring.smoothing), wrong
+
+        if with_gradient:
+            (own, wrong), slope = jax.value_and_grad(loss, has_aux=True)(given)
+            gradient = gradient.at[mine].set(slope, mode="drop")
+        else:
+            own, wrong = loss(given)
+        return entropy + own, missed.at[mine].set(wrong), gradient
+
+    chunks = -(-jnp.sum(supervised) // CHUNK)
+    start = jnp.zeros((), jnp.float32), jnp.zeros(len(supervised), bool), jnp.zeros_like(states)
+    entropy, missed, gradient = jax.lax.fori_loop(0, chunks, chunk, start)
+    return entropy, missed[: weights.size].reshape(weights.shape), gradient.reshape(hidden.shape)
