@@ -13,7 +13,18 @@ import torch
 import transformers
 from tiny_models import FAMILIES, LENGTH, random_tokens, save_tiny, torch_logits
 
-from t2l_jax.decoder import AttentionConfig, Decoder, DecoderConfig, Llama3Scaling, init_cache, logits
+from t2l_jax.decoder import (
+    CAUSAL_BLOCKS,
+    LONG_ROW,
+    AttentionConfig,
+    Decoder,
+    DecoderConfig,
+    Llama3Scaling,
+    attend,
+    attend_causally,
+    init_cache,
+    logits,
+)
 from t2l_jax.errors import UserError
 from t2l_jax.io.base import load_base, load_tokenizer
 from t2l_jax.lora import Adapter, init_adapter, merge, stack
@@ -220,6 +231,33 @@ def test_packed_segments_are_separate_rows():
     positions = jnp.tile(jnp.arange(24), 2)[None]
     scores = run(CONFIG, params, packed, None, segments, positions)
     assert_same(scores.reshape(2, 24, -1), run(CONFIG, params, TOKENS))
+
+
+def test_long_rows_are_read_in_blocks_like_short_ones():
+    """A row long enough for blocks, whose segments cross their borders, against the same segments in rows of 24."""
+    params, count = random_params(CONFIG), -(-LONG_ROW // 24) // 2 * 2 + 2
+    length = -(-24 * count // CAUSAL_BLOCKS) * CAUSAL_BLOCKS
+    tokens = jnp.tile(TOKENS, (count // 2, 1))
+    packed = jnp.pad(tokens.reshape(1, -1), ((0, 0), (0, length - 24 * count)))
+    segments = jnp.pad(jnp.repeat(jnp.arange(2, 2 + count), 24)[None], ((0, 0), (0, length - 24 * count)))
+    positions = jnp.tile(jnp.arange(24), length // 24 + 1)[None, :length]
+    scores = run(CONFIG, params, packed, None, segments, positions)[0, : 24 * count]
+    assert_same(scores.reshape(count, 24, -1), run(CONFIG, params, tokens))
+
+
+@pytest.mark.parametrize("length", [LONG_ROW // 2, LONG_ROW, LONG_ROW + 1, 2 * LONG_ROW])
+def test_attention_in_blocks_is_attention(length):
+    keys = jax.random.split(jax.random.key(0), 4)
+    heads = AttentionConfig(num_heads=4, num_kv_heads=2, head_dim=8, windows=(None,))
+    q = jax.random.normal(keys[0], (2, length, 4, 8))
+    k, v = (jax.random.normal(key, (2, 2, length, 8)) for key in keys[1:3])
+    mask = jnp.tri(length, dtype=bool) & jax.random.bernoulli(keys[3], 0.3, (2, length, length))
+    mask |= jnp.eye(length, dtype=bool)  # a query that sees nothing has no meaning
+
+    def both(function):
+        return jax.jit(jax.value_and_grad(lambda *qkv: jnp.sum(jnp.tanh(function(*qkv, mask, heads))), (0, 1, 2)))
+
+    jax.tree.map(partial(assert_same, tolerance=1e-3), both(attend_causally)(q, k, v), both(attend)(q, k, v))
 
 
 def test_what_packed_segments_share_is_read_as_the_beginning_of_each():
