@@ -20,6 +20,7 @@ from t2l_jax.evaluation.choices import choices
 from t2l_jax.evaluation.engine import Answer, Source, answer_all
 from t2l_jax.evaluation.metrics import CODE_PASS, find_metric
 from t2l_jax.evaluation.plan import EITHER, METHODS, MethodName, Mode, Planner, Row, adapter_text, misalign
+from t2l_jax.io.files import locked
 from t2l_jax.llm import LLM
 from t2l_jax.model import Model
 from t2l_jax.progress import progress_bar
@@ -97,7 +98,8 @@ def evaluate(model: Model, config: EvaluationConfig, folder: Path, given: Baseli
             frozenset(given.oracles),
         )
         rows = list(planner.rows(splits))
-        found = answer_rows(llm, sources, rows, folder, config.batch_tokens)
+        with locked(folder):
+            found = answer_rows(llm, sources, rows, folder, config.batch_tokens)
     lines = report.entries(*_collect(rows, found, config.modes))
     report.write(folder, lines, notes, settings)
     return report.markdown(lines, notes, single=False)

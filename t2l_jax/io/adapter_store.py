@@ -9,15 +9,13 @@ adapters, and temporaries that the next start removes. Nothing is synced: after 
 seconds may be cut short, which `pending` sees by its size.
 """
 
-import fcntl
 import hashlib
 import json
-import os
 import shutil
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -31,6 +29,7 @@ from t2l_jax.io.files import (
     atomic_write,
     check_name,
     explained,
+    locked,
     read_json,
     remove_partials,
 )
@@ -69,19 +68,12 @@ class AdapterStore:
 
     def __enter__(self) -> "AdapterStore":
         """Lock the folder, check that it is a store of ours or make it one, and clear what a killed run left."""
-        with explained(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(self.folder, os.O_RDONLY)
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with ExitStack() as stack:
+            stack.enter_context(locked(self.folder))
+            with explained(self.folder):
                 self._check_header()
                 remove_partials(self.folder)
-            except BlockingIOError as error:
-                os.close(self._lock)
-                raise UserError(f"{self.folder}: another process is writing adapters here: wait for it") from error
-            except BaseException:
-                os.close(self._lock)
-                raise
+            self._lock = stack.pop_all()
         return self
 
     def _check_header(self) -> None:
@@ -109,7 +101,7 @@ class AdapterStore:
                 self._write_manifest()
         finally:
             self._pool.shutdown(wait=True, cancel_futures=True)
-            os.close(self._lock)
+            self._lock.close()
 
     def pending(self, names: Sequence[str], descriptions: Sequence[str]) -> list[int]:
         """Positions of the adapters that are not here yet, or not whole.

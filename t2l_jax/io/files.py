@@ -5,6 +5,7 @@ temporaries (`.*.partial`) that mean nothing. Nothing is synced to disk: a power
 """
 
 import errno
+import fcntl
 import json
 import os
 import secrets
@@ -30,6 +31,26 @@ def explained(path: Path, action: str = "written") -> Iterator[None]:
             raise UserError(f"no space left on the disk of {path}: free some, or choose another disk") from error
         culprit = f" ({error.filename})" if error.filename and str(error.filename) != str(path) else ""
         raise UserError(f"{path} cannot be {action}: {error.strerror or error}{culprit}") from error
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Make the folder and keep other processes that lock it out while the block runs; a killed one lets go of its lock.
+
+    Raises UserError where another process holds the lock.
+    """
+    with explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(handle)
+        raise UserError(f"{folder}: another process is writing here: wait for it, or choose another folder") from error
+    try:
+        yield
+    finally:
+        os.close(handle)
 
 
 def partial_path(folder: Path) -> Path:

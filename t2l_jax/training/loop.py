@@ -15,6 +15,7 @@ from t2l_jax.decoder import Decoder
 from t2l_jax.errors import Stopped, UserError
 from t2l_jax.hypernet import Variables
 from t2l_jax.io.checkpoint import Checkpoints
+from t2l_jax.io.files import locked
 from t2l_jax.objectives import Batch, SftConfig
 from t2l_jax.producers import Producer
 from t2l_jax.progress import progress_bar
@@ -83,9 +84,9 @@ def train(
     have had; on GPUs that takes XLA_FLAGS=--xla_gpu_deterministic_ops=true.
 
     The folder gets metrics.jsonl, tensorboard/, curves.png, environment.json, checkpoints/ and best/. Raises UserError
-    where a loss is not finite, and Stopped where SIGTERM or SIGINT asked for it, after a checkpoint.
+    where a loss is not finite or another process trains there, Stopped where SIGTERM or SIGINT asked for it, after a
+    checkpoint.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     mesh = mesh or make_mesh(data=1)
     variables = jax.device_put(initial or producer.init(jax.random.key(loop.seed)), replicated(mesh))
     constants = {name: value for name, value in variables.items() if name != "params"}
@@ -95,7 +96,7 @@ def train(
     base = place_base(mesh, base)
     step = make_step(producer, decoder, sft, gradient, loop.seed, accumulate=accumulate, mesh=mesh)
     validate = _validator(make_validation(producer, decoder, sft, mesh), constants, base, validation or {}, mesh)
-    with Checkpoints(folder / "checkpoints") as checkpoints, stop_request() as request:
+    with locked(folder), Checkpoints(folder / "checkpoints") as checkpoints, stop_request() as request:
         state = checkpoints.restore_latest(jax.device_put(fresh, replicated(mesh)))
         kept = Best(folder / "best", best, tuple(validation or ()), state.params)
         start = int(state.step)

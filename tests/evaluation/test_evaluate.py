@@ -17,6 +17,7 @@ from t2l_jax.evaluation import baselines, evaluate, sandbox
 from t2l_jax.evaluation.baselines import Baselines, find_baselines
 from t2l_jax.evaluation.evaluate import EvaluationConfig
 from t2l_jax.evaluation.plan import METHODS
+from t2l_jax.io.files import locked
 from t2l_jax.lora import dense_delta, init_adapter, merge
 from t2l_jax.model import Model, load
 
@@ -139,6 +140,12 @@ def test_a_killed_evaluation_goes_on_and_drops_a_half_line(model, tmp_path, monk
     assert (by_key(out), (out / "table.json").read_text()) == (whole, table)
     assert evaluate.evaluate(model, config, out) == text
     assert asked == [len(whole) - 7, 0]
+
+
+def test_a_folder_in_which_another_process_evaluates_is_refused(model, tmp_path):
+    config = EvaluationConfig(examples=1, wordings=1, methods=("base",))
+    with locked(tmp_path / "out"), pytest.raises(UserError, match="out: another process is writing here"):
+        evaluate.evaluate(model, config, tmp_path / "out")
 
 
 def test_another_evaluations_folder_is_refused(model, folder, given, tmp_path, monkeypatch):

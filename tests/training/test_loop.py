@@ -19,6 +19,7 @@ from tiny_training import LOOP, SPEC, curves, make_base, run, sampler, validatio
 
 from t2l_jax.errors import Stopped, UserError
 from t2l_jax.hypernet import Variables
+from t2l_jax.io.files import locked
 from t2l_jax.objectives import Batch, SftConfig
 from t2l_jax.producers import LoraTable
 from t2l_jax.training import BestConfig, LoopConfig
@@ -58,6 +59,12 @@ def test_metrics_hold_every_step_and_every_validation_in_order(undisturbed):
     first = sampler().draw(0)
     assert records[0]["padding"] == pytest.approx(np.mean(first.segments == 0))
     assert records[0]["learning_rate"] == pytest.approx(tiny_training.FAST.learning_rate)
+
+
+def test_a_folder_in_which_another_process_trains_is_refused(tmp_path):
+    with locked(tmp_path / "run"), pytest.raises(UserError, match="run: another process is writing here"):
+        run(tmp_path / "run")
+    assert not list((tmp_path / "run").iterdir())
 
 
 def test_the_loss_falls(tmp_path):
