@@ -1,6 +1,7 @@
 """A whole run on a tiny base model, from task folders to a published model that loads and generates."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,15 +9,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from encoder_adapters import save_encoder_adapter
 from tiny_published import save_base, snapshot
 
 import t2l_jax
 from t2l_jax import recipe as recipes
 from t2l_jax.data.batches import BatchConfig
 from t2l_jax.decoder import AttentionConfig, DecoderConfig
+from t2l_jax.embed import load_encoder
 from t2l_jax.errors import UserError
 from t2l_jax.hypernet import HypernetConfig
 from t2l_jax.io.base import load_tokenizer
+from t2l_jax.io.published import OWN_ENCODER
 from t2l_jax.recipe import ComputeConfig, LoraConfig, Recipe, run
 from t2l_jax.training import LoopConfig
 
@@ -82,6 +86,16 @@ def test_the_published_model_loads_and_generates(recipe, finished):
     b = adapters.weights["v_proj"]["b"]
     assert np.any(b[0])  # it was trained: at the start B is zero
     assert np.any(b[0] != b[1])
+
+
+def test_an_encoders_adapter_is_published_with_the_hypernetwork(recipe, minilm, tmp_path):
+    loaded = load_encoder(str(minilm))
+    save_encoder_adapter(tmp_path / "encoder", loaded.model[0].auto_model, str(minilm))  # adapts `loaded` too
+    published = run(replace(recipe, encoder=str(tmp_path / "encoder")), tmp_path / "run")
+    shutil.rmtree(tmp_path / "encoder")
+    model = t2l_jax.load(published)
+    assert model.config.encoder == OWN_ENCODER
+    np.testing.assert_allclose(model.encoder.embed(["say one"]), loaded.embed(["say one"]), atol=1e-4)
 
 
 def test_validation_is_on_tasks_seen_and_unseen(finished):
