@@ -44,6 +44,11 @@ def described(members: Sequence[Combination], count: int, held_out: bool) -> tup
     return texts, owners
 
 
+def names_of(members: Sequence[Combination], part: str) -> list[str]:
+    """The group and name of one part of each combination; "" where it has none."""
+    return ["/".join(member.parts.get(part, ())) for member in members]
+
+
 def main(args: Probe) -> None:
     """Print a line for each encoder and side of the wordings."""
     train, unseen = evenly(combinations()["train"], args.tasks), combinations()["unseen combinations"]
@@ -64,13 +69,9 @@ def main(args: Probe) -> None:
             found, right = read(some), np.ones(len(some), bool)
             cells = []
             for name in PARTS:
-                labels, index = np.unique(
-                    ["/".join(member.parts.get(name, ())) for member in owners], return_inverse=True
-                )
+                labels, index = np.unique(names_of(owners, name), return_inverse=True)
                 weights = np.linalg.solve(gram, z.T @ np.eye(len(labels))[index])
-                hit = labels[np.argmax(found @ weights, axis=1)] == [
-                    "/".join(member.parts.get(name, ())) for member in truth
-                ]
+                hit = labels[np.argmax(found @ weights, axis=1)] == names_of(truth, name)
                 right &= hit
                 cells.append(np.mean(hit))
             print(f"{source:36} {side:18}" + "".join(f"{cell:11.1%}" for cell in (*cells, np.mean(right))), flush=True)

@@ -6,18 +6,18 @@ Result: 2 to 3% of a batch is padding with rows of 1,024 tokens (the default), u
 
     132 training tasks, 100 batches of 8 tasks a line
     rows x length  instructed  padding  worst batch  too long  mean length drawn / all  ms a batch
-       1 x  512           0.0       4.5%      14.4%        4      3.098%           0.975                 3.6
-       1 x  512           0.5       5.5%      13.4%        4      3.098%           0.973                 3.4
-       1 x  512           1.0       6.3%      14.0%        4      3.098%           0.952                 1.2
-       2 x  512           0.0       4.4%      13.8%        4      3.098%           0.977                 2.6
-       2 x  512           0.5       5.3%      12.9%        4      3.098%           0.979                 2.2
-       2 x  512           1.0       6.2%      14.0%        4      3.098%           0.959                 1.9
-       1 x 1024           0.0       2.3%       6.0%        4      0.001%           0.986                 2.7
-       1 x 1024           0.5       2.9%       6.9%        4      0.001%           0.999                 2.3
-       1 x 1024           1.0       3.4%       7.7%        4      0.001%           0.982                 2.0
-       1 x 2048           0.0       1.2%       3.4%        4      0.000%           0.992                 4.9
-       1 x 2048           0.5       1.5%       4.5%        4      0.000%           1.010                 4.3
-       1 x 2048           1.0       1.7%       5.6%        4      0.000%           0.989                 3.4
+       1 x  512           0.0       4.5%      14.4%      3.098%           0.975                 3.6
+       1 x  512           0.5       5.5%      13.4%      3.098%           0.973                 3.4
+       1 x  512           1.0       6.3%      14.0%      3.098%           0.952                 1.2
+       2 x  512           0.0       4.4%      13.8%      3.098%           0.977                 2.6
+       2 x  512           0.5       5.3%      12.9%      3.098%           0.979                 2.2
+       2 x  512           1.0       6.2%      14.0%      3.098%           0.959                 1.9
+       1 x 1024           0.0       2.3%       6.0%      0.001%           0.986                 2.7
+       1 x 1024           0.5       2.9%       6.9%      0.001%           0.999                 2.3
+       1 x 1024           1.0       3.4%       7.7%      0.001%           0.982                 2.0
+       1 x 2048           0.0       1.2%       3.4%      0.000%           0.992                 4.9
+       1 x 2048           0.5       1.5%       4.5%      0.000%           1.010                 4.3
+       1 x 2048           1.0       1.7%       5.6%      0.000%           0.989                 3.4
 
 Three of the 135 training tasks are damaged in that folder. "Too long" counts an example in both modes. Examples drawn
 are shorter than all examples on average, since a short one fits the end of a row more often.
@@ -40,7 +40,7 @@ from t2l_jax.io.base import load_tokenizer
 
 @dataclass(frozen=True)
 class Padding:
-    """Measure padding, shapes, and what packing does to the mean length of examples."""
+    """Measure padding, and what packing does to the mean length of examples."""
 
     tasks: str
     """A folder of tasks, or the name of a built-in family."""

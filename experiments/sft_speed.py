@@ -54,16 +54,16 @@ def make_batch(vocab_size: int, rows: int = ROWS) -> Batch:
     """Random tokens; the last SUPERVISED of each row are the answer."""
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, vocab_size, (rows, 1, LENGTH + 1), dtype=np.int32)
-    at = np.broadcast_to(np.arange(LENGTH - SUPERVISED, LENGTH, dtype=np.int32), (rows, 1, SUPERVISED))
+    weights = np.zeros((rows, 1, LENGTH), np.float32)
+    weights[..., -SUPERVISED:] = 1 / (rows * SUPERVISED)
     return Batch(
         z=rng.standard_normal((rows, 384), dtype=np.float32),
         task_ids=np.arange(rows, dtype=np.int32),
         tokens=tokens[..., :-1],
         segments=np.ones((rows, 1, LENGTH), np.int32),
         positions=np.broadcast_to(np.arange(LENGTH, dtype=np.int32), (rows, 1, LENGTH)),
-        at=at,
-        targets=tokens[..., -SUPERVISED:],
-        weights=np.full(at.shape, 1 / at.size, np.float32),
+        targets=tokens[..., 1:],
+        weights=weights,
     )
 
 

@@ -1,6 +1,6 @@
 """An adapter for the text encoder, so that it reads through the wording of a description to what it asks for.
 
-Command: python experiments/wording_encoder.py --tasks FOLDER --out t2l_jax/models/smollm2-family/encoder
+Command: python experiments/wording_encoder.py --tasks FOLDER --out runs/encoder
 Time:    12 minutes on two CPU cores
 Result:  results/embedder_probe.txt: all primitives of an unseen combination in unseen wordings
 
@@ -38,7 +38,7 @@ class WordingEncoder:
     out: Path
     tasks: Path | None = None
     """A folder of real tasks."""
-    steps: int = 600
+    steps: int = 340
     batch: int = 64
     real_share: float = 0.15
     """How many descriptions of a batch are of real tasks."""
@@ -131,6 +131,7 @@ def main(args: WordingEncoder) -> None:
                 print(f"step {step + 1}: loss {loss.item():.2f}, {time.perf_counter() - started:.0f} s", flush=True)
     encoder.peft_config["default"].base_model_name_or_path = SHORT_NAMES["minilm"]
     encoder.save_pretrained(str(args.out), save_embedding_layers=False)  # "auto" would ask the hub
+    (args.out / "README.md").unlink()  # PEFT's own, which names a folder of this machine
 
 
 if __name__ == "__main__":

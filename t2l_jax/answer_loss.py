@@ -50,8 +50,9 @@ def answer_loss(
 ) -> tuple[Float[Array, ""], Bool[Array, "T *R S"]]:
     """(The weighted cross-entropy of the targets; where the likeliest token is another one than the target).
 
-    A position is supervised where its weight is not 0. `params` are the decoder's, frozen: no gradient flows to them.
-    With a mesh every device scores its own tasks, or all of them where the devices do not divide the tasks.
+    A position is supervised where its weight is not 0; elsewhere nothing is missed. Only `hidden` has a gradient: the
+    decoder's `params` are frozen. With a mesh every device scores its own tasks, or all of them where the devices do
+    not divide the tasks.
     """
     if mesh is None or len(hidden) % mesh.shape[RULES["task"]]:
         return _answer_loss(scoring, params, hidden, targets, weights)
@@ -62,7 +63,12 @@ def answer_loss(
 
     task = PartitionSpec(RULES["task"])
     spread = jax.shard_map(
-        of_device, mesh=mesh, in_specs=(PartitionSpec(), *(task,) * 3), out_specs=(task, task), check_vma=False
+        of_device,
+        mesh=mesh,
+        in_specs=(PartitionSpec(), *(task,) * 3),
+        out_specs=(task, task),
+        axis_names={RULES["task"]},  # where the vocabulary lies stays as it is
+        check_vma=False,
     )
     head = {name: params[name] for name in ("embedding", "head") if name in params}
     entropy, missed = spread(head, hidden, targets, weights)
@@ -98,7 +104,7 @@ def _by_chunk(
     *,
     with_gradient: bool,
 ) -> tuple[Array, Array, Array]:
-    """Loss, misses, and the loss's gradient with respect to `hidden` (zeros where it is not asked for)."""
+    """Loss, misses, and the loss's gradient with respect to `hidden` (empty where it is not asked for)."""
     states = hidden.reshape(-1, hidden.shape[-1])
     # The last CHUNK entries weigh nothing: they fill the last chunk up.
     wanted, flat_weights = (jnp.pad(leaf.reshape(-1), (0, CHUNK)) for leaf in (targets, weights))
@@ -108,7 +114,7 @@ def _by_chunk(
     def chunk(index: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         entropy, missed, gradient = carry
         mine = jax.lax.dynamic_slice(members, (index * CHUNK,), (CHUNK,))
-        given = states.at[mine].get(mode="clip")
+        given = states.at[mine].get(mode="fill", fill_value=0)
 
         def loss(states: Array) -> tuple[Array, Array]:
             scores = logits(scoring.config, params, states, scoring.narrow)
@@ -123,6 +129,8 @@ def _by_chunk(
         return entropy + own, missed.at[mine].set(wrong), gradient
 
     chunks = -(-jnp.sum(supervised) // CHUNK)
-    start = jnp.zeros((), jnp.float32), jnp.zeros(len(supervised), bool), jnp.zeros_like(states)
+    slopes = jnp.zeros_like(states if with_gradient else states[:0])
+    start = jnp.zeros((), jnp.float32), jnp.zeros(len(supervised), bool), slopes
     entropy, missed, gradient = jax.lax.fori_loop(0, chunks, chunk, start)
-    return entropy, missed[: weights.size].reshape(weights.shape), gradient.reshape(hidden.shape)
+    shape = hidden.shape if with_gradient else gradient.shape
+    return entropy, missed[: weights.size].reshape(weights.shape), gradient.reshape(shape)

@@ -55,6 +55,7 @@ class NoText:
 
     name = "none"
     dim = 1
+    adapter = None
 
     def embed(self, texts: Sequence[str], cache: Path | None = None) -> np.ndarray:
         """Zeros [texts, 1]."""

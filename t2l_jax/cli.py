@@ -196,7 +196,7 @@ class Embed:
     out: Path = Path("z.npy")
     """File to write."""
     encoder: str = "minilm"
-    """minilm, gte-large, last-token:SOURCE, or any sentence-transformers source."""
+    """minilm, gte-large, last-token:SOURCE, any sentence-transformers source, or the folder of an adapter for one."""
     trust_remote_code: bool = False
     """Let the encoder's own Python code run (gte-large needs it)."""
 

@@ -195,7 +195,8 @@ def attend_causally(
 ) -> Float[Array, "*B S H*h"]:
     """`attend` where nobody may look at what stands after it: of long rows that half is not computed.
 
-    The queries go in blocks, each with the keys up to its end: 9 of 16 scores are computed.
+    The queries of a long row go in blocks, each with the keys up to its end: 9 of 16 scores are computed. Rows that
+    cannot be cut into equal blocks, and short ones, are computed whole.
     """
     length = q.shape[-3]
     blocks = CAUSAL_BLOCKS if length >= LONG_ROW and length % CAUSAL_BLOCKS == 0 else 1
@@ -209,7 +210,7 @@ def attend_causally(
             config,
             narrow,
         )
-        for end in range(size, length + 1, size)
+        for end in (size * (block + 1) for block in range(blocks))
     ]
     return jnp.concatenate(parts, axis=-2)
 

@@ -45,10 +45,13 @@ Batch = TypeVar("Batch")
 
 @runtime_checkable
 class Encoder(Protocol):
-    """Text to z. `name` is the source it was loaded from, `dim` the width d of z."""
+    """Text to z. `name` is the source it was loaded from, `adapter` its LoRA's folder, `dim` the width d of z."""
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def adapter(self) -> Path | None: ...
 
     @property
     def dim(self) -> int: ...
@@ -61,11 +64,15 @@ class Encoder(Protocol):
         ...
 
 
-def load_encoder(source: str = "minilm", *, trust_remote_code: bool = False) -> Encoder:
-    """The encoder of a source: a short name, a sentence-transformers model, or `last-token:` and a language model."""
+def load_encoder(source: str = "minilm", *, adapter: Path | None = None, trust_remote_code: bool = False) -> Encoder:
+    """The encoder of a source: a short name, a sentence-transformers model, or `last-token:` and a language model.
+
+    A sentence-transformers model may have a LoRA adapter: its folder is given, or is the source (then it names the
+    model that it adapts).
+    """
     if source.startswith(LAST_TOKEN):
         return LastTokenEncoder.load(source.removeprefix(LAST_TOKEN))
-    return TextEncoder.load(source, trust_remote_code=trust_remote_code)
+    return TextEncoder.load(source, adapter=adapter, trust_remote_code=trust_remote_code)
 
 
 def prepare(text: str, where: str) -> str:
@@ -87,29 +94,33 @@ def prepare(text: str, where: str) -> str:
 class TextEncoder:
     """A sentence-transformers model, run by PyTorch on the CPU in float32 with the pooling that its folder states.
 
-    `paths` are the model's folder and, if it has one, that of its adapter (see io/encoder_adapter.py). What the model
-    cannot read is cut off by it: MiniLM sees the first 256 word pieces of a text.
+    `adapter` is the folder of the LoRA adapter that was added to its weights, if any (see io/encoder_adapter.py). What
+    the model cannot read is cut off by it: MiniLM sees the first 256 word pieces of a text.
     """
 
     name: str
-    paths: tuple[Path, ...]
+    path: Path
     dim: int
     model: Any
+    adapter: Path | None = None
 
     @classmethod
-    def load(cls, source: str = "minilm", *, trust_remote_code: bool = False) -> "TextEncoder":
-        """Load a short name, a source, or the folder of an adapter together with the encoder that it names.
+    def load(
+        cls, source: str = "minilm", *, adapter: Path | None = None, trust_remote_code: bool = False
+    ) -> "TextEncoder":
+        """Load a short name or a source, with an adapter if one is given.
 
-        Python code that comes with a model runs only with `trust_remote_code`. Raises UserError for a source without
-        such a model, and for code that was not allowed to run.
+        A source that is an adapter's folder stands for that adapter and the encoder that it names. Python code that
+        comes with a model runs only with `trust_remote_code`. Raises UserError for a source without such a model, and
+        for code that was not allowed to run.
         """
         from sentence_transformers import SentenceTransformer  # here, since importing it takes seconds
 
         name = SHORT_NAMES.get(source, source)
         path = resolve(name)
-        adapter = path if is_adapter(path) else None
-        if adapter is not None:
-            path = resolve(adapted(adapter))
+        if adapter is None and is_adapter(path):
+            name, adapter = adapted(path), path
+            path = resolve(name)
         _check_folder(path, trust_remote_code)
         try:
             with _no_loading_bars():
@@ -124,14 +135,14 @@ class TextEncoder:
             raise UserError(f"{path}: its text encoder cannot be loaded: {_first_line(error)}") from error
         if trust_remote_code:
             _fill_buffers(model[0].auto_model)
-        if adapter is None:
-            return cls(name, (path,), model.get_embedding_dimension(), model.eval())
-        merge(model[0].auto_model, adapter)
-        return cls(name, (path, adapter), model.get_embedding_dimension(), model.eval())
+        if adapter is not None:
+            merge(model[0].auto_model, adapter)
+        return cls(name, path, model.get_embedding_dimension(), model.eval(), adapter)
 
     def embed(self, texts: Sequence[str], cache: Path | None = None) -> Float32[np.ndarray, "n d"]:
         """The z of each text; see `Encoder.embed`."""
-        return _embed(self._encode, self.dim, partial(_fingerprint, "sentence-transformers", *self.paths), texts, cache)
+        paths = (self.path,) if self.adapter is None else (self.path, self.adapter)
+        return _embed(self._encode, self.dim, partial(_fingerprint, "sentence-transformers", *paths), texts, cache)
 
     def _encode(self, texts: list[str]) -> np.ndarray:
         embeddings = np.empty((len(texts), self.dim), np.float32)
@@ -152,6 +163,7 @@ class LastTokenEncoder:
     config: DecoderConfig
     params: dict[str, Any]
     tokenizer: Any
+    adapter: None = None
 
     @classmethod
     def load(cls, source: str, dtype: Any = jnp.float32) -> "LastTokenEncoder":

@@ -20,9 +20,8 @@ from t2l_jax.errors import UserError
 from t2l_jax.hypernet import HypernetConfig, Variables
 from t2l_jax.io import sources
 from t2l_jax.io.base import load_config
-from t2l_jax.io.encoder_adapter import adapted
 from t2l_jax.io.peft import CONFIG_FILE, WEIGHTS_FILE
-from t2l_jax.io.published import OWN_ENCODER, ModelConfig, load_model
+from t2l_jax.io.published import ENCODER_FOLDER, ModelConfig, load_model
 from t2l_jax.llm import LLM
 from t2l_jax.lora import Adapter, LoraSpec
 
@@ -38,7 +37,7 @@ class Model:
     config: ModelConfig
     variables: Variables = field(repr=False)
     trust_remote_code: bool = False  # the text encoder's; consent is given where a model is loaded, never in its files
-    folder: Path = Path()  # that it was read from, where its encoder's adapter lies if it has one
+    encoder_adapter: Path | None = None  # the folder of its text encoder's adapter, if it has one
 
     @cached_property
     def encoder(self) -> Encoder:
@@ -49,9 +48,9 @@ class Model:
                 "model that was trained from descriptions, or the adapters/ folder beside it to --oracles"
             )
         width = self.config.hypernet.task.dim
-        own = self.config.encoder == OWN_ENCODER
-        source = str(self.folder / OWN_ENCODER) if own else self.config.encoder
-        encoder = load_encoder(source, trust_remote_code=self.trust_remote_code)
+        encoder = load_encoder(
+            self.config.encoder, adapter=self.encoder_adapter, trust_remote_code=self.trust_remote_code
+        )
         if encoder.dim != width:
             raise UserError(
                 f"{self.config.encoder}: this text encoder's width is {encoder.dim}, the hypernetwork reads {width}: "
@@ -65,9 +64,9 @@ class Model:
         digest = hashlib.sha256(json.dumps(self.config.to_dict(), sort_keys=True).encode())
         for leaf in jax.tree.leaves(self.variables):
             digest.update(np.asarray(leaf).tobytes())
-        if self.config.encoder == OWN_ENCODER:
+        if self.encoder_adapter is not None:
             for name in (CONFIG_FILE, WEIGHTS_FILE):
-                digest.update((self.folder / OWN_ENCODER / name).read_bytes())
+                digest.update((self.encoder_adapter / name).read_bytes())
         return digest.hexdigest()
 
     def generate(self, descriptions: Sequence[str]) -> Adapter:
@@ -96,7 +95,8 @@ def load(source: str | Path | None = None, *, trust_remote_code: bool = False) -
     named = {Path(path).name: Path(path) for path in packaged()}
     wanted = str(source or DEFAULT_MODEL)
     folder = named[wanted] if wanted in named and not Path(wanted).exists() else sources.resolve(wanted)
-    return Model(*load_model(folder), trust_remote_code, folder)
+    config, variables = load_model(folder)
+    return Model(config, variables, trust_remote_code, folder / ENCODER_FOLDER if config.encoder_adapter else None)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -112,12 +112,10 @@ def packaged() -> list[str]:
 def describe(source: str) -> str:
     """What a published hypernetwork is, in a few lines."""
     model = load(source)
-    own = model.config.encoder == OWN_ENCODER
-    encoder = f"{adapted(model.folder / OWN_ENCODER)} with an adapter" if own else model.config.encoder
     config, count = model.config, sum(leaf.size for leaf in jax.tree.leaves(model.variables["params"]))
     return f"""{source}
   base model    {config.base_name} ({config.base})
-  text encoder  {encoder}, width {config.hypernet.task.dim}
+  text encoder  {config.encoder}{" with an adapter" * config.encoder_adapter}, width {config.hypernet.task.dim}
   hypernetwork  {config.hypernet.head}, {count / 1e6:.1f} M parameters
   adapter       {", ".join(config.lora.names)}; rank {config.lora.rank}, scale {config.lora.scale:.3f}, \
 {config.lora.size / 1e6:.2f} M parameters

@@ -32,13 +32,13 @@ from t2l_jax.data.prompts import PromptMode
 from t2l_jax.data.sources import read_mixture
 from t2l_jax.data.tasks import Task
 from t2l_jax.decoder import Decoder, DecoderConfig
-from t2l_jax.embed import load_encoder
+from t2l_jax.embed import SHORT_NAMES, load_encoder
 from t2l_jax.errors import UserError
 from t2l_jax.hypernet import HypernetConfig, Variables
 from t2l_jax.io.base import load_base, load_tokenizer
-from t2l_jax.io.encoder_adapter import is_adapter
+from t2l_jax.io.encoder_adapter import copy_adapter, same_adapter
 from t2l_jax.io.files import atomic_write, read_json
-from t2l_jax.io.published import OWN_ENCODER, ModelConfig, load_model, save_model
+from t2l_jax.io.published import ENCODER_FOLDER, ModelConfig, load_model, save_model
 from t2l_jax.io.sources import cache_folder, resolve
 from t2l_jax.lora import LoraSpec
 from t2l_jax.objectives import Batch, SftConfig
@@ -104,7 +104,8 @@ class Recipe:
     base_name: str = "HuggingFaceTB/SmolLM2-135M-Instruct"
     """What exported adapters call the base LLM."""
     encoder: str = "minilm"
-    """Text encoder: minilm, gte-large, last-token:SOURCE, or any sentence-transformers source."""
+    """Text encoder: minilm, gte-large, last-token:SOURCE, any sentence-transformers source, or the folder of a LoRA
+    adapter (PEFT) for one, which is published beside the hypernetwork."""
     tasks: tuple[str, ...] = ("words",)
     """Sources of tasks: `words`, `family` and `gym` (built in), or a folder of task folders."""
     task_weights: tuple[float, ...] = ()
@@ -137,12 +138,14 @@ def run(recipe: Recipe, folder: Path, wandb: str | None = None, *, trust_remote_
     config, base = load_base(recipe.base, recipe.compute.base_dtype(), partial(param_sharding, mesh))
     model = _model_config(recipe, material, config.lora_spec(**asdict(recipe.lora)))
     producer = make_producer(recipe.producer, model.hypernet, model.lora, len(material.tasks))
-    initial = _published(recipe, model)
+    initial = _published(recipe, model, material.encoder_adapter)
     if mesh.size < jax.device_count():
         print(
             f"t2l: training on {mesh.size} of {jax.device_count()} devices: no more divide its tasks", file=sys.stderr
         )
-    _claim(folder, recipe)  # only now, since a recipe that cannot be run must leave nothing behind
+    _claim(
+        folder, recipe, material.encoder_adapter
+    )  # only now, since a recipe that cannot be run must leave nothing behind
     variables = train(
         producer,
         recipe.compute.decoder(config),
@@ -166,8 +169,9 @@ def run(recipe: Recipe, folder: Path, wandb: str | None = None, *, trust_remote_
     if recipe.producer == "one-hot":
         names = [task.name for task in material.tasks]
         atomic_write(folder / "tasks.json", json.dumps(names, indent=2) + "\n")  # which entry of z is which task
-    own = Path(recipe.encoder) if model.encoder == OWN_ENCODER else None
-    save_model(folder / "model", model, variables, model_card(model, recipe, len(material.tasks)), encoder=own)
+    card = model_card(model, recipe, len(material.tasks))
+    own = folder / ENCODER_FOLDER if model.encoder_adapter else None
+    save_model(folder / "model", model, variables, card, encoder_adapter=own)
     return folder / "model"
 
 
@@ -180,6 +184,8 @@ class Material:
     validation: Mapping[str, Sequence[Batch]]
     dim: int  # of z
     modes: Sequence[PromptMode]
+    encoder: str  # what made z, and the folder of its adapter
+    encoder_adapter: Path | None
 
 
 def read_material(recipe: Recipe, trust_remote_code: bool = False) -> Material:
@@ -202,17 +208,16 @@ def read_material(recipe: Recipe, trust_remote_code: bool = False) -> Material:
     held_out = held_out_splits(splits, tasks, recipe.producer)
     batches = validation_batches(held_out, recipe.batch, tokenizer, encoder, modes, cache_folder())
     validation = by_training_row(batches, tasks, recipe.producer)
-    return Material(tasks, sampler, validation, rows[0].embeddings.shape[1], modes)
+    made_by = encoder.name if reads_text else recipe.producer
+    return Material(tasks, sampler, validation, rows[0].embeddings.shape[1], modes, made_by, encoder.adapter)
 
 
 def _model_config(recipe: Recipe, material: Material, spec: LoraSpec) -> ModelConfig:
     """What a published folder will say of the hypernetwork."""
     net = replace(recipe.hypernet, task=replace(recipe.hypernet.task, dim=material.dim))
     prompt = material.modes[0] if len(material.modes) == 1 else "both"
-    encoder = recipe.encoder if recipe.producer == "hypernet" else recipe.producer
-    if is_adapter(Path(encoder)):
-        encoder = OWN_ENCODER
-    return ModelConfig(net, spec, encoder, recipe.base, recipe.base_name, prompt)
+    own = material.encoder_adapter is not None
+    return ModelConfig(net, spec, material.encoder, recipe.base, recipe.base_name, prompt, own)
 
 
 def _fitting(
@@ -235,19 +240,27 @@ def _fitting(
     return list(compress(tasks, fits)), list(compress(material, fits))
 
 
-def _published(recipe: Recipe, model: ModelConfig) -> Variables | None:
-    """The weights to begin from, if any. Raises UserError that names the field where they are of another shape."""
+def _published(recipe: Recipe, model: ModelConfig, adapter: Path | None) -> Variables | None:
+    """The weights to begin from, if any; a warning where they were trained with another text encoder.
+
+    Raises UserError that names the field where they are of another shape.
+    """
     if recipe.start is None:
         return None
     if recipe.producer != "hypernet":
         raise UserError(
             f"start: only a hypernetwork from descriptions begins from a published one, not {recipe.producer}"
         )
-    found, variables = load_model(resolve(recipe.start))
-    if found.encoder != model.encoder:
+    folder = resolve(recipe.start)
+    found, variables = load_model(folder)
+    same = (
+        SHORT_NAMES.get(found.encoder, found.encoder) == model.encoder
+        and found.encoder_adapter == model.encoder_adapter
+    )
+    if not same or (adapter is not None and not same_adapter(adapter, folder / ENCODER_FOLDER)):
         warnings.warn(
-            f"{recipe.start} was trained with the text encoder {found.encoder} and goes on with {model.encoder}: what "
-            "z means is to be learned anew",
+            f"{recipe.start} was trained with another text encoder, {found.encoder}"
+            f"{' with an adapter' * found.encoder_adapter}: what z means is to be learned anew",
             stacklevel=3,
         )
     for field_name in ("hypernet", "lora"):
@@ -265,10 +278,12 @@ def _published(recipe: Recipe, model: ModelConfig) -> Variables | None:
 def model_card(model: ModelConfig, recipe: Recipe, num_tasks: int) -> str:
     """The README of a published folder."""
     modules = ", ".join(model.lora.names)
+    adapter = f" with the adapter in {ENCODER_FOLDER}/" * model.encoder_adapter
     return f"""# A Text-to-LoRA hypernetwork for {model.base_name}
 
 From one sentence that describes a task it writes a LoRA adapter (rank {model.lora.rank}, {modules}) for the base model
-`{model.base}`. Text encoder: `{model.encoder}`. Architecture: {model.hypernet.head}. Prompt mode: {model.prompt}.
+`{model.base}`. Text encoder: `{model.encoder}`{adapter}.
+Architecture: {model.hypernet.head}. Prompt mode: {model.prompt}.
 
 Trained with t2l_jax on {num_tasks} tasks ({", ".join(recipe.tasks)}), {recipe.loop.last} steps of
 {recipe.batch.tasks} tasks x {recipe.batch.rows} rows of {recipe.batch.length} tokens.
@@ -279,8 +294,8 @@ Trained with t2l_jax on {num_tasks} tasks ({", ".join(recipe.tasks)}), {recipe.l
 """
 
 
-def _claim(folder: Path, recipe: Recipe) -> None:
-    """Note the recipe in the run folder, or refuse a folder that another recipe has begun."""
+def _claim(folder: Path, recipe: Recipe, adapter: Path | None) -> None:
+    """Note the recipe and the text encoder's adapter in the run folder, or refuse a folder that others have begun."""
     mine = json.loads(json.dumps(asdict(recipe)))
     del mine["loop"]["stop_after"]  # a run that ended early may go on: its steps are the same
     path = folder / "recipe.json"
@@ -291,3 +306,8 @@ def _claim(folder: Path, recipe: Recipe) -> None:
         raise UserError(
             f"{path}: this folder holds a run of another recipe ({', '.join(changed)} differ); give another --out"
         )
+    kept = folder / ENCODER_FOLDER
+    if adapter is not None and not kept.exists():
+        copy_adapter(adapter, kept)
+    elif adapter is not None and not same_adapter(adapter, kept):
+        raise UserError(f"{kept}: this run began with another adapter than {adapter} holds; give another --out")

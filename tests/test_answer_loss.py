@@ -1,5 +1,6 @@
 """The loss by chunks against PyTorch and against the dense computation, with its gradient; devices change nothing."""
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -11,10 +12,10 @@ from torch.nn.functional import cross_entropy as torch_cross_entropy
 
 from t2l_jax.answer_loss import CHUNK, Scoring, answer_loss, cross_entropy
 from t2l_jax.decoder import AttentionConfig, DecoderConfig, logits
-from t2l_jax.sharding import make_mesh
+from t2l_jax.sharding import make_mesh, place_base, place_batch
 
 CONFIG = DecoderConfig(
-    vocab_size=97,
+    vocab_size=96,
     width=16,
     mlp_width=24,
     num_layers=1,
@@ -36,7 +37,7 @@ def given(supervised: int, shape: tuple[int, ...] = (8, 2, 40)):
 
 
 def dense(scoring, params, hidden, targets, weights):
-    scores = logits(scoring.config, params, hidden)
+    scores = logits(scoring.config, params, hidden, scoring.narrow)
     missed = (jnp.argmax(scores, axis=-1) != targets) & (weights > 0)
     return cross_entropy(scores, targets, weights, scoring.smoothing), missed
 
@@ -57,19 +58,58 @@ def test_chunks_compute_what_the_dense_loss_does(supervised, smoothing):
     np.testing.assert_allclose(alone, found, rtol=1e-6)
 
 
-@pytest.mark.parametrize("data", [2, 8])
-def test_devices_change_nothing(data):
-    """Their tasks have numbers of supervised positions of their own: here one has all."""
+@pytest.mark.parametrize("mesh", [(2, 1), (8, 1), (4, 2), (3, 1)])
+def test_devices_change_nothing(mesh):
+    """Their tasks have numbers of supervised positions of their own: here one has all. Three do not divide them."""
     params, hidden, targets, _ = given(0)
     weights = jnp.zeros(targets.shape).at[3].set(0.01).at[5, 0, 1].set(0.2)
     scoring = Scoring(CONFIG)
     loss = jax.value_and_grad(partial(answer_loss, scoring), argnums=1, has_aux=True)
     (expected, misses), slope = jax.jit(loss)(params, hidden, targets, weights)
-    spread = jax.jit(partial(loss, mesh=make_mesh(data=data)))
-    (found, missed), gradient = spread(params, hidden, targets, weights)
+    mesh = make_mesh(model=mesh[1], data=mesh[0])
+    spread = jax.jit(partial(loss, mesh=mesh))
+    (found, missed), gradient = spread(place_base(mesh, params), hidden, targets, weights)
     np.testing.assert_allclose(found, expected, rtol=1e-6)
     np.testing.assert_array_equal(missed, misses)
     np.testing.assert_allclose(gradient, slope, atol=1e-7)
+
+
+def test_where_the_vocabulary_lies_on_several_devices_it_stays_there():
+    params, hidden, targets, weights = given(0)
+    mesh = make_mesh(model=2)
+    placed = place_base(mesh, params), *place_batch(mesh, (hidden, targets, weights + 0.01))
+    program = jax.jit(partial(answer_loss, Scoring(CONFIG), mesh=mesh)).lower(*placed).compile().as_text()
+    assert f"f32[{CHUNK},96]" not in program  # each device scores half of the vocabulary
+    assert f"f32[{CHUNK},48]" in program
+
+
+def test_a_head_of_its_own_and_bfloat16_states():
+    params, hidden, targets, weights = given(200)
+    untied = replace(CONFIG, tied_head=False)
+    params["head"] = params["embedding"][::-1]
+    hidden = hidden.astype(jnp.bfloat16)
+    for scoring in (Scoring(untied), Scoring(untied, narrow=jnp.bfloat16)):
+        (expected, misses), slope = jax.value_and_grad(partial(dense, scoring), argnums=1, has_aux=True)(
+            params, hidden, targets, weights
+        )
+        (found, missed), gradient = jax.value_and_grad(partial(answer_loss, scoring), argnums=1, has_aux=True)(
+            params, hidden, targets, weights
+        )
+        assert gradient.dtype == jnp.bfloat16
+        np.testing.assert_allclose(found, expected, rtol=1e-4)
+        np.testing.assert_array_equal(missed, misses)
+        np.testing.assert_allclose(gradient.astype(np.float32), slope.astype(np.float32), atol=0.05)
+
+
+def test_what_is_not_a_number_reaches_the_loss_from_supervised_places_only():
+    params, hidden, targets, weights = given(50)
+    loss = jax.jit(lambda h, w: answer_loss(Scoring(CONFIG), params, h, targets, w)[0])
+    expected = loss(hidden, weights)
+    assert weights[-1, -1, -1] == 0
+    np.testing.assert_allclose(loss(hidden.at[-1, -1, -1].set(np.nan), weights), expected, rtol=1e-6)
+    place = tuple(np.argwhere(np.asarray(weights) > 0)[0])
+    assert np.isnan(loss(hidden.at[place].set(np.nan), weights))
+    assert np.isnan(loss(hidden, weights.at[place].set(np.nan)))
 
 
 def test_the_gradient_scales_with_what_is_made_of_the_loss():

@@ -21,7 +21,7 @@ from t2l_jax import embed, hypernet
 from t2l_jax.embed import Encoder, LastTokenEncoder, TextEncoder, load_encoder, prepare, token_batches
 from t2l_jax.errors import UserError
 from t2l_jax.hypernet import HypernetConfig, TaskEncoderConfig
-from t2l_jax.io.published import OWN_ENCODER, save_model
+from t2l_jax.io.published import save_model
 from t2l_jax.model import Model, describe, load
 
 TEXTS = ["Answer with the longest word", "Add the two numbers.", "Is it good? Say yes or no", "Translate. " * 40]
@@ -148,9 +148,9 @@ def test_a_model_brings_the_adapter_of_its_encoder(minilm: Path, tmp_path: Path)
     loaded = load_encoder(str(minilm))
     save_encoder_adapter(tmp_path / "adapter", loaded.model[0].auto_model, str(minilm))
     wide = replace(NET, task=replace(NET.task, dim=384))
-    config = tiny_config(hypernet=wide, encoder=OWN_ENCODER)
+    config = tiny_config(hypernet=wide, encoder=str(minilm))
     variables = hypernet.init(jax.random.key(0), wide, SPEC)
-    save_model(tmp_path / "m", config, variables, "", encoder=tmp_path / "adapter")
+    save_model(tmp_path / "m", config, variables, "", encoder_adapter=tmp_path / "adapter")
     shutil.rmtree(tmp_path / "adapter")
     model = load(tmp_path / "m")
     np.testing.assert_allclose(model.encoder.embed(TEXTS), loaded.embed(TEXTS), atol=1e-4)
@@ -158,6 +158,9 @@ def test_a_model_brings_the_adapter_of_its_encoder(minilm: Path, tmp_path: Path)
     before, weights = model.fingerprint, tmp_path / "m" / "encoder" / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4] + b"abcd")
     assert load(tmp_path / "m").fingerprint != before
+    weights.with_name("adapter_config.json").unlink()
+    with pytest.raises(UserError, match="encoder: the text encoder's adapter is missing"):
+        load(tmp_path / "m")
 
 
 class Counted:
@@ -173,7 +176,7 @@ class Counted:
 
 @pytest.fixture
 def counted(encoder: TextEncoder) -> TextEncoder:
-    return TextEncoder(encoder.name, encoder.paths, encoder.dim, Counted(encoder.model))
+    return TextEncoder(encoder.name, encoder.path, encoder.dim, Counted(encoder.model))
 
 
 def test_the_cache_answers_without_the_model(counted: TextEncoder, tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """A whole run on a tiny base model, from task folders to a published model that loads and generates."""
 
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +19,6 @@ from t2l_jax.embed import load_encoder
 from t2l_jax.errors import UserError
 from t2l_jax.hypernet import HypernetConfig
 from t2l_jax.io.base import load_tokenizer
-from t2l_jax.io.published import OWN_ENCODER
 from t2l_jax.recipe import ComputeConfig, LoraConfig, Recipe, run
 from t2l_jax.training import LoopConfig
 
@@ -91,11 +89,17 @@ def test_the_published_model_loads_and_generates(recipe, finished):
 def test_an_encoders_adapter_is_published_with_the_hypernetwork(recipe, minilm, tmp_path):
     loaded = load_encoder(str(minilm))
     save_encoder_adapter(tmp_path / "encoder", loaded.model[0].auto_model, str(minilm))  # adapts `loaded` too
-    published = run(replace(recipe, encoder=str(tmp_path / "encoder")), tmp_path / "run")
-    shutil.rmtree(tmp_path / "encoder")
+    adapting = replace(recipe, encoder=str(tmp_path / "encoder"))
+    published = run(adapting, tmp_path / "run")
     model = t2l_jax.load(published)
-    assert model.config.encoder == OWN_ENCODER
+    assert (model.config.encoder, model.encoder_adapter) == (str(minilm), published / "encoder")
     np.testing.assert_allclose(model.encoder.embed(["say one"]), loaded.embed(["say one"]), atol=1e-4)
+    with pytest.warns(UserWarning, match="was trained with another text encoder, .* with an adapter: what z means"):
+        run(replace(recipe, encoder=str(minilm), start=str(published)), tmp_path / "plain")
+    weights = tmp_path / "encoder" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + bytes(4))
+    with pytest.raises(UserError, match="this run began with another adapter than"):
+        run(adapting, tmp_path / "run")
 
 
 def test_validation_is_on_tasks_seen_and_unseen(finished):

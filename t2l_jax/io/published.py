@@ -1,11 +1,10 @@
 """A published hypernetwork: a folder of `config.json`, `model.safetensors` and a model card (`README.md`).
 
-Where its text encoder has an adapter, that lies in the folder `encoder` beside them, and the config says so.
+Where its text encoder has a LoRA adapter, that lies in the folder `encoder` beside them, and the config says so.
 """
 
 import json
-import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -19,11 +18,11 @@ from safetensors.numpy import load, save
 from t2l_jax import hypernet
 from t2l_jax.errors import UserError
 from t2l_jax.hypernet import HypernetConfig, TaskEncoderConfig, Variables
+from t2l_jax.io.encoder_adapter import copy_adapter, is_adapter
 from t2l_jax.io.files import atomic_folder, explained, read_json
-from t2l_jax.io.peft import CONFIG_FILE, WEIGHTS_FILE
 from t2l_jax.lora import Adapter, LoraSpec
 
-OWN_ENCODER = "./encoder"  # in place of a source: the adapter of that folder, with the encoder that it names
+ENCODER_FOLDER = "encoder"  # of a published folder: the text encoder's adapter
 PromptModes = Literal["instance", "instruction", "both"]  # see data/prompts.py
 
 
@@ -33,10 +32,11 @@ class ModelConfig:
 
     hypernet: HypernetConfig
     lora: LoraSpec
-    encoder: str  # source of the text encoder, or OWN_ENCODER
+    encoder: str  # source of the text encoder
     base: str  # source of the base LLM
     base_name: str  # what the world calls the base LLM; goes into exported adapters
     prompt: PromptModes = "instance"  # the modes that it was trained for
+    encoder_adapter: bool = False  # whether the text encoder has an adapter, in ENCODER_FOLDER
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "lora": self.lora.to_dict()}
@@ -57,14 +57,15 @@ def save_model(
     variables: Variables,
     card: str,
     dtype: Any = np.float16,
-    encoder: Path | None = None,
+    encoder_adapter: Path | None = None,
 ) -> None:
     """Write the folder, whole or not at all. Weights are stored in `dtype`: halves for a model that is to be small.
 
-    `encoder` is the folder of the text encoder's adapter, of which the published folder gets a copy.
+    `encoder_adapter` is the folder of the text encoder's adapter, of which the published folder gets a copy.
 
     Raises UserError for a weight that is not finite, or too large for `dtype`.
     """
+    config = replace(config, encoder_adapter=encoder_adapter is not None)
     flat = flatten_dict(_without_adapters(variables), sep="/")
     with np.errstate(over="ignore"):
         tensors = {name: np.ascontiguousarray(np.asarray(leaf).astype(dtype)) for name, leaf in flat.items()}
@@ -77,10 +78,8 @@ def save_model(
         (partial / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n")
         (partial / "model.safetensors").write_bytes(save(tensors))
         (partial / "README.md").write_text(card)
-        if encoder is not None:
-            (partial / OWN_ENCODER).mkdir()
-            for name in (CONFIG_FILE, WEIGHTS_FILE):
-                shutil.copyfile(encoder / name, partial / OWN_ENCODER / name)
+        if encoder_adapter is not None:
+            copy_adapter(encoder_adapter, partial / ENCODER_FOLDER)
 
 
 def load_model(folder: Path) -> tuple[ModelConfig, Variables]:
@@ -99,6 +98,10 @@ def load_model(folder: Path) -> tuple[ModelConfig, Variables]:
         raise UserError(
             f"{path}: not the config of a t2l_jax model ({error!r}); give a folder that t2l train wrote"
         ) from error
+    if config.encoder_adapter and not is_adapter(folder / ENCODER_FOLDER):
+        raise UserError(
+            f"{folder / ENCODER_FOLDER}: the text encoder's adapter is missing: fetch the whole folder again"
+        )
     path = folder / "model.safetensors"
     with explained(path, "read"):
         content = path.read_bytes()

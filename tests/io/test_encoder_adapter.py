@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel
 
 from t2l_jax.errors import UserError
-from t2l_jax.io.encoder_adapter import adapted, is_adapter, merge
+from t2l_jax.io.encoder_adapter import adapted, copy_adapter, is_adapter, merge, same_adapter
 
 PATTERNS = {
     "plain": {},
@@ -26,7 +26,7 @@ def tiny() -> BertModel:
 
 
 def save_adapter(folder: Path, **options: object) -> torch.nn.Module:
-    return save_encoder_adapter(folder, tiny(), "org/base", **options)
+    return save_encoder_adapter(folder, tiny(), "hf:org/base", **options)
 
 
 @pytest.mark.parametrize("name", PATTERNS)
@@ -45,7 +45,9 @@ def test_a_folder_says_what_it_is(tmp_path: Path) -> None:
     assert not is_adapter(tmp_path)
     save_adapter(tmp_path)
     assert is_adapter(tmp_path)
-    assert adapted(tmp_path) == "org/base"
+    assert adapted(tmp_path) == "hf:org/base"
+    (tmp_path / "modules.json").write_text("[]")  # a whole model of sentence-transformers, with an adapter inside
+    assert not is_adapter(tmp_path)
 
 
 def options_of(folder: Path, **changes: object) -> None:
@@ -69,6 +71,13 @@ BREAKS = {
     r"query is \(16, 3\) x \(3, 9\), which does not fit": lambda folder: tensors_of(
         folder, lambda tensors: tensors.update({QUERY: torch.zeros(3, 9)})
     ),
+    "query is .* which does not fit the encoder": lambda folder: tensors_of(
+        folder, lambda tensors: tensors.update({QUERY: torch.zeros(16)})
+    ),
+    "query holds numbers that are not finite": lambda folder: tensors_of(
+        folder, lambda tensors: tensors[QUERY].fill_(float("nan"))
+    ),
+    "holds something else than an A and a B": lambda folder: tensors_of(folder, lambda tensors: tensors.clear()),
     "adapter_model.safetensors": lambda folder: (folder / "adapter_model.safetensors").unlink(),
 }
 
@@ -85,8 +94,17 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(tmp_path: Path, messag
         torch.testing.assert_close(weight, before[name], rtol=0, atol=0)
 
 
-def test_an_adapter_of_nothing_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("source", [None, "", "sentence-transformers/all-MiniLM-L6-v2"])
+def test_an_adapter_must_name_the_source_of_its_encoder(tmp_path: Path, source: str | None) -> None:
     save_adapter(tmp_path)
-    options_of(tmp_path, base_model_name_or_path=None)
-    with pytest.raises(UserError, match="base_model_name_or_path names no text encoder"):
+    options_of(tmp_path, base_model_name_or_path=source)
+    with pytest.raises(UserError, match=r"adapter_config\.json: base_model_name_or_path is .*: write hf:org/name"):
         adapted(tmp_path)
+
+
+def test_a_copy_is_the_same_adapter(tmp_path: Path) -> None:
+    save_adapter(tmp_path / "one")
+    copy_adapter(tmp_path / "one", tmp_path / "two")
+    assert same_adapter(tmp_path / "one", tmp_path / "two")
+    options_of(tmp_path / "two", r=4)
+    assert not same_adapter(tmp_path / "one", tmp_path / "two")
