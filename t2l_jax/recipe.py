@@ -143,9 +143,8 @@ def run(recipe: Recipe, folder: Path, wandb: str | None = None, *, trust_remote_
         print(
             f"t2l: training on {mesh.size} of {jax.device_count()} devices: no more divide its tasks", file=sys.stderr
         )
-    _claim(
-        folder, recipe, material.encoder_adapter
-    )  # only now, since a recipe that cannot be run must leave nothing behind
+    # Only now, since a recipe that cannot be run must leave nothing behind.
+    _claim(folder, recipe, material.encoder_adapter)
     variables = train(
         producer,
         recipe.compute.decoder(config),
