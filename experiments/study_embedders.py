@@ -1,7 +1,9 @@
-"""Which text encoder? MiniLM against the last token of SmolLM2 itself, on the word tasks.
+"""Which text encoder? MiniLM, MiniLM with smollm2-family's adapter, and the last token of SmolLM2, on the word tasks.
 
 Command: python experiments/study_embedders.py
-Result:  none yet; what a linear probe reads from both is in results/embedder_probe.txt
+Result:  none yet; what a linear probe reads from them is in results/embedder_probe.txt
+
+The adapter was trained on the grown family's wordings and has seen none of the word tasks'.
 """
 
 from dataclasses import replace
@@ -9,7 +11,14 @@ from dataclasses import replace
 import tyro
 from study import RECIPE, Study, conduct
 
+from t2l_jax.io.published import ENCODER_FOLDER
+from t2l_jax.model import PACKAGED
+
 if __name__ == "__main__":
-    encoders = {"MiniLM": "minilm", "last token of SmolLM2": f"last-token:{RECIPE.base}"}
+    encoders = {
+        "MiniLM": "minilm",
+        "MiniLM with an adapter": str(PACKAGED / "smollm2-family" / ENCODER_FOLDER),
+        "last token of SmolLM2": f"last-token:{RECIPE.base}",
+    }
     variants = {label: replace(RECIPE, encoder=encoder) for label, encoder in encoders.items()}
     conduct(tyro.cli(Study), "text encoder", variants)
