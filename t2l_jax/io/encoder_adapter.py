@@ -11,7 +11,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from t2l_jax.errors import UserError
-from t2l_jax.io.files import atomic_write, explained, read_json
+from t2l_jax.io.files import atomic_folder, explained, read_json
 from t2l_jax.io.peft import CONFIG_FILE, WEIGHTS_FILE, check_options, setting
 
 _REMOTE = re.compile("hf:|pypi:")
@@ -35,11 +35,12 @@ def adapted(path: Path) -> str:
 
 
 def copy_adapter(source: Path, target: Path) -> None:
-    """A copy of an adapter's files in a folder that is made."""
+    """A copy of an adapter's files in a new folder, whole or not there at all."""
     with explained(source, "read"):
         files = {name: (source / name).read_bytes() for name in (CONFIG_FILE, WEIGHTS_FILE)}
-    for name, data in files.items():
-        atomic_write(target / name, data)
+    with atomic_folder(target) as folder:
+        for name, data in files.items():
+            (folder / name).write_bytes(data)
 
 
 def same_adapter(one: Path, other: Path) -> bool:
