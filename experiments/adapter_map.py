@@ -1,7 +1,8 @@
 """A map of adapters: are the adapters of similar descriptions similar, and where does each task lie?
 
 Command: python experiments/adapter_map.py --model smollm2-family --tasks family      (half a minute on two CPU cores)
-Result:  the nearest adapter is of the same task in 92% (cosine 0.90 against 0.44 over all), results/adapter_map.txt and .png
+Result:  the nearest adapter is of the same task in 92% (cosine 0.90 against 0.44 over all pairs);
+         results/adapter_map.txt and adapter_map.png
 
 For some tasks, drawn evenly from the unseen combinations, three unseen wordings each become adapters. Compared are the
 cosine similarity of two descriptions' embeddings with that of the changes B A that their adapters make, over all pairs.
