@@ -109,6 +109,14 @@ def test_help_shows_examples(capsys, command):
     assert f"Examples:\n  t2l {command}" in out
 
 
+def test_the_package_runs_as_a_module():
+    done = subprocess.run(
+        [sys.executable, "-m", "t2l_jax", "models", "--help"], capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.returncode == 0
+    assert "Examples:\n  t2l models" in done.stdout
+
+
 def test_help_lists_the_commands_and_imports_nothing_slow():
     code = (
         "import sys, t2l_jax.cli\n"
