@@ -132,7 +132,7 @@ def main(args: WordingEncoder) -> None:
                 print(f"step {step + 1}: loss {loss.item():.2f}, {time.perf_counter() - started:.0f} s", flush=True)
     encoder.peft_config["default"].base_model_name_or_path = SHORT_NAMES["minilm"]
     encoder.save_pretrained(str(args.out), save_embedding_layers=False)  # "auto" would ask the hub
-    (args.out / "README.md").unlink()  # PEFT's own, which names a folder of this machine
+    (args.out / "README.md").unlink(missing_ok=True)  # PEFT's own, which names a folder of this machine
 
 
 if __name__ == "__main__":
