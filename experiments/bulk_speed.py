@@ -22,7 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 from safetensors.numpy import load_file
-from sft_speed import matmul_rate, timed
+from sft_speed import matmul_rate
+from turns import timed
 
 import t2l_jax
 from t2l_jax.data import words

@@ -7,7 +7,8 @@ Each of 32 LoRAs for SmolLM2-135M-Instruct (q and v, rank 8, LoRA dropout 0.05) 
 the grown family. Ours is one program: a LoraTable, all rows in one step, each row packed with its task's examples. peft
 has 32 adapters on one base model, each with its own AdamW, and takes one step of each after the other, on the same
 examples as rows padded to the longest. Both in float32. Rows of 48 tokens hold one example of a task, the batch of the
-paper; rows of 128 hold three or four. The sides take turns; the figures are medians, with the fastest and slowest.
+paper; rows of 128 hold three or four. The sides take turns, each in a process of its own; the
+figures are medians, with the fastest and slowest.
 """
 
 import statistics
@@ -21,8 +22,8 @@ import torch
 import tyro
 from peft import LoraConfig, get_peft_model
 from real_speed import examples_of, torch_step
-from sft_speed import timed
 from transformers import AutoModelForCausalLM
+from turns import side
 
 from t2l_jax.baselines import NoText
 from t2l_jax.data import family
@@ -100,15 +101,15 @@ def theirs(args: OracleSpeed, batch: Batch) -> Callable[[], None]:
 
 
 def main(args: OracleSpeed) -> None:
-    """For each length warm both sides up, let them take turns, print the figures."""
+    """For each length let the sides take turns, print the figures."""
     for length in args.lengths:
         batch = draw(args, length)
         count = sum(int(segments.max()) - 1 for segments in np.asarray(batch.segments))
-        sides = {"t2l_jax, at once": ours(args, batch), "PyTorch + peft, one by one": theirs(args, batch)}
-        times: dict[str, list[float]] = {name: [] for name in sides}
-        for n in range(args.rounds + 1):  # the first warms up
-            for name, run in sides.items():
-                times[name] += [timed(run)] * (n > 0)
+        times: dict[str, list[float]] = {"t2l_jax, at once": [], "PyTorch + peft, one by one": []}
+        with side(ours, args, batch) as run_ours, side(theirs, args, batch) as run_theirs:
+            for _ in range(args.rounds):
+                for seconds, run in zip(times.values(), (run_ours, run_theirs), strict=True):
+                    seconds.append(run())
         print(f"{args.tasks} LoRAs, rows of {length} tokens, {count} examples a step")
         medians = [statistics.median(seconds) for seconds in times.values()]
         for (name, seconds), median in zip(times.items(), medians, strict=True):

@@ -6,8 +6,9 @@ Result:  2.5 times as fast (2.03 to 3.12), results/real_speed.txt
 FOLDER holds real tasks in the layout that t2l_jax/data/tasks.py reads. Each batch is drawn as in training: 8 tasks, a
 row of 512 tokens each, packed. Ours takes one step on it with the hypernetwork L. PyTorch + peft takes the same
 examples, as a plain loop does: 8 to a batch, each a row padded to the longest, one LoRA, a step for each such batch.
-Both in float32, q and v, rank 8, LoRA dropout 0.05, logits of ours at the supervised positions, of theirs everywhere.
-Tokens are an example's own: what a packed row shares counts for each example, since that is what the examples hold.
+The sides take turns, each in a process of its own. Both in float32, q and v, rank 8, LoRA dropout 0.05, logits of ours
+at the supervised positions, of theirs everywhere. Tokens are an example's own: what a packed row shares counts for each
+example, since that is what the examples hold.
 """
 
 import gzip
@@ -26,8 +27,8 @@ import numpy as np
 import torch
 import tyro
 from peft import LoraConfig, get_peft_model
-from sft_speed import timed
 from transformers import AutoModelForCausalLM
+from turns import side
 
 from t2l_jax.data.batches import BatchConfig, Sampler
 from t2l_jax.data.material import training_tasks
@@ -60,13 +61,13 @@ class RealSpeed:
 
 
 def draw(args: RealSpeed) -> list[Batch]:
-    """The batches of real tasks; the first only warms up."""
+    """The batches of real tasks."""
     tasks = [task for task in read_tasks(args.tasks)[TRAIN] if task.train]
     modes, cache = ("instance", "instruction"), cache_folder()
     rows = training_tasks(tasks, [1.0] * len(tasks), load_tokenizer(args.base), load_encoder("minilm"), modes, cache)
     fitting = [task for task in rows if task.shortest <= args.length]
     sampler = Sampler(fitting, BatchConfig(8, 1, args.length), 0, args.instruction_share)
-    return [sampler.draw(step) for step in range(args.batches + 1)]
+    return [sampler.draw(step) for step in range(args.batches)]
 
 
 def examples_of(batch: Batch, task: int) -> list[Example]:
@@ -156,25 +157,22 @@ def profile(run: Callable[[Batch], None], batch: Batch) -> list[tuple[str, float
 
 
 def main(args: RealSpeed) -> None:
-    """Warm up, let the sides take turns on every batch, print rates and profile."""
+    """Let the sides take turns on every batch, print rates and profile."""
     batches = draw(args)
     mixed = np.random.default_rng(0)
     examples = []
     for batch in batches:
         whole = [example for task in range(len(batch.tokens)) for example in examples_of(batch, task)]
         examples.append([whole[place] for place in mixed.permutation(len(whole))])
-    run_ours, run_theirs = ours(args), theirs(args)
-    for batch, some in zip(batches, examples, strict=True):  # all shapes are met before anything is timed
-        run_ours(batch)
-        run_theirs(some)
     mine, plain = [], []
-    for batch, some in zip(batches[1:], examples[1:], strict=True):
-        mine.append(timed(lambda batch=batch: run_ours(batch)))
-        plain.append(timed(lambda some=some: run_theirs(some)))
-    tokens = [sum(len(read) for read, _ in some) for some in examples[1:]]
-    supervised = [sum(int((wanted >= 0).sum()) for _, wanted in some) for some in examples[1:]]
-    places = [int((np.asarray(batch.segments) > 0).sum()) for batch in batches[1:]]
-    count = sum(map(len, examples[1:]))
+    with side(ours, args) as run_ours, side(theirs, args) as run_theirs:
+        for batch, some in zip(batches, examples, strict=True):
+            mine.append(run_ours(batch))
+            plain.append(run_theirs(some))
+    tokens = [sum(len(read) for read, _ in some) for some in examples]
+    supervised = [sum(int((wanted >= 0).sum()) for _, wanted in some) for some in examples]
+    places = [int((np.asarray(batch.segments) > 0).sum()) for batch in batches]
+    count = sum(map(len, examples))
     print(f"{count} examples of {sum(tokens) / count:.0f} tokens, {sum(supervised) / count:.1f} of them supervised")
     print(f"read once a row: {1 - sum(places) / sum(tokens):.1%} of the tokens need not be computed again")
     print(f"padding of ours: {1 - sum(places) / (8 * args.length * args.batches):.1%}")
@@ -185,7 +183,9 @@ def main(args: RealSpeed) -> None:
     ratios = [slow / fast for slow, fast in zip(plain, mine, strict=True)]
     print(f"ratio: {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
     print("where a step's processor time goes:")
-    for name, share in profile(run_ours, batches[1]):
+    run = ours(args)
+    run(batches[0])
+    for name, share in profile(run, batches[0]):
         print(f"  {share:6.1%}  {name}")
 
 

@@ -16,7 +16,6 @@ Result (2-core AMD EPYC with bfloat16 units, 5 rounds, quiet; seconds a step, fa
 """
 
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -29,6 +28,7 @@ import tyro
 from jax.typing import DTypeLike
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
+from turns import timed
 
 from t2l_jax.decoder import Decoder
 from t2l_jax.hypernet import HypernetConfig
@@ -116,13 +116,6 @@ def matmul_rate(dtype: DTypeLike) -> float:
     x = jnp.ones((2048, 2048), dtype)
     multiply = jax.jit(lambda x: jnp.matmul(x, x, preferred_element_type=jnp.float32))
     return 2 * 2048**3 / min(timed(lambda: multiply(x).block_until_ready()) for _ in range(8))
-
-
-def timed(function: Callable[[], object]) -> float:
-    """Seconds that one call takes."""
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
 
 
 def main(args: SftSpeed) -> None:

@@ -18,7 +18,7 @@ from t2l_jax.training import LoopConfig, OptimizerConfig
 
 RECIPE = Recipe(
     tasks=("words",),
-    batch=BatchConfig(tasks=8, rows=1, length=64),
+    batch=BatchConfig(tasks=16, rows=1, length=36),  # one example of each task, the longest too
     sft=SftConfig(label_smoothing=0.0, neftune=0.0, lora_dropout=0.0),
     optimizer=OptimizerConfig(learning_rate=4e-4, warmup=0.1, decay="cosine"),
 )
@@ -30,9 +30,9 @@ class Study:
 
     out: Path = Path("runs/studies")
     """Folder of the runs."""
-    steps: int = 300
+    steps: int = 150
     """Steps of each run."""
-    batch_tasks: int = 8
+    batch_tasks: int = 16
     """Tasks of a step."""
 
 

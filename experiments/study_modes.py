@@ -3,8 +3,8 @@
 Command: python experiments/study_modes.py
 Result:  none yet: not run
 
-Each row is validated in the mode that it was trained in, on as many test examples as fit. Rows have 128 tokens, since
-instructions are long.
+Each row is validated in the mode that it was trained in, on as many test examples as fit. Rows have 72 tokens, since
+instructions are long; the instance alone then has three examples of a task in a row.
 """
 
 from dataclasses import replace
@@ -14,6 +14,6 @@ from study import RECIPE, Study, conduct
 
 if __name__ == "__main__":
     shares = {"instance only": 0.0, "with instruction": 1.0}
-    shape = replace(RECIPE.batch, length=128)
+    shape = replace(RECIPE.batch, length=72)
     variants = {label: replace(RECIPE, instruction_share=share, batch=shape) for label, share in shares.items()}
     conduct(tyro.cli(Study), "prompt", variants)
