@@ -94,8 +94,8 @@ def prepare(text: str, where: str) -> str:
 class TextEncoder:
     """A sentence-transformers model, run by PyTorch on the CPU in float32 with the pooling that its folder states.
 
-    `adapter` is the folder of the LoRA adapter that was added to its weights, if any (see io/encoder_adapter.py). What
-    the model cannot read is cut off by it: MiniLM sees the first 256 word pieces of a text.
+    `adapter` is the folder of the LoRA adapter that was added to its weights, if any (see io/encoder_adapter.py). The
+    model reads the beginning of a text that is too long for it (MiniLM: 256 tokens), and a warning says so.
     """
 
     name: str
@@ -145,6 +145,7 @@ class TextEncoder:
         return _embed(self._encode, self.dim, partial(_fingerprint, "sentence-transformers", *paths), texts, cache)
 
     def _encode(self, texts: list[str]) -> np.ndarray:
+        self._warn_of_cuts(texts)
         embeddings = np.empty((len(texts), self.dim), np.float32)
         by_length = sorted(range(len(texts)), key=lambda index: len(texts[index]))
         for chosen in _progress([by_length[i : i + 64] for i in range(0, len(texts), 64)], len(texts)):
@@ -152,6 +153,17 @@ class TextEncoder:
                 [texts[index] for index in chosen], batch_size=len(chosen), show_progress_bar=False
             )
         return embeddings
+
+    def _warn_of_cuts(self, texts: list[str]) -> None:
+        most = self.model.max_seq_length
+        long = [index for index, text in enumerate(texts) if most and len(text) > most]  # no token without a character
+        if not long:
+            return
+        tokens = self.model.tokenizer([texts[index] for index in long], truncation=False, verbose=False)["input_ids"]
+        if cut := [index for index, ids in zip(long, tokens, strict=True) if len(ids) > most]:
+            where = f"the first is description {cut[0] + 1}: {texts[cut[0]][:60]}..."
+            count = f"{len(cut)} of {len(texts)} descriptions"
+            log.warning("%s have more than the %d tokens that %s reads: %s", count, most, self.name, where)
 
 
 @dataclass(frozen=True, eq=False)

@@ -83,6 +83,16 @@ def test_a_text_is_embedded_alike_in_any_company(encoder: TextEncoder) -> None:
         np.testing.assert_allclose(z[index], encoder.embed([texts[index]])[0], atol=1e-4)
 
 
+def test_what_the_encoder_cannot_read_is_said(encoder: TextEncoder, caplog: pytest.LogCaptureFixture) -> None:
+    fits, long = "word " * 253, "word " * 254  # with the full stop and the marks at the ends 256 and 257 tokens
+    with caplog.at_level(logging.WARNING):
+        z = encoder.embed(["Sort. " * 60, fits, long])
+    (record,) = caplog.records
+    assert "1 of 3 descriptions have more than the 256 tokens" in record.message
+    assert "description 3: word word" in record.message
+    np.testing.assert_allclose(z[2], encoder.embed([long + "word and what else is said"])[0], atol=1e-4)
+
+
 def test_no_texts_make_no_rows(encoder: TextEncoder) -> None:
     assert encoder.embed([]).shape == (0, 384)
 
@@ -168,6 +178,7 @@ class Counted:
 
     def __init__(self, model: SentenceTransformer) -> None:
         self.model, self.calls = model, 0
+        self.max_seq_length, self.tokenizer = model.max_seq_length, model.tokenizer
 
     def encode(self, texts: list[str], **options: object) -> np.ndarray:
         self.calls += 1
