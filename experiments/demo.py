@@ -16,6 +16,7 @@ from rich.table import Table
 
 import t2l_jax
 from t2l_jax.data import words
+from t2l_jax.data.family.split import combinations
 from t2l_jax.evaluation.metrics import exact_match
 from t2l_jax.generation import Sampling
 
@@ -40,7 +41,9 @@ def main(demo: Demo) -> None:
     )
     model = t2l_jax.load()
     if demo.description is None:
-        unseen = words.unseen_tasks(n_train=0, n_test=NUM_EXAMPLES)
+        trained = {combination.name.replace(".", "_") for combination in combinations()["train"]}
+        held_out = words.unseen_tasks(n_train=0, n_test=NUM_EXAMPLES)
+        unseen = [task for task in held_out if task.name not in trained]  # of the grown family's tasks either
         tasks = unseen[:: len(unseen) // NUM_TASKS][:NUM_TASKS]
         descriptions = [task.unseen_descriptions[0] for task in tasks]
         examples = [task.test for task in tasks]

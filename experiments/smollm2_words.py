@@ -1,4 +1,4 @@
-"""The package's hypernetwork: SmolLM2-135M-Instruct on the built-in family of word tasks, instance only.
+"""A first hypernetwork: SmolLM2-135M-Instruct on the built-in word tasks, instance only. smollm2_family.py goes on.
 
 Run:    t2l train experiments/smollm2_words.py --out runs/smollm2_words
 Time:   about 50 minutes on 2 cores that have nothing else to do (2.4 s a step)
@@ -7,7 +7,7 @@ Result: exact match 66% on training tasks and 47% on unseen combinations, both w
 
 The prompt is a list of words and nothing else; what to do with it is said to the hypernetwork only. Regularisation is
 the paper's without its noise, since the tasks are exact and the steps few. The learning rate was chosen by trying:
-1e-3 diverged within 12 steps, 4e-4 was unsteady, 2e-4 is smooth. The packaged weights come from a run that was planned
+1e-3 diverged within 12 steps, 4e-4 was unsteady, 2e-4 is smooth. The scores are of a run that was planned
 for 2,000 steps, was cut at 900 for want of time and given the cooldown: the first 900 steps ran at commit 8490c44. It
 read one example of each task a step; a row of 64 tokens now holds two or three.
 """

@@ -30,7 +30,7 @@ class Study:
 
     out: Path = Path("runs/studies")
     """Folder of the runs."""
-    steps: int = 150
+    steps: int = 100
     """Steps of each run."""
     batch_tasks: int = 16
     """Tasks of a step."""

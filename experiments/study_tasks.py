@@ -15,5 +15,6 @@ from t2l_jax.baselines import TaskChoice
 
 if __name__ == "__main__":
     counts = {"8": 8, "32": 32, "128": 128, "all": None}
-    variants = {label: replace(RECIPE, choice=TaskChoice(most=count)) for label, count in counts.items()}
-    conduct(tyro.cli(Study), "training tasks", variants)
+    shape = replace(RECIPE.batch, rows=2)  # eight tasks cannot fill sixteen places
+    variants = {label: replace(RECIPE, choice=TaskChoice(most=count), batch=shape) for label, count in counts.items()}
+    conduct(tyro.cli(Study, default=Study(batch_tasks=8)), "training tasks", variants)

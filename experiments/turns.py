@@ -34,10 +34,10 @@ def side(make: Callable[..., Callable[..., Any]], *args: Any) -> Iterator[Turn]:
     there.close()
 
     def turn(*items: Any) -> float:
-        here.send(items)
         try:
+            here.send(items)
             return here.recv()
-        except EOFError as error:
+        except (EOFError, OSError) as error:
             raise RuntimeError(f"the process of {make.__module__}.{make.__qualname__} ended") from error
 
     try:

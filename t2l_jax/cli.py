@@ -279,8 +279,9 @@ def parse(arguments: Sequence[str]) -> Command:
         commands.append(Annotated[typed, subcommand(name, **options)])
     union: Any = Union[tuple(commands)]  # noqa: UP007 (its members are known at run time only)
     command = tyro.cli(union, args=arguments, prog="t2l", description=t2l_jax.__doc__)
-    if isinstance(command, Train) and command.experiment is not None and str(command.experiment) != experiment:
-        raise UserError(f"{command.experiment}: an experiment is a Python file, its name ends in .py")
+    named = command.experiment if isinstance(command, Train) else None
+    if named is not None and (experiment is None or named != Path(experiment)):
+        raise UserError(f"{named}: an experiment is a Python file, its name ends in .py")
     return command
 
 
@@ -300,7 +301,7 @@ def read_experiment(source: str | None) -> "Recipe":
         recipe = runpy.run_path(str(path)).get("RECIPE")
     except Exception as error:
         own = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-        line, reason = (error.lineno, error.msg) if isinstance(error, SyntaxError) else (own[-1], error)
+        line, reason = (error.lineno, error.msg) if isinstance(error, SyntaxError) else ([1, *own][-1], error)
         raise UserError(f"{path}, line {line}: {type(error).__name__}: {reason}") from error
     if not isinstance(recipe, Recipe):
         raise UserError(f"{path}: an experiment file must define RECIPE, a t2l_jax.recipe.Recipe")

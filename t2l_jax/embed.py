@@ -142,10 +142,11 @@ class TextEncoder:
     def embed(self, texts: Sequence[str], cache: Path | None = None) -> Float32[np.ndarray, "n d"]:
         """The z of each text; see `Encoder.embed`."""
         paths = (self.path,) if self.adapter is None else (self.path, self.adapter)
-        return _embed(self._encode, self.dim, partial(_fingerprint, "sentence-transformers", *paths), texts, cache)
+        z = _embed(self._encode, self.dim, partial(_fingerprint, "sentence-transformers", *paths), texts, cache)
+        self._warn_of_cuts([prepare(text, "description") for text in texts])
+        return z
 
     def _encode(self, texts: list[str]) -> np.ndarray:
-        self._warn_of_cuts(texts)
         embeddings = np.empty((len(texts), self.dim), np.float32)
         by_length = sorted(range(len(texts)), key=lambda index: len(texts[index]))
         for chosen in _progress([by_length[i : i + 64] for i in range(0, len(texts), 64)], len(texts)):
@@ -156,7 +157,8 @@ class TextEncoder:
 
     def _warn_of_cuts(self, texts: list[str]) -> None:
         most = self.model.max_seq_length
-        long = [index for index, text in enumerate(texts) if most and len(text) > most]  # no token without a character
+        # No token without a byte, but for a few marks at the ends.
+        long = [index for index, text in enumerate(texts) if most and len(text.encode()) + 8 > most]
         if not long:
             return
         tokens = self.model.tokenizer([texts[index] for index in long], truncation=False, verbose=False)["input_ids"]

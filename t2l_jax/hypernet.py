@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from t2l_jax.errors import UserError
 from t2l_jax.lora import Adapter, LoraModule, LoraSpec, init_adapter
 
 Variables = dict[str, Any]  # Linen collections: "params" are trained, "constants" are not; both are published
@@ -42,6 +43,10 @@ class TaskEncoderConfig:
     kind: Literal["linear", "discrete", "vq", "softmax"] = "linear"
     codebook: int = 64
 
+    def __post_init__(self) -> None:
+        if self.codebook < 1:
+            raise UserError(f"hypernet.task.codebook must be at least 1, got {self.codebook}")
+
 
 @dataclass(frozen=True)
 class HypernetConfig:
@@ -55,6 +60,14 @@ class HypernetConfig:
     rotary_rows: bool = False  # S only: tell rows apart by rotation instead of a row embedding
     init: Literal["sft", "reconstruction"] = "sft"
     offset: Literal["none", "frozen", "learned"] = "none"  # an adapter (say a multi-task LoRA) added to every output
+
+    def __post_init__(self) -> None:
+        if self.latent < 4 or self.latent % 4:
+            raise UserError(f"hypernet.latent must be a multiple of 4 and above 0, got {self.latent}")
+        if self.head_in < 1:
+            raise UserError(f"hypernet.head_in must be at least 1, got {self.head_in}")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"hypernet.dropout must be at least 0 and below 1, got {self.dropout}")
 
 
 def lift(function: Any, module: nn.Module, *args: Any, in_axes: Any = 0) -> Any:

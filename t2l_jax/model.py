@@ -26,7 +26,7 @@ from t2l_jax.llm import LLM
 from t2l_jax.lora import Adapter, LoraSpec
 
 PACKAGED = Path(str(files("t2l_jax"))) / "models"
-DEFAULT_MODEL = PACKAGED / "smollm2-words"
+DEFAULT_MODEL = PACKAGED / "smollm2-family"
 ONE_HOT = "one-hot"  # the encoder of a model that was trained without text
 
 
@@ -88,9 +88,9 @@ class Model:
 def load(source: str | Path | None = None, *, trust_remote_code: bool = False) -> Model:
     """A published hypernetwork: a packaged one by its name, a folder, `hf:org/name` or `pypi:package==version`.
 
-    The default is smollm2-words of the package; an existing folder of a packaged one's name goes before it. Python code
-    that comes with its text encoder runs only with `trust_remote_code`. Raises UserError where there is no such model,
-    or where its files are damaged.
+    The default is smollm2-family of the package; an existing folder of that name goes before it. Python code that comes
+    with its text encoder runs only with `trust_remote_code`. Raises UserError where there is no such model, or where its
+    files are damaged.
     """
     named = {Path(path).name: Path(path) for path in packaged()}
     wanted = str(source or DEFAULT_MODEL)

@@ -1,5 +1,6 @@
 """A training run from beginning to end: a recipe in, a run folder with a published model out."""
 
+import hashlib
 import json
 import sys
 import warnings
@@ -16,6 +17,7 @@ import tyro
 from jax.sharding import Mesh
 
 from t2l_jax.baselines import (
+    SEEN,
     NoText,
     ProducerName,
     TaskChoice,
@@ -144,7 +146,7 @@ def run(recipe: Recipe, folder: Path, wandb: str | None = None, *, trust_remote_
             f"t2l: training on {mesh.size} of {jax.device_count()} devices: no more divide its tasks", file=sys.stderr
         )
     # Only now, since a recipe that cannot be run must leave nothing behind.
-    _claim(folder, recipe, material.encoder_adapter)
+    _claim(folder, recipe, material)
     variables = train(
         producer,
         recipe.compute.decoder(config),
@@ -207,6 +209,11 @@ def read_material(recipe: Recipe, trust_remote_code: bool = False) -> Material:
     held_out = held_out_splits(splits, tasks, recipe.producer)
     batches = validation_batches(held_out, recipe.batch, tokenizer, encoder, modes, cache_folder())
     validation = by_training_row(batches, tasks, recipe.producer)
+    if recipe.best.by is None and validation and not next(iter(validation)).startswith(SEEN):
+        raise UserError(
+            "no training task has test examples, and the tasks that results are reported on must not choose the best "
+            f"weights: add some, or name a metric, such as --best.by '{next(iter(validation))}/cross_entropy'"
+        )
     made_by = encoder.name if reads_text else recipe.producer
     return Material(tasks, sampler, validation, rows[0].embeddings.shape[1], modes, made_by, encoder.adapter)
 
@@ -293,10 +300,22 @@ Trained with t2l_jax on {num_tasks} tasks ({", ".join(recipe.tasks)}), {recipe.l
 """
 
 
-def _claim(folder: Path, recipe: Recipe, adapter: Path | None) -> None:
-    """Note the recipe and the text encoder's adapter in the run folder, or refuse a folder that others have begun."""
+def _digest(tasks: Sequence[Task]) -> str:
+    """A hash of all that is learned from tasks: a run that goes on with others would mix the two."""
+    read = hashlib.sha256()
+    for task in tasks:
+        content = [task.name, task.descriptions, [(example.input, example.output) for example in task.train]]
+        read.update(json.dumps(content).encode())
+    return read.hexdigest()
+
+
+def _claim(folder: Path, recipe: Recipe, material: Material) -> None:
+    """Note the recipe and what it read in the run folder, or refuse a folder that others have begun."""
     mine = json.loads(json.dumps(asdict(recipe)))
-    del mine["loop"]["stop_after"]  # a run that ended early may go on: its steps are the same
+    if not recipe.optimizer.cooldown:
+        del mine["loop"]["stop_after"]  # a run that ended early may go on: its steps are the same
+    mine["content of the tasks"] = _digest(material.tasks)
+    adapter = material.encoder_adapter
     path = folder / "recipe.json"
     if not path.exists():
         atomic_write(path, json.dumps(mine, indent=2) + "\n")

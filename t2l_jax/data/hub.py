@@ -149,8 +149,12 @@ def _examples(
 ) -> Iterator[Example]:
     """The examples of the rows; rows without an item that the template names are left out, with a warning."""
     short = 0
+    named = {re.split(r"[.\[]", field)[0] for _, field, _, _ in string.Formatter().parse(template) if field}
     for row in rows:
         columns = {**row, **_derived(row)}
+        if any(columns.get(name, "") is None for name in named):
+            short += 1
+            continue
         try:
             text = template.format_map({**columns, "task_def": ""}).strip()
             answer = columns[response]
@@ -159,6 +163,8 @@ def _examples(
         except IndexError:  # a question with fewer choices than the others
             short += 1
             continue
+        except TypeError as error:
+            raise UserError(f"{where}: a column cannot be indexed as the template does ({error})") from error
         answers = tuple(_text(item) for item in (answer if isinstance(answer, list) else [answer]))
         if not text or not answers or not all(item.strip() for item in answers):
             short += 1

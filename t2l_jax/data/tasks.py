@@ -144,7 +144,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         data = path.read_bytes()
     try:
         fields = yaml.load(data, yaml.CSafeLoader)  # the same as safe_load, and ten times as fast
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # an impossible date is a ValueError
         raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(fields, dict):
         raise UserError(f"{path}: expected fields such as `name: ...`, got {type(fields).__name__}")

@@ -85,7 +85,6 @@ def evaluate(model: Model, config: EvaluationConfig, folder: Path, given: Baseli
     llm = model.load_base()
     with jax.default_matmul_precision("highest"):  # the rounding that `engine.TIE` allows for is float32's
         sources = _sources(model, llm, splits, methods, config, given, own)
-        store.claim(folder, settings)  # only now, since what cannot be evaluated must leave nothing behind
         planner = Planner(
             llm,
             sources,
@@ -98,10 +97,11 @@ def evaluate(model: Model, config: EvaluationConfig, folder: Path, given: Baseli
             frozenset(given.oracles),
         )
         rows = list(planner.rows(splits))
-        with locked(folder):
+        with locked(folder):  # only now, since what cannot be evaluated must leave nothing behind
+            store.claim(folder, settings)
             found = answer_rows(llm, sources, rows, folder, config.batch_tokens)
-    lines = report.entries(*_collect(rows, found, config.modes))
-    report.write(folder, lines, notes, settings)
+            lines = report.entries(*_collect(rows, found, config.modes))
+            report.write(folder, lines, notes, settings)
     return report.markdown(lines, notes, single=False)
 
 
@@ -128,6 +128,10 @@ def select(config: EvaluationConfig, every: dict[str, list[Task]]) -> tuple[dict
         for task in fit:
             if task.metric != CODE_PASS:
                 find_metric(task.metric)
+            elif not all(example.test and example.entry_point for example in task.test):
+                raise UserError(
+                    f"{task.name}: the metric {CODE_PASS} needs `test` and `entry_point` in every line of test.jsonl"
+                )
         some = spread(fit, config.max_tasks)
         if some:
             chosen[name] = some

@@ -25,12 +25,16 @@ def check(folder: Path, settings: dict[str, Any]) -> None:
                 f"{path}: this folder holds an evaluation of another model or with other settings "
                 f"({', '.join(changed)} differ): give another --out"
             )
-    elif folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
-        raise UserError(f"{folder}: holds files and no evaluation: give another --out, or delete it first")
+    elif folder.exists():
+        with explained(folder, "read"):
+            others = [path for path in folder.iterdir() if not path.name.startswith(".")]
+        if others:
+            raise UserError(f"{folder}: holds files and no evaluation: give another --out, or delete it first")
 
 
 def claim(folder: Path, settings: dict[str, Any]) -> None:
-    """Note the settings in the folder, which `check` has found fit."""
+    """Note the settings in the folder; as `check` where another has taken it since."""
+    check(folder, settings)
     if not (folder / SETTINGS_FILE).exists():
         atomic_write(folder / SETTINGS_FILE, json.dumps(settings, indent=2) + "\n")
 

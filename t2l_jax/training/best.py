@@ -82,7 +82,8 @@ class Best:
 
         A function of the steps alone, so that a run that goes on counts as one that never stopped.
         """
-        return self._config.patience is not None and step // every - self.step // every >= self._config.patience
+        patience = self._config.patience if self._metric else None
+        return patience is not None and step // every - self.step // every >= patience
 
     def params(self, otherwise: Any) -> Any:
         """The best parameters, or `otherwise` where none was ever kept."""
