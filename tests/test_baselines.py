@@ -145,6 +145,9 @@ def test_a_choice_that_cannot_be_trained_is_refused(recipe, tmp_path, producer, 
         run(replace(recipe, producer=producer, choice=choice), tmp_path / "run")
     with pytest.raises(UserError, match="most must be at least 1"):
         TaskChoice(most=0)
+    both = replace(recipe, producer="oracles", choice=TaskChoice(splits=("train", "unseen tasks")), task_weights=(1.0,))
+    with pytest.raises(UserError, match="task_weights are for tasks of train only"):
+        run(both, tmp_path / "run")
 
 
 def test_tasks_that_fit_in_no_row_are_left_out_and_named(recipe, tmp_path):

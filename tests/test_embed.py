@@ -83,11 +83,16 @@ def test_a_text_is_embedded_alike_in_any_company(encoder: TextEncoder) -> None:
         np.testing.assert_allclose(z[index], encoder.embed([texts[index]])[0], atol=1e-4)
 
 
-def test_what_the_encoder_cannot_read_is_said(encoder: TextEncoder, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_the_encoder_cannot_read_is_said(
+    encoder: TextEncoder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     fits, long = "word " * 253, "word " * 254  # with the full stop and the marks at the ends 256 and 257 tokens
     with caplog.at_level(logging.WARNING):
         z = encoder.embed(["Sort. " * 60, fits, long])
-    (record,) = caplog.records
+        for _ in range(2):  # the second time from the cache
+            encoder.embed(["!" * 256], tmp_path)
+    record, *marks = caplog.records
+    assert ["1 of 1 descriptions" in mark.message for mark in marks] == [True, True]
     assert "1 of 3 descriptions have more than the 256 tokens" in record.message
     assert "description 3: word word" in record.message
     np.testing.assert_allclose(z[2], encoder.embed([long + "word and what else is said"])[0], atol=1e-4)

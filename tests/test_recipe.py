@@ -1,6 +1,7 @@
 """A whole run on a tiny base model, from task folders to a published model that loads and generates."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -179,6 +180,37 @@ def test_a_run_that_ended_early_may_go_on(recipe, tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             run(replace(recipe, loop=replace(recipe.loop, stop_after=stop_after)), tmp_path)
     assert ends == [2, 3]
+    cooled = replace(recipe, optimizer=replace(recipe.optimizer, cooldown=1), loop=replace(recipe.loop, stop_after=2))
+    with pytest.raises(KeyboardInterrupt):
+        run(cooled, tmp_path / "cooled")
+    with pytest.raises(UserError, match=r"another recipe \(loop differ"):  # the rate fell towards the end at 2
+        run(replace(cooled, loop=replace(cooled.loop, stop_after=None)), tmp_path / "cooled")
+
+
+def test_a_run_does_not_go_on_with_other_tasks(recipe, tmp_path, monkeypatch):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(recipes, "train", stop)
+    (mine,) = recipe.tasks
+    tasks = shutil.copytree(mine, tmp_path / "tasks")
+    with pytest.raises(KeyboardInterrupt):
+        run(replace(recipe, tasks=(str(tasks),)), tmp_path / "run")
+    file = min(tasks.glob("*/train.jsonl"))
+    file.write_text(file.read_text().replace('"output": "', '"output": "not ', 1))
+    with pytest.raises(UserError, match=r"another recipe \(content of the tasks differ"):
+        run(replace(recipe, tasks=(str(tasks),)), tmp_path / "run")
+
+
+def test_tasks_that_results_are_reported_on_do_not_choose_the_weights(recipe, tmp_path):
+    (mine,) = recipe.tasks
+    tasks = shutil.copytree(mine, tmp_path / "tasks")
+    for card in tasks.glob("*/task.yaml"):
+        if json.loads(card.read_text())["use"] == "train":
+            (card.parent / "test.jsonl").write_text("")
+    with pytest.raises(UserError, match="no training task has test examples"):
+        run(replace(recipe, tasks=(str(tasks),)), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

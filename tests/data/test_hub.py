@@ -81,6 +81,15 @@ def test_items_of_columns_and_rows_with_too_few(tmp_path):
     assert task.train == (Example("Choose.\n\nWhich?\n\nA: x\nB: y", "B", ("B",)),)
 
 
+def test_rows_with_nothing_in_a_column_of_the_template(tmp_path):
+    rows = [{"context": "c", "question": "q", "answer": "a"}, {"context": None, "question": "q", "answer": "a"}]
+    with pytest.warns(UserWarning, match="1 of 2 rows are incomplete and left out"):
+        task = load_hub_task(write(tmp_path / "a", rows, user_prompt_template="{context}: {question}"))
+    assert [example.input for example in task.train] == ["c: q"]
+    with pytest.raises(UserError, match="a column cannot be indexed as the template does"):
+        load_hub_task(write(tmp_path / "b", rows, user_prompt_template="{question[text]}"))
+
+
 def test_lots_of_loras(tmp_path):
     """The instance is cut out of the prompt, the definition left to descriptions."""
     rows = [{"input": SUPER_NI.format("a tomato\n\nripe"), "output": ["red", "Red"], "id": "1"}]

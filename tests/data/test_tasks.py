@@ -70,6 +70,7 @@ def test_descriptions_past_the_limit_are_unseen_wordings(tmp_path):
         ("- name", "expected fields such as"),
         ("", "expected fields such as"),
         ("name: [x", "not YAML: .*line 1"),
+        ("name: 2024-02-30", "not YAML: day is out of range"),
         ("name: !!python/object/apply:os.system [ls]", "not YAML"),
     ],
 )

@@ -164,6 +164,8 @@ def test_another_evaluations_folder_is_refused(model, folder, given, tmp_path, m
     (tmp_path / "mine" / "thesis.txt").write_text("x")
     with pytest.raises(UserError, match="holds files and no evaluation"):
         evaluate.evaluate(model, config, tmp_path / "mine")
+    with pytest.raises(UserError, match=r"thesis\.txt"):
+        evaluate.evaluate(model, config, tmp_path / "mine" / "thesis.txt")
 
 
 def test_an_aligned_answer_is_that_of_the_merged_model(model, tmp_path):
@@ -217,6 +219,12 @@ def test_what_cannot_be_evaluated_is_refused_before_the_base_is_loaded(model, mo
     with pytest.raises(UserError, match=message):
         evaluate.evaluate(model, EvaluationConfig(**options), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_code_without_its_tests_is_refused():
+    bare = replace(SPLITS["train"][0], metric="code_pass")
+    with pytest.raises(UserError, match=f"{bare.name}: the metric code_pass needs `test` and `entry_point`"):
+        evaluate.select(EvaluationConfig(run_code=True), {"train": [bare]})
 
 
 def test_tasks_are_chosen_by_split_pattern_and_number():

@@ -234,6 +234,8 @@ def test_patience_and_best_survive_a_stop(given_up, tmp_path):
 def test_without_validation_the_last_parameters_are_the_result(undisturbed, tmp_path):
     assert_equal(run(tmp_path, validation=None), run(tmp_path, validation=None))
     assert not any((tmp_path / "best").iterdir())
+    best = BestConfig(patience=1)
+    assert_equal(run(tmp_path / "patient", validation=None, best=best), run(tmp_path, validation=None))
 
 
 @pytest.mark.parametrize("by", ["exact", "unseen/exact", "seen/bleu"])
