@@ -1,7 +1,7 @@
 """Speed of SFT on real tasks next to plain PyTorch + peft, on the same examples, in one run; and where our time goes.
 
 Command: python experiments/real_speed.py --tasks FOLDER --batches 3      (7 minutes on two CPU cores)
-Result:  2.5 times as fast (2.03 to 3.12), results/real_speed.txt
+Result:  3.2 times as fast (1.6 to 4.3), results/real_speed.txt
 
 FOLDER holds real tasks in the layout that t2l_jax/data/tasks.py reads. Each batch is drawn as in training: 8 tasks, a
 row of 512 tokens each, packed. Ours takes one step on it with the hypernetwork L. PyTorch + peft takes the same

@@ -88,9 +88,9 @@ class Model:
 def load(source: str | Path | None = None, *, trust_remote_code: bool = False) -> Model:
     """A published hypernetwork: a packaged one by its name, a folder, `hf:org/name` or `pypi:package==version`.
 
-    The default is smollm2-family of the package; an existing folder of that name goes before it. Python code that comes
-    with its text encoder runs only with `trust_remote_code`. Raises UserError where there is no such model, or where its
-    files are damaged.
+    The default is smollm2-family of the package; an existing folder of that name goes before it. Python code that
+    comes with its text encoder runs only with `trust_remote_code`. Raises UserError where there is no such model, or
+    where its files are damaged.
     """
     named = {Path(path).name: Path(path) for path in packaged()}
     wanted = str(source or DEFAULT_MODEL)
