@@ -56,6 +56,7 @@ class NoText:
     name = "none"
     dim = 1
     adapter = None
+    fingerprint = "none"
 
     def embed(self, texts: Sequence[str], cache: Path | None = None) -> np.ndarray:
         """Zeros [texts, 1]."""

@@ -74,7 +74,10 @@ def generate_to_folder(
         raise UserError(f"a batch must hold at least one adapter, got {batch}")
     files = PeftFormat(model.config.lora, model.config.base_name)
     names, texts = [r.name for r in requests], [r.description for r in requests]
-    with AdapterStore(folder, files, model.fingerprint) as store, progress_bar() as progress:
+    with (
+        AdapterStore(folder, files, model.fingerprint + model.encoder.fingerprint) as store,
+        progress_bar() as progress,
+    ):
         pending = store.pending(names, texts)
         bar = progress.add_task("adapters", total=len(requests), completed=len(requests) - len(pending), rate="")
         chunks = [pending[i : i + batch] for i in range(0, len(pending), batch)]

@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -55,6 +55,11 @@ class Encoder(Protocol):
 
     @property
     def dim(self) -> int: ...
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of all its files, its adapter's among them: equal ones write equal z."""
+        ...
 
     def embed(self, texts: Sequence[str], cache: Path | None = None) -> Float32[np.ndarray, "n d"]:
         """The z of each text. With a cache folder, a collection of texts is embedded once and then read from there.
@@ -139,10 +144,14 @@ class TextEncoder:
             merge(model[0].auto_model, adapter)
         return cls(name, path, model.get_embedding_dimension(), model.eval(), adapter)
 
+    @cached_property
+    def fingerprint(self) -> str:
+        paths = (self.path,) if self.adapter is None else (self.path, self.adapter)
+        return _fingerprint("sentence-transformers", *paths)
+
     def embed(self, texts: Sequence[str], cache: Path | None = None) -> Float32[np.ndarray, "n d"]:
         """The z of each text; see `Encoder.embed`."""
-        paths = (self.path,) if self.adapter is None else (self.path, self.adapter)
-        z = _embed(self._encode, self.dim, partial(_fingerprint, "sentence-transformers", *paths), texts, cache)
+        z = _embed(self, self._encode, texts, cache)
         self._warn_of_cuts([prepare(text, "description") for text in texts])
         return z
 
@@ -189,9 +198,13 @@ class LastTokenEncoder:
     def dim(self) -> int:
         return self.config.width
 
+    @cached_property
+    def fingerprint(self) -> str:
+        return _fingerprint("last-token", self.path)
+
     def embed(self, texts: Sequence[str], cache: Path | None = None) -> Float32[np.ndarray, "n d"]:
         """The z of each text; see `Encoder.embed`. A text of more than MAX_TOKENS tokens is a UserError."""
-        return _embed(self._encode, self.dim, partial(_fingerprint, "last-token", self.path), texts, cache)
+        return _embed(self, self._encode, texts, cache)
 
     def _encode(self, texts: list[str]) -> np.ndarray:
         tokens = self.tokenizer(texts, verbose=False)["input_ids"] if texts else []
@@ -244,9 +257,8 @@ def _power_of_two(number: int) -> int:
 
 
 def _embed(
+    encoder: Encoder,
     encode: Callable[[list[str]], np.ndarray],
-    dim: int,
-    fingerprint: Callable[[], str],
     texts: Sequence[str],
     cache: Path | None,
 ) -> Float32[np.ndarray, "n d"]:
@@ -256,13 +268,13 @@ def _embed(
     prepared = [prepare(text, f"description {index + 1}") for index, text in enumerate(texts)]
     file = None
     if cache is not None:
-        key = json.dumps([fingerprint(), prepared]).encode()
+        key = json.dumps([encoder.fingerprint, prepared]).encode()
         file = cache / f"{hashlib.sha256(key).hexdigest()[:40]}.safetensors"
-        stored = _read_cache(file, (len(prepared), dim))
+        stored = _read_cache(file, (len(prepared), encoder.dim))
         if stored is not None:
             return stored
     embeddings = encode(prepared)
-    z = embeddings * (math.sqrt(dim) / np.linalg.norm(embeddings, axis=-1, keepdims=True))
+    z = embeddings * (math.sqrt(encoder.dim) / np.linalg.norm(embeddings, axis=-1, keepdims=True))
     if file is not None:
         atomic_write(file, save({"z": z}))
     return z

@@ -34,6 +34,7 @@ class HashEncoder:
     name = "hash"
     dim = WIDTH_Z
     adapter = None
+    fingerprint = "hash"
 
     def __init__(self) -> None:
         self.texts: list[str] = []

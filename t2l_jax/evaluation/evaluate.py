@@ -21,6 +21,7 @@ from t2l_jax.evaluation.engine import Answer, Source, answer_all
 from t2l_jax.evaluation.metrics import CODE_PASS, find_metric
 from t2l_jax.evaluation.plan import EITHER, METHODS, MethodName, Mode, Planner, Row, adapter_text, misalign
 from t2l_jax.io.files import locked
+from t2l_jax.io.sources import version
 from t2l_jax.llm import LLM
 from t2l_jax.model import Model
 from t2l_jax.progress import progress_bar
@@ -182,12 +183,15 @@ def _settings(
     model: Model, config: EvaluationConfig, splits: dict[str, list[Task]], methods: Sequence[str], given: Baselines
 ) -> dict[str, Any]:
     """What the answers depend on: a folder holds those of one value of it."""
+    reads = any(METHODS[name].source == "hypernet" for name in methods)
     shown = {name: value for name, value in asdict(config).items() if name not in SETTINGS_WITHOUT_EFFECT}
     return {
         **shown,
         "methods": methods,
         "model": model.fingerprint,
         "base": model.config.base,
+        "base_version": version(model.config.base),
+        "encoder": model.encoder.fingerprint if reads else None,
         "multitask": None if given.multitask is None else baselines.digest(given.multitask),
         "oracles": {name: baselines.digest(path) for name, path in given.oracles.items()},
         "task_names": {split: [task.name for task in tasks] for split, tasks in splits.items()},

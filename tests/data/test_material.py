@@ -19,6 +19,7 @@ class LengthEncoder:
     name = "length"
     dim = 1
     adapter = None
+    fingerprint = "length"
 
     def embed(self, texts, cache=None):
         return np.asarray([[len(text)] for text in texts], np.float32)

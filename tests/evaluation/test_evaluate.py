@@ -1,8 +1,10 @@
 """A whole evaluation of a tiny model: its files, going on, batch sizes, columns, and what is refused."""
 
 import json
+import os
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -160,6 +162,10 @@ def test_another_evaluations_folder_is_refused(model, folder, given, tmp_path, m
     other = save_published(tmp_path / "other", load(folder).config, seed=1)
     with pytest.raises(UserError, match=r"another model .*\(model differ"):
         evaluate.evaluate(load(other), config, out)
+    for weights in Path(model.config.base).glob("*.safetensors"):
+        os.utime(weights, (1, 1))
+    with pytest.raises(UserError, match=r"another model .*\(base_version differ"):
+        evaluate.evaluate(model, config, out)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x")
     with pytest.raises(UserError, match="holds files and no evaluation"):

