@@ -11,6 +11,7 @@ from dataclasses import replace
 import tyro
 from study import RECIPE, Study, conduct
 
+from t2l_jax.baselines import TaskChoice
 from t2l_jax.io.published import ENCODER_FOLDER
 from t2l_jax.model import PACKAGED
 
@@ -20,5 +21,6 @@ if __name__ == "__main__":
         "MiniLM with an adapter": str(PACKAGED / "smollm2-family" / ENCODER_FOLDER),
         "last token of SmolLM2": f"last-token:{RECIPE.base}",
     }
-    variants = {label: replace(RECIPE, encoder=encoder) for label, encoder in encoders.items()}
+    some = TaskChoice(wordings=16)  # the last one takes a forward pass of SmolLM2 for each
+    variants = {label: replace(RECIPE, encoder=encoder, choice=some) for label, encoder in encoders.items()}
     conduct(tyro.cli(Study), "text encoder", variants)

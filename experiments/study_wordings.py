@@ -14,5 +14,6 @@ from study import RECIPE, Study, conduct
 from t2l_jax.baselines import TaskChoice
 
 if __name__ == "__main__":
-    variants = {str(count): replace(RECIPE, choice=TaskChoice(wordings=count)) for count in (1, 4, 16, 64)}
+    counts = {"1": 1, "4": 4, "16": 16, "all 64": None}
+    variants = {label: replace(RECIPE, choice=TaskChoice(wordings=count)) for label, count in counts.items()}
     conduct(tyro.cli(Study), "descriptions", variants)
