@@ -1,7 +1,8 @@
 """How many training tasks does it take? 8, 32, 128 and all 280 word tasks, as many steps each.
 
 Command: python experiments/study_tasks.py
-Result:  none yet: not run
+Result:  results/study_tasks.md, 100 steps: eight tasks are learned by heart (88% of their answers, cross-entropy 5.8 on
+         unseen combinations); the more tasks, the worse on them and the better on unseen ones (1.98, 1.80, 1.70)
 
 What compares is the unseen combinations: the seen tasks of each row are those that it was trained on.
 """
