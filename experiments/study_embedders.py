@@ -1,9 +1,11 @@
 """Which text encoder? MiniLM, MiniLM with smollm2-family's adapter, and the last token of SmolLM2, on the word tasks.
 
 Command: python experiments/study_embedders.py
-Result:  none yet; what a linear probe reads from them is in results/embedder_probe.txt
+Result:  results/study_embedders.md, 100 steps: cross-entropy on unseen combinations 1.65 for MiniLM, 0.98 with the
+         adapter (exact 6% and 30%), 1.89 for the last token; results/embedder_probe.txt has a linear probe
 
-The adapter was trained on the grown family's wordings and has seen none of the word tasks'.
+The adapter was trained on the grown family's wordings and has seen none of the word tasks', but many of their
+operations in other words: what it says is how much is to be had from an encoder that knows the operations.
 """
 
 from dataclasses import replace
