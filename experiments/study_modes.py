@@ -1,7 +1,8 @@
 """What does an instruction in the prompt change? The same training with the instance alone, and after an instruction.
 
-Command: python experiments/study_modes.py
-Result:  none yet: not run
+Command: python experiments/study_modes.py --steps 60
+Result:  results/study_modes.md, 60 steps: cross-entropy on unseen combinations 1.67 with the instance alone, 1.53 with
+         an instruction before it
 
 Each row is validated in the mode that it was trained in, on as many test examples as fit. Rows have 72 tokens, since
 instructions are long; the instance alone then has three examples of a task in a row.
