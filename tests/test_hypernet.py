@@ -12,6 +12,7 @@ import torch
 from torch.nn.functional import embedding, layer_norm, silu
 
 from t2l_jax.decoder import AttentionConfig, Decoder, DecoderConfig, logits
+from t2l_jax.errors import UserError
 from t2l_jax.hypernet import Hypernet, HypernetConfig, TaskEncoder, TaskEncoderConfig, Variables, generate, init
 from t2l_jax.lora import Adapter, LoraModule, LoraSpec, init_adapter
 
@@ -355,3 +356,17 @@ def test_the_smallest_adapters_have_their_shapes(config, spec):
     for module in spec.modules:
         assert adapter.weights[module.name]["a"].shape == (2, spec.num_layers, spec.rank, module.d_in)
         assert adapter.weights[module.name]["b"].shape == (2, spec.num_layers, module.d_out, spec.rank)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: HypernetConfig(latent=6), "latent must be a multiple of 4 and above 0, got 6"),
+        (lambda: HypernetConfig(head_in=0), "head_in must be at least 1, got 0"),
+        (lambda: HypernetConfig(dropout=1), "dropout must be at least 0 and below 1, got 1"),
+        (lambda: TaskEncoderConfig(codebook=0), "codebook must be at least 1, got 0"),
+    ],
+)
+def test_sizes_that_make_no_network_are_refused(make, message):
+    with pytest.raises(UserError, match=message):
+        make()
