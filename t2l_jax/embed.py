@@ -172,7 +172,7 @@ class TextEncoder:
             return
         tokens = self.model.tokenizer([texts[index] for index in long], truncation=False, verbose=False)["input_ids"]
         if cut := [index for index, ids in zip(long, tokens, strict=True) if len(ids) > most]:
-            where = f"the first is description {cut[0] + 1}: {texts[cut[0]][:60]}..."
+            where = f"the first begins {texts[cut[0]][:60]!r}"
             count = f"{len(cut)} of {len(texts)} descriptions"
             log.warning("%s have more than the %d tokens that %s reads: %s", count, most, self.name, where)
 

@@ -128,7 +128,10 @@ def select(config: EvaluationConfig, every: dict[str, list[Task]]) -> tuple[dict
             )
         for task in fit:
             if task.metric != CODE_PASS:
-                find_metric(task.metric)
+                try:
+                    find_metric(task.metric)
+                except UserError as error:
+                    raise UserError(f"{task.name}: {error}") from error
             elif not all(example.test and example.entry_point for example in task.test):
                 raise UserError(
                     f"{task.name}: the metric {CODE_PASS} needs `test` and `entry_point` in every line of test.jsonl"

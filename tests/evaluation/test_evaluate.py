@@ -227,6 +227,12 @@ def test_what_cannot_be_evaluated_is_refused_before_the_base_is_loaded(model, mo
     assert not (tmp_path / "out").exists()
 
 
+def test_an_unknown_metric_is_refused_with_its_task():
+    task = replace(SPLITS["train"][0], metric="bleu")
+    with pytest.raises(UserError, match=f"{task.name}: there is no metric 'bleu'"):
+        evaluate.select(EvaluationConfig(), {"train": [task]})
+
+
 def test_code_without_its_tests_is_refused():
     bare = replace(SPLITS["train"][0], metric="code_pass")
     with pytest.raises(UserError, match=f"{bare.name}: the metric code_pass needs `test` and `entry_point`"):
