@@ -94,7 +94,7 @@ def test_what_the_encoder_cannot_read_is_said(
     record, *marks = caplog.records
     assert ["1 of 1 descriptions" in mark.message for mark in marks] == [True, True]
     assert "1 of 3 descriptions have more than the 256 tokens" in record.message
-    assert "description 3: word word" in record.message
+    assert "the first begins 'word word" in record.message
     np.testing.assert_allclose(z[2], encoder.embed([long + "word and what else is said"])[0], atol=1e-4)
 
 
