@@ -4,8 +4,8 @@ Command: python experiments/study_embedders.py
 Result:  results/study_embedders.md, 100 steps: cross-entropy on unseen combinations 1.65 for MiniLM, 0.98 with the
          adapter (exact 6% and 30%), 1.89 for the last token; results/embedder_probe.txt has a linear probe
 
-The adapter was trained on the grown family's wordings and has seen none of the word tasks', but many of their
-operations in other words: what it says is how much is to be had from an encoder that knows the operations.
+The adapter was the one packaged with stage 6's weights, trained on the grown family's wordings of that day; it has seen
+none of the word tasks', but many of their operations in other words: what it says is how much is to be had from an encoder that knows the operations.
 """
 
 from dataclasses import replace
