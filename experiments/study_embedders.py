@@ -5,7 +5,8 @@ Result:  results/study_embedders.md, 100 steps: cross-entropy on unseen combinat
          adapter (exact 6% and 30%), 1.89 for the last token; results/embedder_probe.txt has a linear probe
 
 The adapter was the one packaged with stage 6's weights, trained on the grown family's wordings of that day; it has seen
-none of the word tasks', but many of their operations in other words: what it says is how much is to be had from an encoder that knows the operations.
+none of the word tasks', but many of their operations in other words: what it says is how much is to be had from an
+encoder that knows the operations.
 """
 
 from dataclasses import replace
