@@ -7,7 +7,8 @@ Run:    python experiments/wording_encoder.py ...     (its docstring: runs/encod
 Time:   48 minutes for the encoder's adapter, 76 for the last stage, on 2 cores, after 148 of earlier stages
 Result: instance only, unseen wordings, exact match on 20 tasks each: training tasks 70.8% [54.6, 86.3],
         unseen combinations 48.8% [32.9, 65.8], unseen primitives 5.0% [0.4, 10.0]; misaligned adapters and those from
-        random strings 0.0 (results/smollm2_family/family.md; with instruction, fewer examples: family_both.md).
+        random strings 0.0 (results/smollm2_family/family.md). On 100 tasks each, two examples a task: 55.8 [48.3, 63.5]
+        and 44.7 [36.7, 52.8] (family_many.md). With instruction, 20 tasks: 70.0, 42.5, 5.0 (family_both.md).
         The base model with description and three examples has 27.9, 22.1 and 26.7, the task's own LoRA after 45 steps
         65.0 and 47.5 (family_second.md). Word tasks (words.md): seen 71.4%, unseen combinations 69.0%, 68.8% on the
         24 of the 35 that are no training task here. 15 unseen real tasks (real.md): 13.1 [4.9, 22.7] instance only,
@@ -20,7 +21,7 @@ that fits. Every stage began from the weights of the one before (steps x tasks x
     2   441 x 24 x 64    until stage 5 instance only; 5 to 1, rate 3e-4: published first
     3   161 x 24 x 64    5 to 1, three times the wordings, a first adapter for the encoder
     4    76 x 24 x 64    20 to 1
-    5   420 x 24 x 64    20 to 1, the final wordings and adapter, cooldown 120
+    5   420 x 24 x 64    20 to 1, the wordings and the adapter of stages 5 and 6, cooldown 120
     6   520 x 24 x 64    6 to 1, 15% of the tasks drawn with instruction, rate 2.5e-4
     7  1050 x 24 x 64    the same at rate 3e-4, on the z of runs/encoder3
 
