@@ -1,7 +1,8 @@
 """Speed of training 32 task LoRAs at once next to PyTorch + peft one by one, on the same examples, in one run.
 
 Command: python experiments/oracle_speed.py      (about 7 minutes on two CPU cores)
-Result:  2.5 times as fast with rows of 48 tokens, 1.7 times with rows of 128, results/oracle_speed.txt
+Result:  2.5 times as fast with rows of 48 tokens, 1.7 times with rows of 128, 2.7 with `--lengths 40`, which is
+         one example for each LoRA; results/oracle_speed.txt
 
 Each of 32 LoRAs for SmolLM2-135M-Instruct (q and v, rank 8, LoRA dropout 0.05) learns from examples of its own task of
 the grown family. Ours is one program: a LoraTable, all rows in one step, each row packed with its task's examples. peft
