@@ -13,7 +13,8 @@ Result: instance only, unseen wordings, exact match on 20 tasks each: training t
         65.0 and 47.5 (family_second.md). Word tasks (words.md): seen 71.4%, unseen combinations 69.0%, 68.8% on the
         24 of the 35 that are no training task here. 15 unseen real tasks (real.md): 13.1 [4.9, 22.7] instance only,
         12.1 with instruction, misaligned adapters 18.4 and 14.9. Ten benchmarks, six
-        questions each (benchmarks.md): 33.3 and 30.0, misaligned 18.3 and 13.3, base model 28.3
+        questions each (benchmarks.md): 33.3 and 30.0, misaligned 18.3 and 13.3, base model 28.3, multi-task
+        LoRA 33.3
 
 FOLDER holds real tasks in the layout that t2l_jax/data/tasks.py reads (`use: train` only); 18 of 132 have no example
 that fits. Every stage began from the weights of the one before (steps x tasks x tokens):
