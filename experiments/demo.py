@@ -3,7 +3,8 @@
 Command: make demo (or: python experiments/demo.py "your own sentence" --words "tiger, apple, hammer, blue, piano")
 
 SmolLM2-135M-Instruct is shown lists of words and nothing else. What to do with them is told to the hypernetwork alone,
-in wordings and for combinations of selecting, transforming and formatting that it was never trained on.
+in wordings and for combinations of selecting, transforming and formatting that it was never trained on, but for
+"the animal's name", which the encoder's adapter has learned since.
 """
 
 from dataclasses import dataclass
