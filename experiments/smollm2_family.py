@@ -40,9 +40,9 @@ the new weights under encoder3 41.7% (0.81). A rate that falls to zero: most of 
 real task in 21 (stage 5) unlearned them: 5.4 on unseen real tasks, where one in seven gave 15.0 (stage 6).
 What did not: Muon at a rate of 3e-3 (the loss rose from 0.9 to 1.9 in 75 steps); other rates for the head than for the
 rest (60 steps from stage 5 on the same batches, head and rest: 3e-4 and 3e-4 end at 0.675, 5e-5 and 5e-4 at 0.684, 1e-4
-and 1e-3 at 0.736); other modules (oracles.py with `--choice.most 8 --batch.tasks 16 --steps 45`: steps 6 to 10 and 41 to 45
-have a cross-entropy of 1.50 and 0.21 with q and v, 0.78 and 0.21 with gate, up and down, 0.88 and 0.21 with v, o, down). The loss was still
-falling.
+and 1e-3 at 0.736); other modules (oracles.py with `--choice.most 8 --batch.tasks 16 --steps 45`: steps 6 to 10 and 41
+to 45 have a cross-entropy of 1.50 and 0.21 with q and v, 0.78 and 0.21 with gate, up and down, 0.88 and 0.21 with v, o
+and down). The loss was still falling.
 """
 
 from t2l_jax.data.batches import BatchConfig
