@@ -24,7 +24,7 @@ import tyro
 from peft import LoraConfig, get_peft_model
 from real_speed import examples_of, torch_step
 from transformers import AutoModelForCausalLM
-from turns import side
+from turns import four_sides, print_ratios
 
 from t2l_jax.baselines import NoText
 from t2l_jax.data import family
@@ -62,13 +62,14 @@ def draw(args: OracleSpeed, length: int) -> Batch:
     return Sampler(rows, BatchConfig(args.tasks, 1, length), 0).draw(0)
 
 
-def ours(args: OracleSpeed, batch: Batch) -> Callable[[], None]:
-    """A function that takes one step of all LoRAs."""
+def ours(args: OracleSpeed, batch: Batch, narrow: bool) -> Callable[[], None]:
+    """A function that takes one step of all LoRAs; `narrow`: operands of products rounded to bfloat16."""
     config, base = load_base(args.base)
     producer = LoraTable(args.tasks, config.lora_spec())
     params = producer.init(jax.random.key(0))["params"]
     optimizer = make_optimizer(OptimizerConfig(), 1000)
-    step = make_step(producer, Decoder(config), SftConfig(label_smoothing=0.0, neftune=0.0), optimizer, seed=0)
+    decoder = Decoder(config, narrow=jnp.bfloat16 if narrow else None)
+    step = make_step(producer, decoder, SftConfig(label_smoothing=0.0, neftune=0.0), optimizer, seed=0)
     state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
     def run() -> None:
@@ -79,7 +80,7 @@ def ours(args: OracleSpeed, batch: Batch) -> Callable[[], None]:
     return run
 
 
-def theirs(args: OracleSpeed, batch: Batch) -> Callable[[], None]:
+def theirs(args: OracleSpeed, batch: Batch, narrow: bool) -> Callable[[], None]:
     """A function that takes one step of each LoRA, one after the other, with PyTorch + peft."""
     folder = resolve(args.base)
     file = next(folder.glob("*.gguf"))
@@ -96,7 +97,7 @@ def theirs(args: OracleSpeed, batch: Batch) -> Callable[[], None]:
     def run() -> None:
         for index, name in enumerate(names):
             model.set_adapter(name)
-            torch_step(model, optimizers[name], examples[index])
+            torch_step(model, optimizers[name], examples[index], narrow)
 
     return run
 
@@ -106,17 +107,18 @@ def main(args: OracleSpeed) -> None:
     for length in args.lengths:
         batch = draw(args, length)
         count = sum(int(segments.max()) - 1 for segments in np.asarray(batch.segments))
-        times: dict[str, list[float]] = {"t2l_jax, at once": [], "PyTorch + peft, one by one": []}
-        with side(ours, args, batch) as run_ours, side(theirs, args, batch) as run_theirs:
+        times: dict[str, list[float]] = {}
+        with four_sides(ours, theirs, args, batch) as turns:
             for _ in range(args.rounds):
-                for seconds, run in zip(times.values(), (run_ours, run_theirs), strict=True):
-                    seconds.append(run())
+                for name, turn in turns.items():
+                    times.setdefault(name, []).append(turn())
         print(f"{args.tasks} LoRAs, rows of {length} tokens, {count} examples a step")
-        medians = [statistics.median(seconds) for seconds in times.values()]
-        for (name, seconds), median in zip(times.items(), medians, strict=True):
-            rate = count / median
-            print(f"  {name}: {median:.2f} s ({min(seconds):.2f} to {max(seconds):.2f}), {rate:.1f} examples/s")
-        print(f"  ratio: {medians[1] / medians[0]:.2f}", flush=True)
+        for name, seconds in times.items():
+            median = statistics.median(seconds)
+            print(
+                f"  {name}: {median:.2f} s ({min(seconds):.2f} to {max(seconds):.2f}), {count / median:.1f} examples/s"
+            )
+        print_ratios(times)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ example, since that is what the examples hold.
 
 import gzip
 import json
-import statistics
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -28,7 +27,7 @@ import torch
 import tyro
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
-from turns import side
+from turns import four_sides, print_ratios
 
 from t2l_jax.data.batches import BatchConfig, Sampler
 from t2l_jax.data.material import training_tasks
@@ -94,25 +93,27 @@ def padded(examples: Sequence[Example]) -> dict[str, torch.Tensor]:
     return {"input_ids": tokens, "attention_mask": mask, "wanted": labels}
 
 
-def torch_step(model: Any, optimizer: torch.optim.Optimizer, examples: Sequence[Example]) -> None:
-    """One plain step of a peft model on examples."""
+def torch_step(model: Any, optimizer: torch.optim.Optimizer, examples: Sequence[Example], narrow: bool) -> None:
+    """One plain step of a peft model on examples; `narrow`: under autocast to bfloat16."""
     inputs = padded(examples)
     wanted = inputs.pop("wanted")
-    logits = model(**inputs).logits
-    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), wanted.flatten())
+    with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
+        logits = model(**inputs).logits
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), wanted.flatten())
     optimizer.zero_grad()
     loss.backward()
     torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 1.0)
     optimizer.step()
 
 
-def ours(args: RealSpeed) -> Callable[[Batch], None]:
-    """A function that takes one step of ours on a batch."""
+def ours(args: RealSpeed, narrow: bool) -> Callable[[Batch], None]:
+    """A function that takes one step of ours on a batch; `narrow`: operands of products rounded to bfloat16."""
     config, base = load_base(args.base)
     producer = HypernetProducer(HypernetConfig(), config.lora_spec())
     variables = producer.init(jax.random.key(0))
     optimizer = make_optimizer(OptimizerConfig(), 1000)
-    step = make_step(producer, Decoder(config), SftConfig(label_smoothing=0.0, neftune=0.0), optimizer, seed=0)
+    decoder = Decoder(config, narrow=jnp.bfloat16 if narrow else None)
+    step = make_step(producer, decoder, SftConfig(label_smoothing=0.0, neftune=0.0), optimizer, seed=0)
     state = TrainState(jnp.zeros((), jnp.int32), variables["params"], optimizer.init(variables["params"]))
 
     def run(batch: Batch) -> None:
@@ -123,7 +124,7 @@ def ours(args: RealSpeed) -> Callable[[Batch], None]:
     return run
 
 
-def theirs(args: RealSpeed) -> Callable[[Sequence[Example]], None]:
+def theirs(args: RealSpeed, narrow: bool) -> Callable[[Sequence[Example]], None]:
     """A function that takes steps of PyTorch + peft on the same examples, PADDED_ROWS at a time."""
     folder = resolve(args.base)
     file = next(folder.glob("*.gguf"))
@@ -134,7 +135,7 @@ def theirs(args: RealSpeed) -> Callable[[Sequence[Example]], None]:
 
     def run(examples: Sequence[Example]) -> None:
         for start in range(0, len(examples), PADDED_ROWS):
-            torch_step(model, optimizer, examples[start : start + PADDED_ROWS])
+            torch_step(model, optimizer, examples[start : start + PADDED_ROWS], narrow)
 
     return run
 
@@ -164,11 +165,11 @@ def main(args: RealSpeed) -> None:
     for batch in batches:
         whole = [example for task in range(len(batch.tokens)) for example in examples_of(batch, task)]
         examples.append([whole[place] for place in mixed.permutation(len(whole))])
-    mine, plain = [], []
-    with side(ours, args) as run_ours, side(theirs, args) as run_theirs:
+    times: dict[str, list[float]] = {}
+    with four_sides(ours, theirs, args) as turns:
         for batch, some in zip(batches, examples, strict=True):
-            mine.append(run_ours(batch))
-            plain.append(run_theirs(some))
+            for name, turn in turns.items():
+                times.setdefault(name, []).append(turn(batch if name.startswith("t2l_jax") else some))
     tokens = [sum(len(read) for read, _ in some) for some in examples]
     supervised = [sum(int((wanted >= 0).sum()) for _, wanted in some) for some in examples]
     places = [int((np.asarray(batch.segments) > 0).sum()) for batch in batches]
@@ -176,17 +177,17 @@ def main(args: RealSpeed) -> None:
     print(f"{count} examples of {sum(tokens) / count:.0f} tokens, {sum(supervised) / count:.1f} of them supervised")
     print(f"read once a row: {1 - sum(places) / sum(tokens):.1%} of the tokens need not be computed again")
     print(f"padding of ours: {1 - sum(places) / (8 * args.length * args.batches):.1%}")
-    for name, seconds in (("t2l_jax, packed", mine), ("PyTorch + peft, padded", plain)):
+    for name, seconds in times.items():
         rates = [sum(some) / sum(seconds) for some in (tokens, supervised)]
         spread = f"{min(seconds):.1f} to {max(seconds):.1f} s a batch"
         print(f"{name}: {rates[0]:.0f} tokens/s, {rates[1]:.1f} supervised tokens/s ({spread})")
-    ratios = [slow / fast for slow, fast in zip(plain, mine, strict=True)]
-    print(f"ratio: {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
-    print("where a step's processor time goes:")
-    run = ours(args)
-    run(batches[0])
-    for name, share in profile(run, batches[0]):
-        print(f"  {share:6.1%}  {name}")
+    print_ratios(times)
+    for narrow in (False, True):
+        print(f"where a step's processor time goes{', narrow' * narrow}:")
+        run = ours(args, narrow)
+        run(batches[0])
+        for name, share in profile(run, batches[0]):
+            print(f"  {share:6.1%}  {name}")
 
 
 if __name__ == "__main__":

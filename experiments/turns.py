@@ -5,13 +5,16 @@ host: the step of oracle_speed.py that takes 3.7 s when repeated took 5.8 s then
 """
 
 import multiprocessing
+import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from multiprocessing.connection import Connection
 from typing import Any
 
 Turn = Callable[..., float]
+OURS, OURS_NARROW = "t2l_jax, float32", "t2l_jax, products in bfloat16"
+THEIRS, THEIRS_NARROW = "PyTorch + peft, float32", "PyTorch + peft, autocast to bfloat16"
 
 
 def timed(function: Callable[[], object]) -> float:
@@ -45,6 +48,32 @@ def side(make: Callable[..., Callable[..., Any]], *args: Any) -> Iterator[Turn]:
     finally:
         here.close()
         process.join()
+
+
+@contextmanager
+def four_sides(ours: Callable[..., Any], theirs: Callable[..., Any], *args: Any) -> Iterator[dict[str, Turn]]:
+    """Yield the turns of ours(*args, narrow) and theirs(*args, narrow), both in float32 and narrow, by name."""
+    with ExitStack() as stack:
+        yield {
+            name: stack.enter_context(side(make, *args, narrow))
+            for name, make, narrow in (
+                (OURS, ours, False),
+                (THEIRS, theirs, False),
+                (OURS_NARROW, ours, True),
+                (THEIRS_NARROW, theirs, True),
+            )
+        }
+
+
+def print_ratios(times: dict[str, Sequence[float]]) -> None:
+    """Print how many times as fast ours is, turn by turn: the median, with the smallest and the largest."""
+    for what, mine, plain in (
+        ("both in float32", OURS, THEIRS),
+        ("ours narrow, PyTorch in float32", OURS_NARROW, THEIRS),
+        ("both narrow", OURS_NARROW, THEIRS_NARROW),
+    ):
+        found = [slow / fast for slow, fast in zip(times[plain], times[mine], strict=True)]
+        print(f"  ratio, {what}: {statistics.median(found):.2f} ({min(found):.2f} to {max(found):.2f})", flush=True)
 
 
 def _serve(connection: Connection, make: Callable[..., Callable[..., Any]], args: tuple[Any, ...]) -> None:

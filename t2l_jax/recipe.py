@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import jax
 import jax.numpy as jnp
 import tyro
+from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 
 from t2l_jax.baselines import (
@@ -39,9 +40,9 @@ from t2l_jax.errors import UserError
 from t2l_jax.hypernet import HypernetConfig, Variables
 from t2l_jax.io.base import load_base, load_tokenizer
 from t2l_jax.io.encoder_adapter import copy_adapter, same_adapter
-from t2l_jax.io.files import atomic_write, read_json
+from t2l_jax.io.files import atomic_write, locked, read_json, refuse_strangers
 from t2l_jax.io.published import ENCODER_FOLDER, ModelConfig, load_model, save_model
-from t2l_jax.io.sources import cache_folder, resolve
+from t2l_jax.io.sources import cache_folder, resolve, version
 from t2l_jax.lora import LoraSpec
 from t2l_jax.objectives import Batch, SftConfig
 from t2l_jax.sharding import param_sharding, task_mesh
@@ -185,13 +186,14 @@ class Material:
     validation: Mapping[str, Sequence[Batch]]
     dim: int  # of z
     modes: Sequence[PromptMode]
-    encoder: str  # what made z, and the folder of its adapter
+    encoder: str  # what made z, its fingerprint, and the folder of its adapter
+    encoder_fingerprint: str
     encoder_adapter: Path | None
 
 
 def read_material(recipe: Recipe, trust_remote_code: bool = False) -> Material:
     """Read, choose, embed and encode the tasks of a recipe; warn of what does not fit in a row."""
-    splits, weights = read_mixture(recipe.tasks, recipe.task_weights)
+    splits, weights = read_mixture(recipe.tasks, recipe.task_weights, recipe.choice.splits)
     tasks, weights = choose_tasks(splits, weights, recipe.choice, recipe.producer)
     modes = prompt_modes(recipe.instruction_share)
     reads_text = recipe.producer == "hypernet"
@@ -214,8 +216,11 @@ def read_material(recipe: Recipe, trust_remote_code: bool = False) -> Material:
             "no training task has test examples, and the tasks that results are reported on must not choose the best "
             f"weights: add some, or name a metric, such as --best.by '{next(iter(validation))}/cross_entropy'"
         )
+    if validation:
+        recipe.best.metric(tuple(validation))
     made_by = encoder.name if reads_text else recipe.producer
-    return Material(tasks, sampler, validation, rows[0].embeddings.shape[1], modes, made_by, encoder.adapter)
+    dim = rows[0].embeddings.shape[1]
+    return Material(tasks, sampler, validation, dim, modes, made_by, encoder.fingerprint, encoder.adapter)
 
 
 def _model_config(recipe: Recipe, material: Material, spec: LoraSpec) -> ModelConfig:
@@ -291,7 +296,7 @@ From one sentence that describes a task it writes a LoRA adapter (rank {model.lo
 `{model.base}`. Text encoder: `{model.encoder}`{adapter}.
 Architecture: {model.hypernet.head}. Prompt mode: {model.prompt}.
 
-Trained with t2l_jax on {num_tasks} tasks ({", ".join(recipe.tasks)}), {recipe.loop.last} steps of
+Trained with t2l_jax on {num_tasks} tasks ({", ".join(recipe.tasks)}), at most {recipe.loop.last} steps of
 {recipe.batch.tasks} tasks x {recipe.batch.rows} rows of {recipe.batch.length} tokens.
 
     import t2l_jax
@@ -310,22 +315,34 @@ def _digest(tasks: Sequence[Task]) -> str:
 
 
 def _claim(folder: Path, recipe: Recipe, material: Material) -> None:
-    """Note the recipe and what it read in the run folder, or refuse a folder that others have begun."""
+    """Note the recipe and what it read in the run folder, or refuse a folder that others have begun or filled."""
     mine = json.loads(json.dumps(asdict(recipe)))
+    mine["content"] = {
+        "tasks": _digest(material.tasks),
+        "base": version(recipe.base),
+        "encoder": material.encoder_fingerprint,
+    }
+    path, kept = folder / "recipe.json", folder / ENCODER_FOLDER
+    with locked(folder):
+        if path.exists():
+            changed = _changed(read_json(path), mine, recipe)
+            if changed:
+                raise UserError(f"{path}: this folder holds a run of another recipe ({changed}); give another --out")
+        else:
+            refuse_strangers(folder, "run")
+            atomic_write(path, json.dumps(mine, indent=2) + "\n")
+        if material.encoder_adapter is not None and not kept.exists():
+            copy_adapter(material.encoder_adapter, kept)
+
+
+def _changed(there: dict[str, Any], here: dict[str, Any], recipe: Recipe) -> str:
+    """The fields in which two recipes differ, in words, without those that may differ in a run that goes on."""
+    free = {"loop.log_every", "loop.checkpoint_every"}
     if not recipe.optimizer.cooldown:
-        del mine["loop"]["stop_after"]  # a run that ended early may go on: its steps are the same
-    mine["content of the tasks"] = _digest(material.tasks)
-    adapter = material.encoder_adapter
-    path = folder / "recipe.json"
-    if not path.exists():
-        atomic_write(path, json.dumps(mine, indent=2) + "\n")
-    elif (found := read_json(path)) != mine:
-        changed = sorted(key for key in mine.keys() | found.keys() if found.get(key) != mine.get(key))
-        raise UserError(
-            f"{path}: this folder holds a run of another recipe ({', '.join(changed)} differ); give another --out"
-        )
-    kept = folder / ENCODER_FOLDER
-    if adapter is not None and not kept.exists():
-        copy_adapter(adapter, kept)
-    elif adapter is not None and not same_adapter(adapter, kept):
-        raise UserError(f"{kept}: this run began with another adapter than {adapter} holds; give another --out")
+        free.add("loop.stop_after")  # a run that ended early may go on: its steps are the same
+    old, new = (flatten_dict(values, sep=".") for values in (there, here))
+    fields = sorted(key for key in (old.keys() | new.keys()) - free if old.get(key) != new.get(key))
+    return ", ".join(
+        f"{key} is other" if key.startswith("content.") else f"{key} is {old.get(key)} there, {new.get(key)} here"
+        for key in fields
+    )

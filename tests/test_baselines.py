@@ -188,8 +188,8 @@ def test_most_counts_in_each_split_and_takes_what_an_evaluation_takes():
 def test_a_run_that_goes_on_replaces_its_adapters(recipe, tmp_path):
     """Stopped after a step, the run writes what it has; ended, what it has then."""
     whole = replace(recipe, producer="multitask", loop=LoopConfig(steps=12, validate_every=1))
-    early = load_peft(run(replace(whole, loop=replace(whole.loop, stop_after=1)), tmp_path))
-    late = load_peft(run(whole, tmp_path))
+    early = load_peft(run(replace(whole, loop=replace(whole.loop, stop_after=1)), tmp_path / "run"))
+    late = load_peft(run(whole, tmp_path / "run"))
     alone = load_peft(run(whole, tmp_path / "alone"))
     assert np.abs(late.weights["q_proj"]["a"] - early.weights["q_proj"]["a"]).max() > 1e-3
     jax.tree.map(np.testing.assert_array_equal, late, alone)

@@ -1,6 +1,7 @@
 """A whole run on a tiny base model, from task folders to a published model that loads and generates."""
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -20,8 +21,9 @@ from t2l_jax.embed import load_encoder
 from t2l_jax.errors import UserError
 from t2l_jax.hypernet import HypernetConfig
 from t2l_jax.io.base import load_tokenizer
+from t2l_jax.io.files import atomic_write
 from t2l_jax.recipe import ComputeConfig, LoraConfig, Recipe, run
-from t2l_jax.training import LoopConfig
+from t2l_jax.training import BestConfig, LoopConfig
 
 
 def write_task(folder: Path, name: str, descriptions: list[str], use: str = "train") -> None:
@@ -99,7 +101,7 @@ def test_an_encoders_adapter_is_published_with_the_hypernetwork(recipe, minilm, 
         run(replace(recipe, encoder=str(minilm), start=str(published)), tmp_path / "plain")
     weights = tmp_path / "encoder" / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4] + bytes(4))
-    with pytest.raises(UserError, match="this run began with another adapter than"):
+    with pytest.raises(UserError, match=r"another recipe \(content.encoder is other\)"):
         run(adapting, tmp_path / "run")
 
 
@@ -144,10 +146,14 @@ def test_on_accelerators_auto_is_bfloat16(monkeypatch):
 
 def test_a_base_in_bfloat16_trains_a_hypernetwork_in_float32(recipe, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(recipes, "train", look := Looker(recipes.train))
-    run(replace(recipe, compute=ComputeConfig("bfloat16", accumulate=2)), tmp_path)
+    run(replace(recipe, compute=ComputeConfig("bfloat16", accumulate=2)), tmp_path / "run")
     assert {leaf.dtype for leaf in jax.tree.leaves(look.base)} == {jnp.dtype("bfloat16")}
     assert {leaf.dtype for leaf in jax.tree.leaves(look.variables)} == {jnp.dtype("float32")}
     assert "t2l: training on 1 of 8 devices: no more divide its tasks" in capfd.readouterr().err
+
+
+def interrupt(*_, **__):
+    raise KeyboardInterrupt
 
 
 class Looker:
@@ -163,9 +169,36 @@ class Looker:
 
 def test_another_recipe_needs_another_folder(recipe, finished):
     before = snapshot(finished)
-    with pytest.raises(UserError, match=r"holds a run of another recipe \(instruction_share, loop differ\)"):
+    changes = "instruction_share is 0.0 there, 1.0 here, loop.seed is 0 there, 1 here"
+    with pytest.raises(UserError, match=rf"another recipe \({changes}\)"):
         run(replace(recipe, instruction_share=1.0, loop=replace(recipe.loop, seed=1)), finished)
     assert snapshot(finished) == before
+
+
+def test_a_folder_with_other_files_is_not_taken(recipe, tmp_path):
+    atomic_write(tmp_path / "mine" / "model" / "thesis.txt", "three years of work")
+    with pytest.raises(UserError, match="mine: holds files and no run: give another --out"):
+        run(recipe, tmp_path / "mine")
+    assert [path.name for path in (tmp_path / "mine").rglob("*")] == ["model", "thesis.txt"]
+
+
+def test_how_often_a_run_looks_and_saves_may_change(recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(recipes, "train", interrupt)
+    for loop in (recipe.loop, replace(recipe.loop, log_every=7, checkpoint_every=9)):
+        with pytest.raises(KeyboardInterrupt):
+            run(replace(recipe, loop=loop), tmp_path / "run")
+
+
+def test_a_run_does_not_go_on_with_another_base(recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(recipes, "train", interrupt)
+    mine = replace(recipe, base=str(shutil.copytree(recipe.base, tmp_path / "base")))
+    with pytest.raises(KeyboardInterrupt):
+        run(mine, tmp_path / "run")
+    weights = tmp_path / "base" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + bytes(4))
+    os.utime(weights, (0, 0))
+    with pytest.raises(UserError, match=r"another recipe \(content.base is other\)"):
+        run(mine, tmp_path / "run")
 
 
 def test_a_run_that_ended_early_may_go_on(recipe, tmp_path, monkeypatch):
@@ -178,27 +211,25 @@ def test_a_run_that_ended_early_may_go_on(recipe, tmp_path, monkeypatch):
     monkeypatch.setattr(recipes, "train", look)
     for stop_after in (2, None):
         with pytest.raises(KeyboardInterrupt):
-            run(replace(recipe, loop=replace(recipe.loop, stop_after=stop_after)), tmp_path)
+            run(replace(recipe, loop=replace(recipe.loop, stop_after=stop_after)), tmp_path / "run")
     assert ends == [2, 3]
     cooled = replace(recipe, optimizer=replace(recipe.optimizer, cooldown=1), loop=replace(recipe.loop, stop_after=2))
     with pytest.raises(KeyboardInterrupt):
         run(cooled, tmp_path / "cooled")
-    with pytest.raises(UserError, match=r"another recipe \(loop differ"):  # the rate fell towards the end at 2
+    # The rate fell towards the end at 2.
+    with pytest.raises(UserError, match=r"another recipe \(loop.stop_after is 2 there, None here"):
         run(replace(cooled, loop=replace(cooled.loop, stop_after=None)), tmp_path / "cooled")
 
 
 def test_a_run_does_not_go_on_with_other_tasks(recipe, tmp_path, monkeypatch):
-    def stop(*_, **__):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(recipes, "train", stop)
+    monkeypatch.setattr(recipes, "train", interrupt)
     (mine,) = recipe.tasks
     tasks = shutil.copytree(mine, tmp_path / "tasks")
     with pytest.raises(KeyboardInterrupt):
         run(replace(recipe, tasks=(str(tasks),)), tmp_path / "run")
     file = min(tasks.glob("*/train.jsonl"))
     file.write_text(file.read_text().replace('"output": "', '"output": "not ', 1))
-    with pytest.raises(UserError, match=r"another recipe \(content of the tasks differ"):
+    with pytest.raises(UserError, match=r"another recipe \(content.tasks is other\)"):
         run(replace(recipe, tasks=(str(tasks),)), tmp_path / "run")
 
 
@@ -221,6 +252,8 @@ def test_tasks_that_results_are_reported_on_do_not_choose_the_weights(recipe, tm
         ({"instruction_share": 1.5}, "instruction_share must be between 0 and 1, got 1.5"),
         ({"lora": LoraConfig(modules=("lm_head",))}, "no projection lm_head"),
         ({"compute": ComputeConfig(accumulate=3)}, "a batch of 2 tasks cannot be cut into 3 equal parts"),
+        ({"best": BestConfig(by="unseen/exact")}, r"best.by is 'unseen/exact': write a validation set \(seen, unseen"),
+        ({"best": BestConfig(by="seen/bleu")}, "best.by is 'seen/bleu': .* and a metric .*cross_entropy, exact"),
     ],
 )
 def test_a_recipe_that_cannot_be_run_leaves_no_folder(recipe, tmp_path, changes, message):
@@ -242,7 +275,7 @@ def test_what_the_base_model_reads_in_each_prompt_mode(recipe, tmp_path, monkeyp
 
     monkeypatch.setattr(recipes, "train", look)
     with pytest.raises(KeyboardInterrupt):
-        run(replace(recipe, instruction_share=share), tmp_path)
+        run(replace(recipe, instruction_share=share), tmp_path / "run")
     tokenizer = load_tokenizer(recipe.base)
     batches, validation = drawn
 

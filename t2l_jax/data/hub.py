@@ -22,12 +22,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import datasets
-from huggingface_hub.errors import HfHubHTTPError
 
 from t2l_jax.data.tasks import MAX_TRAIN_DESCRIPTIONS, Example, Task, read_yaml, text_field, texts_field
 from t2l_jax.errors import UserError
 from t2l_jax.io.files import check_name
-from t2l_jax.io.sources import cache_folder
+from t2l_jax.io.sources import HTTP_ERROR, cache_folder
 
 METADATA = "metadata.yaml"
 MAX_TEST = 100  # the last rows, a tenth of them at most
@@ -38,7 +37,6 @@ SUPER_NI = re.compile(
     r"\s*Input:\s*(?P<problem>.*?)\s*\n\s*Output:\s*$",
     re.DOTALL,
 )
-HTTP_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]  # of httpx or httpx2, whichever the hub's client speaks with
 NETWORK = (ConnectionError, TimeoutError, HTTP_ERROR)
 Loaded = TypeVar("Loaded")
 

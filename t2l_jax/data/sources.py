@@ -31,12 +31,13 @@ def read_tasks(source: str) -> dict[str, list[Task]]:
 
 
 def read_mixture(
-    sources: Sequence[str], weights: Sequence[float] = ()
+    sources: Sequence[str], weights: Sequence[float] = (), wanted: Sequence[str] = (TRAIN,)
 ) -> tuple[dict[str, list[Task]], tuple[float, ...]]:
     """The splits of all sources together, and how often each training task is drawn next to the others.
 
     With `weights`, one for each source, the sources' tasks are drawn in that ratio; without, every task as often as
-    any other. Raises UserError where nothing can be trained on, or two tasks have one name.
+    any other. Raises UserError where the split "train" is wanted and a source has no task there, or two tasks have
+    one name.
     """
     if weights and (len(weights) != len(sources) or min(weights) <= 0):
         raise UserError(f"{len(sources)} sources of tasks need as many weights above 0, got {list(weights)}")
@@ -44,9 +45,9 @@ def read_mixture(
     chances: list[float] = []
     for index, source in enumerate(sources):
         found = read_tasks(source)
-        if not found[TRAIN]:
+        if not found[TRAIN] and TRAIN in wanted:
             raise UserError(f"{source}: holds no task of use `train`: there is nothing to train on")
-        weight = weights[index] / len(found[TRAIN]) if weights else 1.0
+        weight = weights[index] / max(1, len(found[TRAIN])) if weights else 1.0
         chances += [weight] * len(found[TRAIN])
         for name, tasks in found.items():
             splits.setdefault(name, []).extend(tasks)

@@ -26,7 +26,7 @@ from t2l_jax.llm import LLM
 from t2l_jax.model import Model
 from t2l_jax.progress import progress_bar
 
-SETTINGS_WITHOUT_EFFECT = ("batch_tokens",)
+SETTINGS_WITHOUT_EFFECT = ("batch_tokens", "max_prompt_tokens")
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,13 @@ class EvaluationConfig:
     evaluation/sandbox.py says what it protects from."""
     max_new_tokens: int = 256
     """Tokens of an answer at most; a task whose right answers are shorter gets as many as the longest needs."""
+    max_prompt_tokens: int = 8192
+    """Tokens of a prompt at most; a longer one is an error, not a wrong score."""
     batch_tokens: int = 4096
     """Prompt tokens computed at a time. More is faster on a GPU and needs more memory; the scores stay the same."""
 
     def __post_init__(self) -> None:
-        for name in ("max_tasks", "examples", "wordings", "max_new_tokens", "batch_tokens"):
+        for name in ("max_tasks", "examples", "wordings", "max_new_tokens", "max_prompt_tokens", "batch_tokens"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
 
@@ -80,7 +82,7 @@ def evaluate(model: Model, config: EvaluationConfig, folder: Path, given: Baseli
     splits, notes = select(config, every)
     own = baselines.training_oracles(given.oracles, every.get(TRAIN, []))
     methods, more = _methods(config, given, own)
-    notes += more + _partial_notes(methods, splits, given)
+    notes += more + _partial_notes(methods, splits, given) + _mode_notes(model, config, methods)
     settings = _settings(model, config, splits, methods, given)
     store.check(folder, settings)
     llm = model.load_base()
@@ -95,6 +97,7 @@ def evaluate(model: Model, config: EvaluationConfig, folder: Path, given: Baseli
             config.wordings,
             config.choose == "likelihood",
             config.max_new_tokens,
+            config.max_prompt_tokens,
             frozenset(given.oracles),
         )
         rows = list(planner.rows(splits))
@@ -116,10 +119,12 @@ def select(config: EvaluationConfig, every: dict[str, list[Task]]) -> tuple[dict
             raise UserError(f"{config.tasks}: has no split {name!r}: choose among {', '.join(every)}")
     chosen: dict[str, list[Task]] = {}
     notes: list[str] = []
+    named = 0
     for name, tasks in every.items():
         if config.splits and name not in config.splits:
             continue
         fit = [t for t in tasks if not config.only or any(fnmatchcase(t.name, pattern) for pattern in config.only)]
+        named += len(fit)
         if not config.run_code:
             code = [task.name for task in fit if task.metric == CODE_PASS]
             fit = [task for task in fit if task.metric != CODE_PASS]
@@ -136,11 +141,15 @@ def select(config: EvaluationConfig, every: dict[str, list[Task]]) -> tuple[dict
                 raise UserError(
                     f"{task.name}: the metric {CODE_PASS} needs `test` and `entry_point` in every line of test.jsonl"
                 )
+        if bare := sum(not task.test for task in fit):
+            notes.append(f"{name}: {bare} of {len(fit)} tasks have no test examples and are left out")
         some = spread(fit, config.max_tasks)
         if some:
             chosen[name] = some
     if not chosen:
-        raise UserError(f"{config.tasks}: no task that was chosen has test examples: there is nothing to evaluate")
+        patterns = " ".join(config.only)
+        reasons = notes if named else [f"no task is named like {patterns}" if config.only else "there are no tasks"]
+        raise UserError(f"{config.tasks}: there is nothing to evaluate: {'; '.join(reasons)}")
     return chosen, notes
 
 
@@ -180,6 +189,14 @@ def _partial_notes(methods: Sequence[str], splits: dict[str, list[Task]], given:
         if "oracle" in methods and missing:
             notes.append(f"{split}: {missing} of {len(tasks)} tasks have no oracle")
     return notes
+
+
+def _mode_notes(model: Model, config: EvaluationConfig, methods: Sequence[str]) -> list[str]:
+    """Which prompts the hypernetwork was not trained for."""
+    if not any(METHODS[name].source == "hypernet" for name in methods):
+        return []
+    new = [mode for mode in config.modes if model.config.prompt not in (mode, "both")]
+    return [f"the hypernetwork was trained for prompts of mode {model.config.prompt}, not of {mode}" for mode in new]
 
 
 def _settings(

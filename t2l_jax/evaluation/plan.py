@@ -101,10 +101,11 @@ class Planner:
     wordings: int
     likelihood: bool
     max_new_tokens: int
+    max_prompt_tokens: int
     oracles: frozenset[str] = frozenset()
 
     def rows(self, splits: dict[str, list[Task]]) -> Iterator[Row]:
-        """Every question of an evaluation, task by task."""
+        """Every question of an evaluation, task by task. Raises UserError for a prompt that is too long."""
         for split, tasks in splits.items():
             others = misalign([task.name for task in tasks])
             by_name = {task.name: task for task in tasks}
@@ -133,7 +134,13 @@ class Planner:
                     for number, example in enumerate(some):
                         key = ("shots" if method.shots else "plain", wording if described else -1, number)
                         if key not in prompts:
-                            prompts[key] = self._prompt(task, example, text, method.shots)
+                            prompts[key] = prompt = self._prompt(task, example, text, method.shots)
+                            if len(prompt) > self.max_prompt_tokens:
+                                raise UserError(
+                                    f"{task.name}: test example {number + 1} makes a prompt of {len(prompt)} tokens, "
+                                    f"more than {self.max_prompt_tokens}: shorten it, leave the task out, or raise "
+                                    "--max-prompt-tokens"
+                                )
                         query = Query(method.source, adapter, prompts[key], limit, picks[number])
                         yield self._row(split, task, name, mode, wording, number, query)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from t2l_jax.errors import UserError
-from t2l_jax.io.files import atomic_write, explained, read_json, read_jsonl
+from t2l_jax.io.files import atomic_write, explained, read_json, read_jsonl, refuse_strangers
 
 SETTINGS_FILE = "settings.json"
 PREDICTIONS_FILE = "predictions.jsonl"
@@ -25,11 +25,8 @@ def check(folder: Path, settings: dict[str, Any]) -> None:
                 f"{path}: this folder holds an evaluation of another model or with other settings "
                 f"({', '.join(changed)} differ): give another --out"
             )
-    elif folder.exists():
-        with explained(folder, "read"):
-            others = [path for path in folder.iterdir() if not path.name.startswith(".")]
-        if others:
-            raise UserError(f"{folder}: holds files and no evaluation: give another --out, or delete it first")
+    else:
+        refuse_strangers(folder, "evaluation")
 
 
 def claim(folder: Path, settings: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from t2l_jax.errors import UserError
-from t2l_jax.io.files import atomic_write, read_json
+from t2l_jax.io.files import atomic_write, explained, read_json
 
 CHECKSUMS = "checksums.json"
 State = TypeVar("State")
@@ -29,10 +29,16 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(self._folder, options=options)
 
     def save(self, step: int, state: State) -> None:
-        """Save `state` as that of `step`, unless there is one. It is copied before this returns: it may be donated."""
+        """Save `state` as that of `step`, unless there is one. It is copied before this returns: it may be donated.
+
+        Those of later steps are deleted: a run that went on from an earlier step has taken another course since.
+        """
         self.wait()
-        if step not in self._manager.all_steps():
-            self._manager.save(step, args=ocp.args.StandardSave(state))
+        with explained(self._folder):
+            for later in (other for other in self._manager.all_steps() if other > step):
+                self._manager.delete(later)
+            if step not in self._manager.all_steps():
+                self._manager.save(step, args=ocp.args.StandardSave(state))
 
     def restore_latest(self, state: State) -> State:
         """The newest checkpoint that can be read, shaped and placed like `state`; `state` itself where there is none.
@@ -69,7 +75,8 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Return when what was saved is on the disk, with its checksums."""
-        self._manager.wait_until_finished()
+        with explained(self._folder):
+            self._manager.wait_until_finished()
         for step in self._manager.all_steps():
             path = self._folder / str(step)
             if not (path / CHECKSUMS).exists():

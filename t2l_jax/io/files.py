@@ -47,6 +47,9 @@ def locked(folder: Path) -> Iterator[None]:
     except BlockingIOError as error:
         os.close(handle)
         raise UserError(f"{folder}: another process is writing here: wait for it, or choose another folder") from error
+    except OSError as error:  # some network file systems have no locks
+        os.close(handle)
+        raise UserError(f"{folder}: cannot be locked ({error.strerror}): choose a folder on another disk") from error
     try:
         yield
     finally:
@@ -107,6 +110,15 @@ def atomic_folder(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
+
+
+def refuse_strangers(folder: Path, kind: str) -> None:
+    """Raise UserError where a folder that is to hold a new `kind` (run, evaluation) holds files already."""
+    if folder.exists():
+        with explained(folder, "read"):
+            others = [path for path in folder.iterdir() if not path.name.startswith(".")]
+        if others:
+            raise UserError(f"{folder}: holds files and no {kind}: give another --out, or delete it first")
 
 
 def refuse_existing(path: Path) -> None:

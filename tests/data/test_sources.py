@@ -47,6 +47,12 @@ def test_sources_are_put_together_and_drawn_by_weight(tmp_path):
     assert read_mixture((first, second))[1] == (1.0,) * 4
 
 
+def test_test_tasks_alone_are_enough_where_no_training_tasks_are_wanted(tmp_path):
+    unseen = write_tasks(tmp_path / "z", ["b"], "test")
+    splits, weights = read_mixture((unseen,), (), ("unseen tasks",))
+    assert (names(splits["unseen tasks"]), splits["train"], weights) == (["b"], [], ())
+
+
 def test_what_cannot_be_mixed(tmp_path):
     first, second = write_tasks(tmp_path / "x", ["a"]), write_tasks(tmp_path / "y", ["A"])
     unseen = write_tasks(tmp_path / "z", ["b"], "test")

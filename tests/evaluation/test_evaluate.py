@@ -205,6 +205,8 @@ def test_code_is_run_only_when_asked(model, tmp_path, monkeypatch):
     monkeypatch.setattr(sandbox, "passes", lambda text: bool(ran.append(text)) or "check(one)" in text)
     config = EvaluationConfig(examples=1, methods=("base",))
     assert "task6 left out: --run-code" in evaluate.evaluate(model, config, tmp_path / "a")
+    with pytest.raises(UserError, match="nothing to evaluate: unseen: task6 left out: --run-code"):
+        evaluate.evaluate(model, replace(config, only=("task6",)), tmp_path / "c")
     assert ran == []
     evaluate.evaluate(model, replace(config, run_code=True), tmp_path / "b")
     assert [line["score"] for line in lines(tmp_path / "b") if line["task"] == "task6"] == [1.0]
@@ -215,7 +217,7 @@ def test_code_is_run_only_when_asked(model, tmp_path, monkeypatch):
     ("options", "message"),
     [
         ({"splits": ("seen",)}, "no split 'seen': choose among train, unseen"),
-        ({"only": ("x*",)}, "nothing to evaluate"),
+        ({"only": ("x*",)}, "nothing to evaluate: no task is named like x"),
         ({"methods": ("oracle",)}, "oracle has no material: --oracles FOLDER"),
         ({"examples": 0}, "examples must be at least 1, got 0"),
     ],

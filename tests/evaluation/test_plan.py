@@ -7,6 +7,7 @@ import pytest
 from tiny_published import save_base
 
 from t2l_jax.data.tasks import Example, Task
+from t2l_jax.errors import UserError
 from t2l_jax.evaluation.engine import Source
 from t2l_jax.evaluation.plan import METHODS, Planner, answer_limit, few_shot, misalign, random_text
 from t2l_jax.llm import LLM
@@ -27,7 +28,8 @@ def llm(tmp_path_factory):
 
 def rows(llm, methods, modes=("instance", "instruction"), tasks=None, **changes):
     sources = {method.source: Source(method.source, llm.params) for method in METHODS.values()}
-    options = {"examples": 2, "wordings": 3, "likelihood": True, "max_new_tokens": 16} | changes
+    limits = {"max_new_tokens": 16, "max_prompt_tokens": 99}
+    options = {"examples": 2, "wordings": 3, "likelihood": True, **limits, **changes}
     planner = Planner(llm, sources, methods, modes, **options)
     return list(planner.rows({"unseen": tasks or [make_task("a"), make_task("b", ("say two", "say three"))]}))
 
@@ -77,8 +79,13 @@ def test_keys_are_unique_and_follow_the_weights(llm):
     assert max(Counter(row.key for row in found).values()) == 1
     assert [row.key for row in found] == [row.key for row in rows(llm, tuple(METHODS))]
     sources = {method.source: Source("others", llm.params) for method in METHODS.values()}
-    other = Planner(llm, sources, ("base",), ("instance",), 2, 3, True, 16)
+    other = Planner(llm, sources, ("base",), ("instance",), 2, 3, True, 16, 8192)
     assert not {row.key for row in found} & {row.key for row in other.rows({"unseen": [make_task("a")]})}
+
+
+def test_a_prompt_that_is_too_long_is_refused_with_its_task(llm):
+    with pytest.raises(UserError, match=r"a: test example 1 makes a prompt of 5 tokens, more than 4: .*--max-prompt"):
+        rows(llm, ("base",), tasks=[make_task("a")], max_prompt_tokens=4)
 
 
 def test_an_answer_has_room_for_the_longest_right_one(llm):

@@ -34,6 +34,16 @@ def test_the_newest_is_restored_and_old_ones_go(tmp_path):
         assert_equal(checkpoints.restore_latest(state(0)), state(3))
 
 
+def test_saving_an_earlier_step_deletes_later_ones(tmp_path):
+    """They are of a course that the run has left."""
+    with Checkpoints(tmp_path) as checkpoints:
+        for step in (1, 5, 3):
+            checkpoints.save(step, state(step))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "3"]
+    with Checkpoints(tmp_path) as checkpoints:
+        assert_equal(checkpoints.restore_latest(state(0)), state(3))
+
+
 def test_a_state_may_be_donated_as_soon_as_it_is_saved(tmp_path):
     saved = state(1)
     with Checkpoints(tmp_path) as checkpoints:

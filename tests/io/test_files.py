@@ -1,10 +1,20 @@
 import errno
+import fcntl
 from pathlib import Path
 
 import pytest
 
 from t2l_jax.errors import UserError
-from t2l_jax.io.files import atomic_folder, atomic_write, check_name, explained, read_json, read_jsonl, remove_partials
+from t2l_jax.io.files import (
+    atomic_folder,
+    atomic_write,
+    check_name,
+    explained,
+    locked,
+    read_json,
+    read_jsonl,
+    remove_partials,
+)
 
 
 def fail_halfway(folder: Path) -> None:
@@ -39,6 +49,15 @@ def test_a_really_full_disk():
         pytest.skip("no /dev/full here")
     with pytest.raises(UserError, match="no space left"), explained(Path("/dev/full")):
         Path("/dev/full").write_bytes(b"x")
+
+
+def test_a_file_system_without_locks_is_explained(tmp_path, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(UserError, match=r"cannot be locked \(No locks available\): choose"), locked(tmp_path):
+        pass
 
 
 def test_writing_below_a_file_is_explained(tmp_path):

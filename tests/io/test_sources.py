@@ -155,6 +155,13 @@ def test_hub_errors_name_the_source(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(UserError, match=r"hf:nobody/nothing: could not be fetched .* offline, only models"):
         resolve("hf:nobody/nothing")
+
+    def time_out(*_, **__):
+        raise sources.HTTP_ERROR("timed out")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", time_out)
+    with pytest.raises(UserError, match=r"hf:org/name: could not be fetched \(timed out\)"):
+        resolve("hf:org/name")
     with pytest.raises(UserError, match=r"hf:nothing: write hf:org/name"):
         resolve("hf:nothing")
 

@@ -1,5 +1,6 @@
 """What a run writes down, read back by other means: tensorboardX's own protocol buffers, a stand-in for wandb."""
 
+import signal
 import struct
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 from tiny_training import curves, sampler
 
-from t2l_jax.errors import UserError
+from t2l_jax.errors import Stopped, UserError
 from t2l_jax.training.log import RunLog, read_records
 
 METRICS = {"loss": jnp.asarray(1.5), "grad_norm": jnp.asarray(2.0)}
@@ -102,14 +103,38 @@ def test_wandb_gets_the_metrics_and_the_recipe_and_goes_on_with_the_same_run(tmp
         log.validation(1, {"seen/exact": 0.5})
     with pytest.raises(KeyboardInterrupt), RunLog(tmp_path, 1, "words"):
         raise KeyboardInterrupt
-    first, second = wandb_runs
+    with pytest.raises(Stopped), RunLog(tmp_path, 1, "words"):
+        raise Stopped(signal.SIGTERM, "after step 1")
+    first, second, third = wandb_runs
     assert first.lines == [(1, {"seen/exact": 0.5})]
     assert (first.settings["project"], first.settings["config"]) == ("words", {"base": "tiny"})
     assert first.settings["id"] == second.settings["id"]
-    assert (first.settings["resume"], first.ended, second.ended) == ("allow", 0, 1)
+    assert (first.settings["resume"], first.ended, second.ended, third.ended) == ("allow", 0, 1, 0)
 
 
-def test_without_wandb_asking_for_it_says_what_to_do(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "wandb", None)  # as if it were not installed
-    with pytest.raises(UserError, match="--wandb needs the package wandb: pip install wandb"):
+def test_a_refusal_of_wandb_says_what_to_do(tmp_path, wandb_runs, monkeypatch):
+    def refuse(**_):
+        raise ValueError("no API key")
+
+    monkeypatch.setattr(sys.modules["wandb"], "init", refuse)
+    with pytest.raises(UserError, match=r"--wandb: .*\(no API key\): run `wandb login`"):
         RunLog(tmp_path, 0, "words")
+
+
+def test_what_cannot_be_written_is_explained(tmp_path):
+    with RunLog(tmp_path, 0) as log:
+        (tmp_path / "metrics.jsonl").rename(tmp_path / "moved")
+        (tmp_path / "metrics.jsonl").mkdir()
+        with pytest.raises(UserError, match=r"metrics\.jsonl cannot be written: Is a directory"):
+            log.validation(1, {"seen/exact": 0.5})
+        (tmp_path / "metrics.jsonl").rmdir()
+
+
+def test_everything_is_closed_though_the_curves_cannot_be_drawn(tmp_path, wandb_runs, monkeypatch):
+    def fail(*_):
+        raise UserError("no space left")
+
+    monkeypatch.setattr("t2l_jax.training.log.draw_curves", fail)
+    with pytest.raises(UserError, match="no space left"), RunLog(tmp_path, 0, "words"):
+        pass
+    assert wandb_runs[0].ended == 0

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
@@ -19,10 +20,11 @@ from tiny_training import LOOP, SPEC, curves, make_base, run, sampler, validatio
 
 from t2l_jax.errors import Stopped, UserError
 from t2l_jax.hypernet import Variables
+from t2l_jax.io.checkpoint import Checkpoints
 from t2l_jax.io.files import locked
 from t2l_jax.objectives import Batch, SftConfig
 from t2l_jax.producers import LoraTable
-from t2l_jax.training import BestConfig, LoopConfig
+from t2l_jax.training import BestConfig, LoopConfig, TrainState, make_optimizer
 
 STEPS = ("loss", "cross_entropy", "exact", "weight_penalty", "producer_loss", "grad_norm", "learning_rate", "padding")
 PLAIN = SftConfig(label_smoothing=0.0, weight_l2=0.0, neftune=0.0, lora_dropout=0.0)
@@ -231,11 +233,17 @@ def test_patience_and_best_survive_a_stop(given_up, tmp_path):
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
 
 
-def test_without_validation_the_last_parameters_are_the_result(undisturbed, tmp_path):
-    assert_equal(run(tmp_path, validation=None), run(tmp_path, validation=None))
+@pytest.mark.parametrize("patience", [None, 1])
+def test_without_validation_the_last_parameters_are_the_result(tmp_path, patience):
+    found = run(tmp_path, validation=None, best=BestConfig(patience=patience))
     assert not any((tmp_path / "best").iterdir())
-    best = BestConfig(patience=1)
-    assert_equal(run(tmp_path / "patient", validation=None, best=best), run(tmp_path, validation=None))
+    fresh = tiny_training.PRODUCER.init(jax.random.key(0))["params"]
+    optimizer = make_optimizer(tiny_training.FAST, tiny_training.LOOP.steps)
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        state = checkpoints.restore_latest(TrainState(jnp.zeros((), jnp.int32), fresh, optimizer.init(fresh)))
+    assert int(state.step) == 8
+    assert_equal(found["params"], state.params)
+    assert any(np.any(a != b) for a, b in zip(*map(jax.tree.leaves, (found["params"], fresh)), strict=True))
 
 
 @pytest.mark.parametrize("by", ["exact", "unseen/exact", "seen/bleu"])
