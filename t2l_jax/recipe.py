@@ -66,7 +66,7 @@ class ComputeConfig:
 
     precision: Literal["auto", "float32", "products", "bfloat16"] = "auto"
     """Of the base LLM. float32; products: parameters and activations in float32, matrix products round their operands
-    to bfloat16 and sum in float32 (faster on CPUs with units for it); bfloat16: parameters and activations too (half
+    to bfloat16 and sum in float32 (twice as fast on CPUs with AMX); bfloat16: parameters and activations too (half
     the memory); auto: bfloat16 on accelerators, float32 on CPUs. What is trained is float32 always."""
     remat: bool = True
     """Keep only what projections return for the backward pass, and compute the rest again: less memory."""
