@@ -158,12 +158,19 @@ class Chat:
     model: ModelSource = None
     """Hypernetwork, which names the base model. Default: the one in the package."""
     max_new_tokens: int = 256
+    """Tokens of an answer at most."""
     temperature: float = 0.0
+    """0 always takes the likeliest token; 1 draws from the model's own distribution."""
     top_p: float = 1.0
+    """Draw among the likeliest tokens that have so much probability together."""
+    seed: int = 0
+    """Of what is drawn."""
     trust_remote_code: bool = False
     """Let the text encoder's own Python code run (gte-large needs it)."""
 
     def run(self) -> None:
+        import jax
+
         from t2l_jax import load, load_peft
         from t2l_jax.generation import Sampling
         from t2l_jax.io.base import load_config
@@ -177,8 +184,10 @@ class Chat:
             adapter = load_peft(self.adapter, load_config(model.config.base))
         llm = model.load_base()
         prompt = "> " if sys.stdin.isatty() else ""
+        key = jax.random.key(self.seed)
         while message := _ask(prompt):
-            for piece in llm.stream(message, adapter=adapter, sampling=sampling):
+            key, turn = jax.random.split(key)
+            for piece in llm.stream(message, adapter=adapter, sampling=sampling, key=turn):
                 print(piece, end="", flush=True)
             print()
 

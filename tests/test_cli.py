@@ -350,6 +350,18 @@ def test_chat_answers_until_an_empty_line(capsys, place, monkeypatch):
     assert answers[1] == answers[2]  # an adapter whose B is zero
 
 
+def test_chat_draws_anew_every_turn_and_the_same_for_a_seed(capsys, place, monkeypatch):
+    answers = []
+    for seed in ("1", "1", "2"):
+        monkeypatch.setattr(sys, "stdin", io.StringIO("red blue\nred blue\n\n"))
+        status, out, _ = run(capsys, "chat", *MODEL, "--temperature", "5", "--max-new-tokens", "6", "--seed", seed)
+        assert status == 0
+        answers.append(out)
+    assert answers[0] == answers[1] != answers[2]
+    first, second = answers[0].splitlines()
+    assert first != second
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -46,16 +46,16 @@ def is_registry(folder: Path) -> bool:
     return any(folder.glob(f"*/{METADATA}"))
 
 
-def load_registry(folder: Path, offline: bool = False) -> list[Task]:
-    """All tasks of a registry, in order of their names. Offline, only what was downloaded before is read.
+def load_registry(folder: Path) -> list[Task]:
+    """All tasks of a registry, in order of their names. With HF_HUB_OFFLINE=1 only what was downloaded before is read.
 
-    HF_HUB_OFFLINE=1 in the environment means offline too. Downloads are kept in the cache folder, and are tried again
+    Downloads are kept in the cache folder, and are tried again
     after a while where the network fails. Raises UserError naming the file and field, or the data set.
     """
-    return [load_hub_task(path, offline) for path in sorted(folder.glob(f"*/{METADATA}"))]
+    return [load_hub_task(path) for path in sorted(folder.glob(f"*/{METADATA}"))]
 
 
-def load_hub_task(path: Path, offline: bool = False) -> Task:
+def load_hub_task(path: Path) -> Task:
     """The task that a metadata.yaml describes; its name is that of the folder. Errors as in `load_registry`."""
     where, fields = str(path), read_yaml(path)
     name = check_name(path.parent.name)
@@ -67,7 +67,7 @@ def load_hub_task(path: Path, offline: bool = False) -> Task:
     around = (fields.get("assistant_prefill") or "", fields.get("assistant_postfill") or "")
     check_template(template, where)
     options = _options(fields.get("ds_kwargs"), path)
-    rows = load_rows(options, where, offline)
+    rows = load_rows(options, where)
     examples = list(_examples(rows, template, response, around, where))
     if not examples:
         raise UserError(f"{where}: no row of {options['path']} makes an example: look at user_prompt_template")
@@ -84,9 +84,9 @@ def load_hub_task(path: Path, offline: bool = False) -> Task:
     )
 
 
-def load_rows(options: dict[str, Any], where: str, offline: bool = False) -> datasets.Dataset:
+def load_rows(options: dict[str, Any], where: str) -> datasets.Dataset:
     """The rows of a data set; `where` is the file that asks for it, for messages."""
-    offline = offline or datasets.config.HF_HUB_OFFLINE
+    offline = datasets.config.HF_HUB_OFFLINE
     config = datasets.DownloadConfig(local_files_only=offline)
 
     def load() -> Any:
@@ -163,7 +163,7 @@ def _examples(
             continue
         except TypeError as error:
             raise UserError(f"{where}: a column cannot be indexed as the template does ({error})") from error
-        answers = tuple(_text(item) for item in (answer if isinstance(answer, list) else [answer]))
+        answers = tuple(_text(item, response, where) for item in (answer if isinstance(answer, list) else [answer]))
         if not text or not answers or not all(item.strip() for item in answers):
             short += 1
             continue
@@ -183,5 +183,7 @@ def _derived(row: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _text(value: Any) -> str:
+def _text(value: Any, column: str, where: str) -> str:
+    if isinstance(value, (dict, list)):
+        raise UserError(f"{where}: response_field: the column {column} holds {type(value).__name__}s, not text")
     return str(value).lower() if isinstance(value, bool) else "" if value is None else str(value)

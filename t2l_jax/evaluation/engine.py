@@ -103,11 +103,10 @@ def _batches(
     for row in rows:
         by_shape.setdefault(row.shape(), []).append(row)
     for shape, alike in by_shape.items():
-        room = max(1, batch_tokens // shape[2])
+        room = 1 << (max(1, batch_tokens // shape[2]).bit_length() - 1)  # `_run` pads to powers of two
         if sources[shape[0]].fetch is None:
-            size = 1 << (room.bit_length() - 1)
-            for start in range(0, len(alike), size):
-                yield shape, [alike[start : start + size]]
+            for start in range(0, len(alike), room):
+                yield shape, [alike[start : start + room]]
             continue
         by_adapter: dict[str, list[_Row]] = {}
         for row in alike:
@@ -115,7 +114,7 @@ def _batches(
         most = max(len(own) for own in by_adapter.values())
         width = min(ROWS, room, 1 << (most - 1).bit_length())
         chunks = [own[i : i + width] for own in by_adapter.values() for i in range(0, len(own), width)]
-        size = 1 << (max(1, room // width).bit_length() - 1)
+        size = room // width
         for start in range(0, len(chunks), size):
             yield shape, chunks[start : start + size]
 

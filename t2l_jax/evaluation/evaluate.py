@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import tyro
 
+from t2l_jax.data.prompts import end_of_turn
 from t2l_jax.data.sources import TRAIN, read_tasks
 from t2l_jax.data.tasks import Task, spread
 from t2l_jax.errors import UserError
@@ -56,7 +57,8 @@ class EvaluationConfig:
     """Run the programs that the model writes for code tasks; left out otherwise. It is no jail:
     evaluation/sandbox.py says what it protects from."""
     max_new_tokens: int = 256
-    """Tokens of an answer at most; a task whose right answers are shorter gets as many as the longest needs."""
+    """Tokens of an answer at most; a task whose right answers are shorter gets as many as the longest needs, but for
+    programs."""
     max_prompt_tokens: int = 8192
     """Tokens of a prompt at most; a longer one is an error, not a wrong score."""
     batch_tokens: int = 4096
@@ -93,12 +95,12 @@ def evaluate(model: Model, config: EvaluationConfig, folder: Path, given: Baseli
             sources,
             methods,
             config.modes,
-            config.examples,
-            config.wordings,
-            config.choose == "likelihood",
-            config.max_new_tokens,
-            config.max_prompt_tokens,
-            frozenset(given.oracles),
+            examples=config.examples,
+            wordings=config.wordings,
+            likelihood=config.choose == "likelihood",
+            max_new_tokens=config.max_new_tokens,
+            max_prompt_tokens=config.max_prompt_tokens,
+            oracles=frozenset(given.oracles),
         )
         rows = list(planner.rows(splits))
         with locked(folder):  # only now, since what cannot be evaluated must leave nothing behind
@@ -261,7 +263,7 @@ def answer_rows(
     found = {row.key: float(known[row.key]["score"]) for row in rows if row.key in known}
     todo = [row for row in rows if row.key not in found]
     queries = [row.query for row in todo]
-    end = int(llm.tokenizer.eos_token_id)
+    end = end_of_turn(llm.tokenizer)
     with progress_bar() as progress, ThreadPoolExecutor(2) as pool:
         bar = progress.add_task("answering", total=len(rows), completed=len(found), rate="")
         for batch in answer_all(llm, sources, queries, batch_tokens, end):

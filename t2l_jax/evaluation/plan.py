@@ -16,7 +16,7 @@ from t2l_jax.data.tasks import Example, Task
 from t2l_jax.errors import UserError
 from t2l_jax.evaluation.choices import choices
 from t2l_jax.evaluation.engine import Query, Source
-from t2l_jax.evaluation.metrics import NUMERIC_MATCH
+from t2l_jax.evaluation.metrics import CODE_PASS, NUMERIC_MATCH
 from t2l_jax.llm import LLM
 
 Mode = Literal["instance", "instruction"]
@@ -117,7 +117,8 @@ class Planner:
         options = [choices(task, example) for example in some] if self.likelihood else [()]
         chosen = all(options)  # one measure for a task: all its examples have choices, or none is asked to choose
         picks = [tuple(tuple(self._tokens(text)) for text in own) if chosen else () for own in options] * len(some)
-        least = ROOM_TO_CALCULATE if task.metric == NUMERIC_MATCH else 1
+        # A right number may stand behind a calculation, a right program repeat its head.
+        least = {NUMERIC_MATCH: ROOM_TO_CALCULATE, CODE_PASS: self.max_new_tokens}.get(task.metric, 1)
         limit = answer_limit(self.llm, some, least, self.max_new_tokens)
         prompts: dict[tuple[str, int, int], np.ndarray] = {}  # shared by the methods that ask the same
         wordings = min(self.wordings, len(task.unseen_descriptions or task.descriptions))

@@ -43,13 +43,17 @@ note.close()
 def program(prompt: str, answer: str, test: str, entry_point: str) -> str:
     """The Python text to run: the function, the test, and the call of `check`.
 
-    An answer is the rest of the prompt's function, or text with the whole function, in a fenced block or not.
+    An answer is the rest of the prompt's function, or text with the whole function, in a fenced block or not. What
+    stands before the function in the prompt (imports, other functions) is there either way.
     """
     fenced = _FENCE.search(answer)
     code = fenced[1] if fenced else answer
-    whole = re.search(rf"^def {re.escape(entry_point)}\b", code, re.MULTILINE)
-    imports = "\n".join(line for line in prompt.splitlines() if line.startswith(("import ", "from ")))
-    function = f"{imports}\n{code}" if whole else prompt + code
+    head = re.compile(rf"^def {re.escape(entry_point)}\b", re.MULTILINE)
+    if head.search(code):
+        begun = head.search(prompt)
+        function = prompt[: begun.start() if begun else 0] + code
+    else:
+        function = prompt + code
     return f"{function}\n\n{test}\n\ncheck({entry_point})\n"
 
 

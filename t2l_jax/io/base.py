@@ -196,8 +196,12 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     folder = sources.cache_folder() / "tokenizers" / hashlib.sha256(identity.encode()).hexdigest()[:16]
     if not folder.is_dir():
         tokenizer = _read_tokenizer(file.parent, gguf_file=file.name)
-        with atomic_folder(folder, replace=True) as partial:
-            tokenizer.save_pretrained(partial)
+        try:
+            with atomic_folder(folder) as partial:
+                tokenizer.save_pretrained(partial)
+        except UserError:  # losing a race against another process is as good as winning it
+            if not folder.is_dir():
+                raise
     return _read_tokenizer(folder)
 
 

@@ -89,7 +89,8 @@ def atomic_write(path: str | Path, data: bytes | str) -> None:
 def atomic_folder(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
     """Yield a temporary folder to fill; it becomes `path` when the block ends well, and is deleted when it does not.
 
-    A folder that exists and is not empty is a UserError, unless `replace` says to delete it (just before the rename).
+    A folder that exists and is not empty is a UserError, unless `replace` says to delete it: it is moved aside just
+    before the rename, and lies under its temporary name if the process is killed between the two.
     """
     path = Path(path)
     if not replace:
@@ -103,7 +104,11 @@ def atomic_folder(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
             if replace and path.exists():
                 old = partial_path(path.parent)
                 path.rename(old)
-                partial.rename(path)
+                try:
+                    partial.rename(path)
+                except BaseException:
+                    old.rename(path)
+                    raise
                 shutil.rmtree(old)
             else:
                 partial.rename(path)

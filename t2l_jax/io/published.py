@@ -20,6 +20,7 @@ from t2l_jax.errors import UserError
 from t2l_jax.hypernet import HypernetConfig, TaskEncoderConfig, Variables
 from t2l_jax.io.encoder_adapter import copy_adapter, is_adapter
 from t2l_jax.io.files import atomic_folder, explained, read_json
+from t2l_jax.io.peft import WEIGHTS_FILE
 from t2l_jax.lora import Adapter, LoraSpec
 
 ENCODER_FOLDER = "encoder"  # of a published folder: the text encoder's adapter
@@ -98,10 +99,9 @@ def load_model(folder: Path) -> tuple[ModelConfig, Variables]:
         raise UserError(
             f"{path}: not the config of a t2l_jax model ({error!r}); give a folder that t2l train wrote"
         ) from error
-    if config.encoder_adapter and not is_adapter(folder / ENCODER_FOLDER):
-        raise UserError(
-            f"{folder / ENCODER_FOLDER}: the text encoder's adapter is missing: fetch the whole folder again"
-        )
+    own = folder / ENCODER_FOLDER
+    if config.encoder_adapter and not (is_adapter(own) and (own / WEIGHTS_FILE).is_file()):
+        raise UserError(f"{own}: the text encoder's adapter is missing: fetch the whole folder again")
     path = folder / "model.safetensors"
     with explained(path, "read"):
         content = path.read_bytes()

@@ -104,6 +104,9 @@ def test_answers_of_other_types_and_what_stands_around_them(tmp_path):
     assert (example.input, example.output) == ("Is it?\nassert f()\nassert g()", "true")
     path = write(tmp_path / "int", rows, response_field="label", assistant_prefill="<", assistant_postfill=">")
     assert load_hub_task(path).train[0].output == "<3>"
+    rows = [{"question": "Who?", "answer": {"text": ["x"], "start": [1]}}]
+    with pytest.raises(UserError, match="response_field: the column answer holds dicts, not text"):
+        load_hub_task(write(tmp_path / "dict", rows))
 
 
 @pytest.mark.parametrize(
@@ -131,10 +134,11 @@ def test_a_bad_field_is_named(tmp_path, fields, message):
         load_hub_task(path)
 
 
-def test_offline_says_that_it_is_not_in_the_cache(tmp_path):
+def test_offline_says_that_it_is_not_in_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     path = write(tmp_path / "far", rows_of("x"), ds_kwargs={"path": "org/nothing-of-that-name", "split": "train"})
     with pytest.raises(UserError, match=r"org/nothing-of-that-name cannot be loaded .*not in the cache: run once with"):
-        load_hub_task(path, offline=True)
+        load_hub_task(path)
 
 
 def test_a_network_that_stays_away_is_named(tmp_path, monkeypatch):

@@ -3,7 +3,7 @@ import copy
 import pytest
 
 from t2l_jax.data import words
-from t2l_jax.data.prompts import encode, render
+from t2l_jax.data.prompts import encode, end_of_turn, render
 from t2l_jax.data.tasks import Example
 from t2l_jax.errors import UserError
 from t2l_jax.io.base import load_tokenizer
@@ -22,7 +22,7 @@ def tokenizer(smollm2):
 
 
 def with_template(tokenizer, template):
-    other = copy.copy(tokenizer)
+    other = copy.deepcopy(tokenizer)
     other.chat_template = template
     return other
 
@@ -37,25 +37,14 @@ def test_instruction_stands_before_the_instance_after_a_blank_line(tokenizer):
     assert f"<|im_start|>user\nGive the animal.\n\n{LIST}<|im_end|>" in text
 
 
-@pytest.mark.parametrize(
-    ("system", "words_of_it", "length"),
-    [("", "", 24), (None, "You are a helpful AI assistant", 40), ("Hi.", "Hi.", 26)],
-)
-def test_system_turn(tokenizer, system, words_of_it, length):
-    tokens = render(tokenizer, LIST, system=system)
-    assert tokenizer.decode(tokens).startswith(f"<|im_start|>system\n{words_of_it}")
-    assert len(tokens) == length
-
-
-@pytest.mark.parametrize("system", ["", None, "Be brief."])
 @pytest.mark.parametrize("instruction", [None, "Give the animal."])
-def test_tokens_are_those_of_transformers(tokenizer, system, instruction):
+def test_tokens_are_those_of_transformers(tokenizer, instruction):
     content = LIST if instruction is None else f"{instruction}\n\n{LIST}"
-    turns = [{"role": "user", "content": content}]
-    if system is not None:
-        turns.insert(0, {"role": "system", "content": system})
+    turns = [{"role": "system", "content": ""}, {"role": "user", "content": content}]
     expected = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=False)
-    assert render(tokenizer, LIST, instruction, system) == expected
+    assert render(tokenizer, LIST, instruction) == expected
+    alone = tokenizer.apply_chat_template(turns[1:], add_generation_prompt=True, tokenize=True, return_dict=False)
+    assert (len(alone), len(expected)) == ((40, 24) if instruction is None else (46, 30))
 
 
 def test_prompt_and_answer_are_the_whole_conversation(tokenizer):
@@ -90,9 +79,23 @@ def test_words_family_is_short(tokenizer):
 def test_template_that_refuses_a_system_turn_gets_none(tokenizer):
     refusing = with_template(tokenizer, REFUSES_SYSTEM)
     assert refusing.decode(render(refusing, LIST)) == f"<user>{LIST}<model>"
-    assert render(refusing, LIST, system=None) == render(refusing, LIST)
-    with pytest.raises(UserError, match=r"System role not supported.*another system text"):
-        render(refusing, LIST, system="Be brief.")
+
+
+def test_a_template_that_refuses_every_turn_is_named(tokenizer):
+    with pytest.raises(UserError, match=r"the chat template of .* refuses the prompt: no"):
+        render(with_template(tokenizer, "{{ raise_exception('no') }}"), LIST)
+
+
+def test_an_answer_ends_as_the_template_ends_a_turn(tokenizer):
+    """Gemma's ends turns with a token that is not EOS; a template may end them with no token at all."""
+    closing = REFUSES_SYSTEM.replace("message['content']", "message['content'] + '<|im_start|>\\n'")
+    (found,) = encode(with_template(tokenizer, closing), [Example(LIST, "x", ("x",))])
+    assert found.answer[-1] == tokenizer.convert_tokens_to_ids("<|im_start|>") != tokenizer.eos_token_id
+    assert end_of_turn(with_template(tokenizer, REFUSES_SYSTEM)) == tokenizer.eos_token_id
+    without = with_template(tokenizer, REFUSES_SYSTEM)
+    without.eos_token = None
+    with pytest.raises(UserError, match="has no token that ends an answer: it needs an eos_token"):
+        end_of_turn(without)
 
 
 def test_no_chat_template(tokenizer):

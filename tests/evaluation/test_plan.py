@@ -9,6 +9,7 @@ from tiny_published import save_base
 from t2l_jax.data.tasks import Example, Task
 from t2l_jax.errors import UserError
 from t2l_jax.evaluation.engine import Source
+from t2l_jax.evaluation.metrics import CODE_PASS
 from t2l_jax.evaluation.plan import METHODS, Planner, answer_limit, few_shot, misalign, random_text
 from t2l_jax.llm import LLM
 
@@ -93,6 +94,12 @@ def test_an_answer_has_room_for_the_longest_right_one(llm):
     assert answer_limit(llm, make_task("a").test, 64, 256) == 64
     assert answer_limit(llm, [Example("x", "one " * 8, ("one",))], 1, 256) == 16
     assert answer_limit(llm, [Example("x", "one", ("one " * 20,))], 1, 20) == 20
+
+
+def test_a_program_may_be_as_long_as_any_answer(llm):
+    code = Task("c", ("d",), (), (Example("def f():", "one", ("one",)),), metric=CODE_PASS)
+    (row,) = rows(llm, ("base",), tasks=[code])
+    assert row.query.limit == 16
 
 
 def test_one_task_alone_has_no_misaligned_adapter(llm):

@@ -1,5 +1,7 @@
 """Programs that pass, fail, loop, eat memory, end early and reach for the network."""
 
+import socket
+
 import pytest
 
 from t2l_jax.evaluation.sandbox import passes, program
@@ -26,6 +28,24 @@ def test_an_answer_passes_where_its_function_does(answer, right):
     assert passes(program(PROMPT, answer, TEST, "add")) == right
 
 
+def test_a_whole_function_finds_what_stands_before_it_in_the_prompt():
+    helped = "import math\n\ndef half(x):\n    return x / 2\n\ndef add(a, b):\n    ...\n"
+    answer = "def add(a, b):\n    return math.floor(2 * half(a + b))"
+    assert passes(program(helped, answer, TEST, "add"))
+
+
+def test_a_program_reaches_no_server_of_this_machine():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        place = server.getsockname()
+        with socket.create_connection(place), server.accept()[0]:
+            pass  # it is there
+        body = f"import urllib.request as u; u.urlopen('http://{place[0]}:{place[1]}', timeout=1)"
+        assert not passes(body)
+        server.settimeout(0)
+        with pytest.raises(BlockingIOError):
+            server.accept()
+
+
 @pytest.mark.parametrize(
     "body",
     [
@@ -44,7 +64,6 @@ def test_a_program_that_does_not_end_is_ended(body):
         "x = bytearray(3 << 30)",
         "open('large', 'wb').write(bytes(20 << 20))",
         "import socket; socket.socket()",
-        "import urllib.request; urllib.request.urlopen('http://127.0.0.1:9')",
     ],
 )
 def test_what_is_not_allowed_fails(body):

@@ -84,6 +84,19 @@ def test_atomic_folder_leaves_nothing_after_a_failure(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_atomic_folder_keeps_the_old_one_where_the_new_one_cannot_take_its_place(tmp_path, monkeypatch):
+    atomic_write(tmp_path / "out" / "old", "1")
+    rename = Path.rename
+
+    def fail_for_the_new(path: Path, target: Path) -> Path:
+        return full_disk() if target == tmp_path / "out" and (path / "new").exists() else rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fail_for_the_new)
+    with pytest.raises(UserError, match="no space left"), atomic_folder(tmp_path / "out", replace=True) as folder:
+        (folder / "new").write_text("2")
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["out", "out/old"]
+
+
 def test_atomic_folder_refuses_what_exists_unless_told(tmp_path):
     target = tmp_path / "out"
     target.mkdir()

@@ -13,6 +13,7 @@ from tiny_published import NET, SPEC, save_published, snapshot, tiny_config
 from t2l_jax import hypernet
 from t2l_jax.errors import UserError
 from t2l_jax.io import published
+from t2l_jax.io.files import atomic_write
 from t2l_jax.io.published import ModelConfig, load_model, save_model
 from t2l_jax.lora import Adapter
 
@@ -55,6 +56,15 @@ def test_halves_take_half_the_space_and_come_back_as_float32(tmp_path):
     loaded = load_model(tmp_path / "half")[1]
     assert {leaf.dtype for leaf in jax.tree.leaves(loaded)} == {np.dtype(np.float32)}
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), loaded, variables)
+
+
+def test_an_encoders_adapter_without_its_weights_is_missing(tmp_path):
+    save_published(tmp_path / "m", tiny_config())
+    path = tmp_path / "m" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "encoder_adapter": True}))
+    atomic_write(tmp_path / "m" / "encoder" / "adapter_config.json", "{}")
+    with pytest.raises(UserError, match=r"encoder: the text encoder's adapter is missing: fetch the whole folder"):
+        load_model(tmp_path / "m")
 
 
 @pytest.mark.parametrize("value", [np.nan, 7e4])  # the largest half is 65,504

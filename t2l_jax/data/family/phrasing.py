@@ -13,7 +13,8 @@ A description is an opening, a core and a closing; opening and closing are often
     {give} {find}       verbs
     {it} {is}           "it" or "them", "is" or "are"
 
-Nothing on the held-out side (templates, verbs, openings, closings, wordings of primitives) is used in training.
+Nothing on the held-out side (templates and their verbs, openings, closings, wordings of primitives) is used as such in
+training; a training step may hold a verb of a held-out template ("calculate").
 """
 
 from random import Random
