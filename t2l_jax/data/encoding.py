@@ -15,7 +15,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from t2l_jax.data.batches import TokenTable
-from t2l_jax.data.prompts import encode
+from t2l_jax.data.prompts import encode, end_of_turn
 from t2l_jax.data.tasks import Example
 from t2l_jax.io.files import atomic_write
 from t2l_jax.progress import progress_bar
@@ -45,7 +45,7 @@ def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """A hash of what decides the tokens of a text: vocabulary, rules, chat template, and the token that ends a turn."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     rules = json.dumps(tokenizer.get_vocab(), sort_keys=True) if backend is None else backend.to_str()
-    parts = (FORMAT, type(tokenizer).__name__, rules, tokenizer.chat_template, tokenizer.eos_token_id)
+    parts = (FORMAT, type(tokenizer).__name__, rules, tokenizer.chat_template, end_of_turn(tokenizer))
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 

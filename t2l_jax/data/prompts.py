@@ -49,7 +49,9 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
     """
     turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
     after = _apply_template(tokenizer, turns, answered=True).rpartition("answer")[2]
-    special = [token for token in _tokens(tokenizer, [after])[0] if token in tokenizer.all_special_ids]
+    specials = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
+    specials.update(tokenizer.all_special_ids)
+    special = [token for token in _tokens(tokenizer, [after])[0] if token in specials]
     ends = [*special, tokenizer.eos_token_id]
     if ends[0] is None:
         raise UserError(f"the tokenizer of {_name(tokenizer)} has no token that ends an answer: it needs an eos_token")

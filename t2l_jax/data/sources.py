@@ -41,6 +41,8 @@ def read_mixture(
     """
     if weights and (len(weights) != len(sources) or min(weights) <= 0):
         raise UserError(f"{len(sources)} sources of tasks need as many weights above 0, got {list(weights)}")
+    if weights and TRAIN not in wanted:
+        raise UserError(f"task_weights are for tasks of {TRAIN} only: leave them out, or choice.splits")
     splits: dict[str, list[Task]] = {TRAIN: []}
     chances: list[float] = []
     for index, source in enumerate(sources):

@@ -6,6 +6,7 @@ replaced, which a program that means harm can undo. It is no jail: the program c
 model is not trusted, run the evaluation in a container.
 """
 
+import ast
 import os
 import re
 import secrets
@@ -43,18 +44,24 @@ note.close()
 def program(prompt: str, answer: str, test: str, entry_point: str) -> str:
     """The Python text to run: the function, the test, and the call of `check`.
 
-    An answer is the rest of the prompt's function, or text with the whole function, in a fenced block or not. What
-    stands before the function in the prompt (imports, other functions) is there either way.
+    An answer is the rest of the prompt's function, or text with the whole function, in a fenced block or not. Then what
+    stands before the function in the prompt (imports, other functions) is there too; of prose, its lines of imports.
     """
     fenced = _FENCE.search(answer)
     code = fenced[1] if fenced else answer
     head = re.compile(rf"^def {re.escape(entry_point)}\b", re.MULTILINE)
-    if head.search(code):
-        begun = head.search(prompt)
-        function = prompt[: begun.start() if begun else 0] + code
-    else:
-        function = prompt + code
+    before = _before(head.split(prompt, maxsplit=1)[0])
+    function = f"{before}\n{code}" if head.search(code) else prompt + code
     return f"{function}\n\n{test}\n\ncheck({entry_point})\n"
+
+
+def _before(text: str) -> str:
+    """The program that stands before a function; of a text that is none, its lines of imports."""
+    try:
+        ast.parse(text)
+    except (SyntaxError, ValueError):
+        return "\n".join(line for line in text.splitlines() if line.startswith(("import ", "from ")))
+    return text
 
 
 def passes(text: str, seconds: int = SECONDS, memory: int = MEMORY) -> bool:

@@ -107,7 +107,8 @@ def atomic_folder(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
                 try:
                     partial.rename(path)
                 except BaseException:
-                    old.rename(path)
+                    with suppress(OSError):
+                        old.rename(path)
                     raise
                 shutil.rmtree(old)
             else:

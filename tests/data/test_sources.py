@@ -51,6 +51,8 @@ def test_test_tasks_alone_are_enough_where_no_training_tasks_are_wanted(tmp_path
     unseen = write_tasks(tmp_path / "z", ["b"], "test")
     splits, weights = read_mixture((unseen,), (), ("unseen tasks",))
     assert (names(splits["unseen tasks"]), splits["train"], weights) == (["b"], [], ())
+    with pytest.raises(UserError, match="task_weights are for tasks of train only"):
+        read_mixture((unseen,), (2.0,), ("unseen tasks",))
 
 
 def test_what_cannot_be_mixed(tmp_path):

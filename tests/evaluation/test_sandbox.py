@@ -32,6 +32,8 @@ def test_a_whole_function_finds_what_stands_before_it_in_the_prompt():
     helped = "import math\n\ndef half(x):\n    return x / 2\n\ndef add(a, b):\n    ...\n"
     answer = "def add(a, b):\n    return math.floor(2 * half(a + b))"
     assert passes(program(helped, answer, TEST, "add"))
+    asked = "Complete this function:\n\nimport math\n\ndef add(a, b):\n    ...\n"
+    assert passes(program(asked, "def add(a, b):\n    return math.floor(a + b)", TEST, "add"))
 
 
 def test_a_program_reaches_no_server_of_this_machine():

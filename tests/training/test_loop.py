@@ -25,6 +25,7 @@ from t2l_jax.io.files import locked
 from t2l_jax.objectives import Batch, SftConfig
 from t2l_jax.producers import LoraTable
 from t2l_jax.training import BestConfig, LoopConfig, TrainState, make_optimizer
+from t2l_jax.training.best import METRICS
 
 STEPS = ("loss", "cross_entropy", "exact", "weight_penalty", "producer_loss", "grad_norm", "learning_rate", "padding")
 PLAIN = SftConfig(label_smoothing=0.0, weight_l2=0.0, neftune=0.0, lora_dropout=0.0)
@@ -58,6 +59,7 @@ def test_metrics_hold_every_step_and_every_validation_in_order(undisturbed):
     assert [r["step"] for r in records if "seen/loss" in r] == [5, 8]
     assert [r["step"] for r in records] == [1, 2, 3, 4, 5, 5, 6, 7, 8, 8]
     assert {*STEPS, "step"} == records[0].keys()
+    assert {"step", *(f"seen/{metric}" for metric in METRICS)} == records[5].keys()
     first = sampler().draw(0)
     assert records[0]["padding"] == pytest.approx(np.mean(first.segments == 0))
     assert records[0]["learning_rate"] == pytest.approx(tiny_training.FAST.learning_rate)
