@@ -22,8 +22,8 @@ runs every description learns the mean z of its task's descriptions (`towards`).
 the encoder before goes on working, since the means stay where they were. The second run brought training wordings from
 0.63 to 0.51 and unseen ones only to 0.77: there phrases were misread, not templates (squared distance to the mean: 0.04
 with unseen templates, 0.11 with unseen phrases). 1,676 more phrases, by writers who had not read the unseen ones,
-brought that to 0.06. encoder6 read 4,464 more, of formats, joins and orders too; some 150 of them are gone since (near to
-an unseen one, or also another primitive's). 3,872 that were written later wait for the next run.
+brought that to 0.06. encoder6 read 4,464 more, of formats, joins and orders too; some 150 of them are gone since (near
+to an unseen one, or also another primitive's). 3,872 that were written later wait for the next run.
 
 Not quite the commands above: the first run had MiniLM's own dropout, and those after encoder3 learned means that were
 taken before there were new phrases, which encoder4 had of six files in nine.
