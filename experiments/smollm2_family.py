@@ -1,19 +1,19 @@
 """A hypernetwork for SmolLM2 from the 3,169 training tasks of the grown family and, beside them, 114 real ones.
 
-Run:    python experiments/wording_encoder.py ...     (its docstring: runs/encoder3, then runs/encoder5)
-        t2l train experiments/smollm2_family.py --out runs/family7 --start runs/family6/model --encoder runs/encoder3
-            --tasks family FOLDER --task-weights 6 1 --instruction-share 0.15 --choice.wordings 16 --steps 1050 --seed 7
-            --optimizer.learning-rate 3e-4 --optimizer.warmup 0.03 --validate-every 1050
-Time:   48 minutes for the encoder's adapter, 76 for the last stage, on 2 cores, after 148 of earlier stages
-Result: instance only, unseen wordings, exact match on 20 tasks each: training tasks 70.8% [54.6, 86.3],
-        unseen combinations 48.8% [32.9, 65.8], unseen primitives 5.0% [0.4, 10.0]; misaligned adapters and those from
-        random strings 0.0 (results/smollm2_family/family.md). On 100 tasks each, two examples a task: 55.8 [48.3, 63.5]
-        and 44.7 [36.7, 52.8] (family_many.md). With instruction, 20 tasks: 70.0, 42.5, 5.0 (family_both.md).
+Run:    python experiments/wording_encoder.py ...     (its docstring: runs/encoder5, then runs/encoder6)
+        t2l train experiments/smollm2_family.py --out runs/family8 --start runs/family7/model --encoder runs/encoder5
+            --tasks family FOLDER --task-weights 6 1 --instruction-share 0.15 --choice.wordings 16 --steps 2600
+            --stop-after 2300 --seed 8 --optimizer.learning-rate 3e-4 --optimizer.warmup 0.02 --validate-every 2600
+            --compute.precision products
+Time:   62 minutes for the encoder's adapter, 80 for the last stage on 2 cores with AMX, after 224 of earlier stages
+Result: instance only, unseen wordings, exact match on 20 tasks each: training tasks 68.7% [52.9, 84.2],
+        unseen combinations 62.1% [46.2, 77.1], unseen primitives 4.6% [0.0, 10.0]; misaligned adapters and those from
+        random strings 0.0 (results/smollm2_family/family.md). On 100 tasks each, two examples a task: 66.7 [59.0, 74.0]
+        and 62.2 [54.2, 70.2] (family_many.md). @@BOTH@@
         The base model with description and three examples has 27.9, 22.1 and 26.7, the task's own LoRA after 45 steps
-        65.0 and 47.5 (family_second.md). Word tasks (words.md): seen 71.4%, unseen combinations 69.0%, 68.8% on the
-        24 of the 35 that are no training task here. 15 unseen real tasks (real.md): 13.1 [4.9, 22.7] instance only,
-        12.1 with instruction, misaligned adapters 18.4 and 14.9. Ten benchmarks, six questions each (benchmarks.md):
-        33.3 and 30.0, misaligned 18.3 and 13.3, base model 28.3, multi-task LoRA 33.3
+        65.0 and 47.5 (family_second.md). @@WORDS@@
+        @@REAL@@
+        @@BENCH@@
 
 FOLDER holds real tasks in the layout that t2l_jax/data/tasks.py reads (`use: train` only); 18 of 132 have no example
 that fits. Every stage began from the weights of the one before (steps x tasks x tokens):
@@ -24,12 +24,13 @@ that fits. Every stage began from the weights of the one before (steps x tasks x
     4    76 x 24 x 64    20 to 1
     5   420 x 24 x 64    20 to 1, the wordings and the adapter of stages 5 and 6, cooldown 120
     6   520 x 24 x 64    6 to 1, 15% of the tasks drawn with instruction, rate 2.5e-4
-    7  1050 x 24 x 64    the same at rate 3e-4, on the z of runs/encoder3
+    7  1050 x 24 x 64    the same at rate 3e-4, on the z of runs/encoder3: published with runs/encoder5
+    8  2300 x 24 x 64    the same on the z of runs/encoder5, with the operands of matrix products in bfloat16
 
-Stage 7 read the wordings of commit 1488067 through runs/encoder3. What is published with its weights is runs/encoder5,
-which has learned more wordings and puts each description where encoder3 puts its task's mean. Stages 3 and 4 read 128
-wordings more than there were in stage 5, 97 of them close to unseen ones; the final encoder's adapter began from MiniLM
-and never saw those. Nine of the 328 unseen combinations ask what a training task of smollm2_words.py asked; of the 20
+Stage 7 read the wordings of commit 1488067, stage 8 those of 1f8e902. What is published is stage 8 with
+runs/encoder6, which has learned 4,464 more wordings and puts each description where encoder5 puts its task's mean.
+Stages 3 and 4 read 128 wordings more than there were in stage 5, 97 of them close to unseen ones; the final encoder's
+adapter began from MiniLM and never saw those. Nine of the 328 unseen combinations ask what a training task of smollm2_words.py asked; of the 20
 evaluated it is one (words.last.title.hashtag). Four of the 98 phrases of the word tasks' unseen wordings are training
 phrases here ("in uppercase letters", and since encoder5 "the animal's name", the fruit's and the color's).
 
