@@ -45,8 +45,8 @@ embedder_probe.py) made stage 5. Stage 7 brought 96 unseen combinations, one uns
 39.4% (0.69), the new weights under encoder3 46.6% (0.73; wording_gap.py. Another wording: 28.8, 46.5, 34.7, 41.7%).
 More steps: stage 8 brought unseen combinations from 48.8% to 62.1 (100 tasks: 44.7 to 62.2), of which encoder6 gave
 some two points; its loss went from 0.62, once the rate was up, to 0.37. A rate that falls to zero: most of a stage is
-gained in its last third. One real task in 21 (stage 5) unlearned them: 5.4 on unseen real tasks, where one in seven gave
-15.0 (stage 6).
+gained in its last third. One real task in 21 (stage 5) unlearned them: 5.4 on unseen real tasks, where one in seven
+gave 15.0 (stage 6).
 What did not: Muon at a rate of 3e-3 (the loss rose from 0.9 to 1.9 in 75 steps); other rates for the head than for the
 rest (60 steps from stage 5 on the same batches, head and rest: 3e-4 and 3e-4 end at 0.675, 5e-5 and 5e-4 at 0.684, 1e-4
 and 1e-3 at 0.736); other modules (oracles.py with `--choice.most 8 --batch.tasks 16 --steps 45`: steps 6 to 10 and 41
