@@ -32,8 +32,8 @@ that fits. Every stage began from the weights of the one before (steps x tasks x
     8  2300 x 24 x 64    the same on the z of runs/encoder5, with the operands of matrix products in bfloat16
 
 Stage 7 read the wordings of commit 1488067, stage 8 those of 1f8e902. What is published is stage 8 with
-runs/encoder6, which has learned 4,464 more wordings and puts each description where encoder5 puts its task's mean. 89 of
-them share half of their words with an unseen one (gone since): of the 100 unseen combinations, answers to wordings
+runs/encoder6, which has learned 4,464 more wordings and puts each description where encoder5 puts its task's mean. 89
+of them share half of their words with an unseen one (gone since): of the 100 unseen combinations, answers to wordings
 without such a phrase are 62.3% right, the others 65.4; under encoder5, which read none of them, 57.3 and 64.5, in all
 59.8 [52.0, 68.0] (a script that was not kept).
 Stages 3 and 4 read 128 wordings more than there were in stage 5, 97 of them close to unseen ones; the final encoder's
