@@ -49,8 +49,8 @@ def is_registry(folder: Path) -> bool:
 def load_registry(folder: Path) -> list[Task]:
     """All tasks of a registry, in order of their names. With HF_HUB_OFFLINE=1 only what was downloaded before is read.
 
-    Downloads are kept in the cache folder, and are tried again
-    after a while where the network fails. Raises UserError naming the file and field, or the data set.
+    Downloads are kept in the cache folder, and are tried again after a while where the network fails. Raises UserError
+    naming the file and field, or the data set.
     """
     return [load_hub_task(path) for path in sorted(folder.glob(f"*/{METADATA}"))]
 

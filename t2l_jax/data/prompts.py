@@ -22,7 +22,7 @@ Tokens = Sequence[int] | np.ndarray
 
 
 class Encoded(NamedTuple):
-    """One example as tokens. The model reads `prompt + answer` and is trained on `answer`, which ends with the turn."""
+    """One example as tokens. The model reads `prompt + answer` and is trained on `answer`, `end_of_turn` included."""
 
     prompt: Tokens
     answer: Tokens
