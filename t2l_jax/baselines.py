@@ -74,8 +74,6 @@ def choose_tasks(
         raise UserError(f"choice.splits: there is no split {', '.join(unknown)}: choose among {', '.join(splits)}")
     if set(choice.splits) != {TRAIN} and producer != "oracles":
         raise UserError(f"choice.splits: only oracles may train on other tasks than those of {TRAIN}, not {producer}")
-    if set(choice.splits) != {TRAIN} and set(weights) - {1.0}:
-        raise UserError(f"task_weights are for tasks of {TRAIN} only: leave them out, or choice.splits")
     known = dict(zip((task.name for task in splits[TRAIN]), weights, strict=True))
     found = []
     for name in dict.fromkeys(choice.splits):

@@ -36,12 +36,12 @@ def read_mixture(
     """The splits of all sources together, and how often each training task is drawn next to the others.
 
     With `weights`, one for each source, the sources' tasks are drawn in that ratio; without, every task as often as
-    any other. Raises UserError where the split "train" is wanted and a source has no task there, or two tasks have
-    one name.
+    any other. Raises UserError where the split "train" is wanted and a source has no task there, where other splits
+    are wanted with weights, and where two tasks have one name.
     """
     if weights and (len(weights) != len(sources) or min(weights) <= 0):
         raise UserError(f"{len(sources)} sources of tasks need as many weights above 0, got {list(weights)}")
-    if weights and TRAIN not in wanted:
+    if weights and set(wanted) != {TRAIN}:
         raise UserError(f"task_weights are for tasks of {TRAIN} only: leave them out, or choice.splits")
     splits: dict[str, list[Task]] = {TRAIN: []}
     chances: list[float] = []
@@ -49,7 +49,7 @@ def read_mixture(
         found = read_tasks(source)
         if not found[TRAIN] and TRAIN in wanted:
             raise UserError(f"{source}: holds no task of use `train`: there is nothing to train on")
-        weight = weights[index] / max(1, len(found[TRAIN])) if weights else 1.0
+        weight = weights[index] / len(found[TRAIN]) if weights else 1.0
         chances += [weight] * len(found[TRAIN])
         for name, tasks in found.items():
             splits.setdefault(name, []).extend(tasks)
