@@ -20,9 +20,10 @@ from t2l_jax.training import LoopConfig, OptimizerConfig
 RECIPE = Recipe(
     producer="oracles",
     tasks=("family",),
-    choice=TaskChoice(splits=("train", "unseen combinations"), most=20),
-    batch=BatchConfig(tasks=40, rows=1, length=64),
+    choice=TaskChoice(splits=("train", "unseen combinations", "unseen primitives"), most=20),
+    instruction_share=0.5,
+    batch=BatchConfig(tasks=60, rows=1, length=128),
     sft=SftConfig(label_smoothing=0.0, neftune=0.0, lora_dropout=0.0),
     optimizer=OptimizerConfig(learning_rate=1e-3, warmup=0.1, decay="cosine"),
-    loop=LoopConfig(steps=120, validate_every=60, checkpoint_every=20),
+    loop=LoopConfig(steps=60, validate_every=60, checkpoint_every=20),
 )

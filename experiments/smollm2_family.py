@@ -57,18 +57,20 @@ to 45 have a cross-entropy of 1.50 and 0.21 with q and v, 0.78 and 0.21 with gat
 and down). The loss was still falling.
 """
 
+from t2l_jax.baselines import TaskChoice
 from t2l_jax.data.batches import BatchConfig
 from t2l_jax.objectives import SftConfig
 from t2l_jax.recipe import ComputeConfig, Recipe
 from t2l_jax.training import LoopConfig, OptimizerConfig
 
 RECIPE = Recipe(
-    encoder="runs/encoder",
+    encoder="runs/encoder5",
     tasks=("family",),
-    instruction_share=0.0,
-    batch=BatchConfig(tasks=24, rows=1, length=64),
+    choice=TaskChoice(wordings=16),
+    instruction_share=0.25,
+    batch=BatchConfig(tasks=64, rows=1, length=256),
     sft=SftConfig(label_smoothing=0.0, neftune=0.0, lora_dropout=0.0),
-    compute=ComputeConfig(precision="float32"),
-    optimizer=OptimizerConfig(learning_rate=3e-4, warmup=0.05, decay="cosine"),
-    loop=LoopConfig(steps=500, log_every=5, validate_every=500, checkpoint_every=50),
+    compute=ComputeConfig(remat=False),
+    optimizer=OptimizerConfig(learning_rate=6e-4, warmup=0.04, decay="cosine"),
+    loop=LoopConfig(steps=3000, seed=9, log_every=25, validate_every=1000, checkpoint_every=1000),
 )

@@ -37,6 +37,7 @@ class RunLog:
         self._path = folder / "metrics.jsonl"
         records = [record for record in read_records(self._path) if record["step"] <= start]
         atomic_write(self._path, "".join(json.dumps(record) + "\n" for record in records))
+        self._validated = {record["step"] for record in records if "loss" not in record}
         self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
         self._wandb = start_wandb(wandb, folder) if wandb else None
         self._waiting: list[tuple[int, Any, float, Batch]] = []
@@ -69,6 +70,10 @@ class RunLog:
     def validation(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write one record of validation metrics at once."""
         self._write(step, metrics)
+
+    def validated(self, step: int) -> bool:
+        """Whether the log already held a validation after this step when it was opened."""
+        return step in self._validated
 
     def draw(self, at_once: bool = False) -> None:
         """Draw curves.png anew, unless that was done a moment ago."""

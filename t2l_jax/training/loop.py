@@ -85,7 +85,7 @@ def train(
 
     The folder gets metrics.jsonl, tensorboard/, curves.png, environment.json, checkpoints/ and best/. Raises UserError
     where a loss is not finite or another process trains there, Stopped where SIGTERM or SIGINT asked for it, after a
-    checkpoint.
+    checkpoint; what a stopped run has learned is returned by one with `loop.stop_after` at that step.
     """
     mesh = mesh or make_mesh(data=1)
     variables = jax.device_put(initial or producer.init(jax.random.key(loop.seed)), replicated(mesh))
@@ -105,6 +105,8 @@ def train(
         make = _loader(draw, mesh)
         with kept, RunLog(folder, start, wandb) as log, prefetch(make, to_do) as batches, progress_bar() as progress:
             bar = progress.add_task("training", total=loop.last, completed=start, rate="")
+            if validation and start == loop.last and not log.validated(start):  # stopped here, and told to end here
+                _look(validate, log, kept, start, state.params)
             for done, (batch, placed) in enumerate(batches, start + 1):
                 state, metrics = step(state, constants, base, placed)
                 log.add(done, metrics, float(rates[done - 1]), batch)
@@ -113,9 +115,7 @@ def train(
                 if stop or any(loop.due(done, n) for n in (loop.log_every, loop.validate_every, loop.checkpoint_every)):
                     progress.update(bar, completed=done, rate=log.flush())
                 if validation and loop.due(done, loop.validate_every):
-                    found = validate(state.params)
-                    log.validation(done, found)
-                    kept.consider(done, found, state.params)
+                    _look(validate, log, kept, done, state.params)
                 enough = kept.is_hopeless(done, loop.validate_every)
                 if stop or enough or loop.due(done, loop.checkpoint_every):
                     kept.wait()  # no checkpoint may follow from a best that a kill now would lose
@@ -138,6 +138,13 @@ def _loader(draw: Callable[[int], Batch], mesh: Mesh) -> Callable[[int], tuple[B
         return batch, place_batch(mesh, batch)
 
     return load
+
+
+def _look(validate: Callable[[Any], dict[str, float]], log: RunLog, kept: Best, done: int, params: Any) -> None:
+    """Validate the parameters after `done` steps, write down what is found, and keep them if they are the best."""
+    found = validate(params)
+    log.validation(done, found)
+    kept.consider(done, found, params)
 
 
 def _validator(

@@ -142,6 +142,25 @@ def test_a_run_can_end_before_its_schedule(undisturbed, tmp_path):
     assert_equal(run(tmp_path), undisturbed[1])
 
 
+def test_a_stopped_run_told_to_end_where_it_stopped_validates_and_gives_what_it_has(undisturbed, tmp_path):
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):  # the checkpoint after step 6 is its last, the validation that after step 5
+        run(tmp_path, stop_at(7, interrupt))
+    last = max(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
+    ended = replace(LOOP, stop_after=last)
+    given = run(tmp_path, loop=ended)
+    found = [r["step"] for r in curves(tmp_path) if "seen/loss" in r]
+    assert found == [5, last]
+    whole = run(tmp_path / "whole", loop=ended)
+    assert_equal(given, whole)
+    assert curves(tmp_path) == curves(tmp_path / "whole")
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    assert_equal(run(tmp_path, loop=ended), given)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+
+
 def test_a_finished_run_is_not_trained_again(undisturbed):
     folder, variables = undisturbed
     before = (folder / "metrics.jsonl").read_bytes()
