@@ -13,7 +13,8 @@ from pathlib import Path
 import jax
 
 import t2l_jax
-from t2l_jax.evaluation.evaluate import EvaluationConfig, evaluate
+from t2l_jax.evaluation.evaluate import evaluate
+from t2l_jax.evaluation.plan import EvaluationConfig
 
 METHODS = ("base", "misaligned", "aligned")
 

@@ -134,7 +134,8 @@ class Evaluate(Generic[Settings]):
     def run(self) -> None:
         from t2l_jax import load
         from t2l_jax.evaluation.baselines import find_baselines
-        from t2l_jax.evaluation.evaluate import EvaluationConfig, evaluate
+        from t2l_jax.evaluation.evaluate import evaluate
+        from t2l_jax.evaluation.plan import EvaluationConfig
 
         assert isinstance(self.config, EvaluationConfig)
         baselines = find_baselines(self.multitask, self.oracles)
@@ -282,7 +283,7 @@ def parse(arguments: Sequence[str]) -> Command:
         if kind is Evaluate:
             typed = Evaluate[None]
             if chosen:
-                from t2l_jax.evaluation.evaluate import EvaluationConfig
+                from t2l_jax.evaluation.plan import EvaluationConfig
 
                 typed = Evaluate[EvaluationConfig]
         commands.append(Annotated[typed, subcommand(name, **options)])

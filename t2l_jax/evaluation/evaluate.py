@@ -2,14 +2,13 @@
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
-import tyro
 
 from t2l_jax.data.prompts import end_of_turn
 from t2l_jax.data.sources import TRAIN, read_tasks
@@ -20,7 +19,7 @@ from t2l_jax.evaluation.baselines import Baselines
 from t2l_jax.evaluation.choices import choices
 from t2l_jax.evaluation.engine import Answer, Source, answer_all
 from t2l_jax.evaluation.metrics import CODE_PASS, find_metric
-from t2l_jax.evaluation.plan import EITHER, METHODS, MethodName, Mode, Planner, Row, adapter_text, misalign
+from t2l_jax.evaluation.plan import EITHER, METHODS, EvaluationConfig, Mode, Planner, Row, adapter_text, misalign
 from t2l_jax.io.files import locked
 from t2l_jax.io.sources import version
 from t2l_jax.llm import LLM
@@ -28,50 +27,6 @@ from t2l_jax.model import Model
 from t2l_jax.progress import progress_bar
 
 SETTINGS_WITHOUT_EFFECT = ("batch_tokens", "max_prompt_tokens")
-
-
-@dataclass(frozen=True)
-class EvaluationConfig:
-    """What is evaluated, and how thoroughly."""
-
-    tasks: str = "words"
-    """`words`, `family` or `gym` (built in), or a folder of task folders."""
-    only: tuple[str, ...] = ()
-    """Patterns of task names, such as 'sni_*' 'boolq'. Default: all tasks."""
-    splits: tuple[str, ...] = ()
-    """Groups of tasks, such as train, 'unseen combinations'. Default: all there are."""
-    max_tasks: int = 70
-    """Tasks of each split at most, evenly spread."""
-    examples: int = 20
-    """Test examples of each task at most."""
-    wordings: int = 3
-    """Descriptions of each task, averaged: ones that were never trained on, where the task has such."""
-    prompt: Literal["instance", "instruction", "both"] = "instance"
-    """What adapters are tried with: the instance alone, the description before it, or first one then the other."""
-    methods: Annotated[tuple[MethodName, ...], tyro.conf.arg(metavar="[METHOD ...]")] = ()
-    """Columns: base, description, few-shot, multitask, average, random, misaligned, aligned, oracle. Default: all that
-    there is material for."""
-    choose: Literal["likelihood", "text"] = "likelihood"
-    """How labels and options are answered: the likeliest one counts (label accuracy), or what the model writes does."""
-    run_code: bool = False
-    """Run the programs that the model writes for code tasks; left out otherwise. It is no jail:
-    evaluation/sandbox.py says what it protects from."""
-    max_new_tokens: int = 256
-    """Tokens of an answer at most; a task whose right answers are shorter gets as many as the longest needs, but for
-    programs."""
-    max_prompt_tokens: int = 8192
-    """Tokens of a prompt at most; a longer one is an error, not a wrong score."""
-    batch_tokens: int = 4096
-    """Prompt tokens computed at a time. More is faster on a GPU and needs more memory; the scores stay the same."""
-
-    def __post_init__(self) -> None:
-        for name in ("max_tasks", "examples", "wordings", "max_new_tokens", "max_prompt_tokens", "batch_tokens"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
-
-    @property
-    def modes(self) -> tuple[Mode, ...]:
-        return ("instance", "instruction") if self.prompt == "both" else (self.prompt,)
 
 
 def evaluate(model: Model, config: EvaluationConfig, folder: Path, given: Baselines = Baselines()) -> str:  # noqa: B008
@@ -90,18 +45,7 @@ def evaluate(model: Model, config: EvaluationConfig, folder: Path, given: Baseli
     llm = model.load_base()
     with jax.default_matmul_precision("highest"):  # the rounding that `engine.TIE` allows for is float32's
         sources = _sources(model, llm, splits, methods, config, given, own)
-        planner = Planner(
-            llm,
-            sources,
-            methods,
-            config.modes,
-            examples=config.examples,
-            wordings=config.wordings,
-            likelihood=config.choose == "likelihood",
-            max_new_tokens=config.max_new_tokens,
-            max_prompt_tokens=config.max_prompt_tokens,
-            oracles=frozenset(given.oracles),
-        )
+        planner = Planner(llm, sources, methods, config, frozenset(given.oracles))
         rows = list(planner.rows(splits))
         with locked(folder):  # only now, since what cannot be evaluated must leave nothing behind
             store.claim(folder, settings)

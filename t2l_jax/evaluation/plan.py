@@ -7,9 +7,10 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
+import tyro
 
 from t2l_jax.data.prompts import render
 from t2l_jax.data.tasks import Example, Task
@@ -55,6 +56,50 @@ MethodName = Literal[
 
 
 @dataclass(frozen=True)
+class EvaluationConfig:
+    """What is evaluated, and how thoroughly."""
+
+    tasks: str = "words"
+    """`words`, `family` or `gym` (built in), or a folder of task folders."""
+    only: tuple[str, ...] = ()
+    """Patterns of task names, such as 'sni_*' 'boolq'. Default: all tasks."""
+    splits: tuple[str, ...] = ()
+    """Groups of tasks, such as train, 'unseen combinations'. Default: all there are."""
+    max_tasks: int = 70
+    """Tasks of each split at most, evenly spread."""
+    examples: int = 20
+    """Test examples of each task at most."""
+    wordings: int = 3
+    """Descriptions of each task, averaged: ones that were never trained on, where the task has such."""
+    prompt: Literal["instance", "instruction", "both"] = "instance"
+    """What adapters are tried with: the instance alone, the description before it, or first one then the other."""
+    methods: Annotated[tuple[MethodName, ...], tyro.conf.arg(metavar="[METHOD ...]")] = ()
+    """Columns: base, description, few-shot, multitask, average, random, misaligned, aligned, oracle. Default: all that
+    there is material for."""
+    choose: Literal["likelihood", "text"] = "likelihood"
+    """How labels and options are answered: the likeliest one counts (label accuracy), or what the model writes does."""
+    run_code: bool = False
+    """Run the programs that the model writes for code tasks; left out otherwise. It is no jail:
+    evaluation/sandbox.py says what it protects from."""
+    max_new_tokens: int = 256
+    """Tokens of an answer at most; a task whose right answers are shorter gets as many as the longest needs, but for
+    programs."""
+    max_prompt_tokens: int = 8192
+    """Tokens of a prompt at most; a longer one is an error, not a wrong score."""
+    batch_tokens: int = 4096
+    """Prompt tokens computed at a time. More is faster on a GPU and needs more memory; the scores stay the same."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_tasks", "examples", "wordings", "max_new_tokens", "max_prompt_tokens", "batch_tokens"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+    @property
+    def modes(self) -> tuple[Mode, ...]:
+        return ("instance", "instruction") if self.prompt == "both" else (self.prompt,)
+
+
+@dataclass(frozen=True)
 class Row:
     """One question: its place in the table, the query, and a key that equal questions to equal models share."""
 
@@ -96,12 +141,7 @@ class Planner:
     llm: LLM
     sources: dict[str, Source]
     methods: Sequence[str]
-    modes: Sequence[Mode]
-    examples: int
-    wordings: int
-    likelihood: bool
-    max_new_tokens: int
-    max_prompt_tokens: int
+    config: EvaluationConfig
     oracles: frozenset[str] = frozenset()
 
     def rows(self, splits: dict[str, list[Task]]) -> Iterator[Row]:
@@ -113,33 +153,34 @@ class Planner:
                 yield from self._task(split, task, by_name[other])
 
     def _task(self, split: str, task: Task, other: Task) -> Iterator[Row]:
-        some = task.test[: self.examples]
-        options = [choices(task, example) for example in some] if self.likelihood else [()]
+        config = self.config
+        some = task.test[: config.examples]
+        options = [choices(task, example) for example in some] if config.choose == "likelihood" else [()]
         chosen = all(options)  # one measure for a task: all its examples have choices, or none is asked to choose
         picks = [tuple(tuple(self._tokens(text)) for text in own) if chosen else () for own in options] * len(some)
         # A right number may stand behind a calculation, a right program repeat its head.
-        least = {NUMERIC_MATCH: ROOM_TO_CALCULATE, CODE_PASS: self.max_new_tokens}.get(task.metric, 1)
-        limit = answer_limit(self.llm, some, least, self.max_new_tokens)
+        least = {NUMERIC_MATCH: ROOM_TO_CALCULATE, CODE_PASS: config.max_new_tokens}.get(task.metric, 1)
+        limit = answer_limit(self.llm, some, least, config.max_new_tokens)
         prompts: dict[tuple[str, int, int], np.ndarray] = {}  # shared by the methods that ask the same
-        wordings = min(self.wordings, len(task.unseen_descriptions or task.descriptions))
+        wordings = min(config.wordings, len(task.unseen_descriptions or task.descriptions))
         for name in self.methods:
             method = METHODS[name]
             unfit = (method.shots and not task.train) or (method.source == "oracle" and task.name not in self.oracles)
             unfit = unfit or (method.text == "other" and other is task)
-            for mode in () if unfit else self.modes if method.source != "base" else (EITHER,):
+            for mode in () if unfit else config.modes if method.source != "base" else (EITHER,):
                 described = method.described or mode == "instruction"
                 reads = described or method.text in ("own", "other")
-                for wording in range(wordings if reads else self.wordings if method.text else 1):
+                for wording in range(wordings if reads else config.wordings if method.text else 1):
                     text = task.held_out_wording(wording) if described else None
                     adapter = task.name if method.source == "oracle" else adapter_text(method, task, other, wording)
                     for number, example in enumerate(some):
                         key = ("shots" if method.shots else "plain", wording if described else -1, number)
                         if key not in prompts:
                             prompts[key] = prompt = self._prompt(task, example, text, method.shots)
-                            if len(prompt) > self.max_prompt_tokens:
+                            if len(prompt) > config.max_prompt_tokens:
                                 raise UserError(
                                     f"{task.name}: test example {number + 1} makes a prompt of {len(prompt)} tokens, "
-                                    f"more than {self.max_prompt_tokens}: shorten it, leave the task out, or raise "
+                                    f"more than {config.max_prompt_tokens}: shorten it, leave the task out, or raise "
                                     "--max-prompt-tokens"
                                 )
                         query = Query(method.source, adapter, prompts[key], limit, picks[number])

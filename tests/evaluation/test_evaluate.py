@@ -17,8 +17,7 @@ from t2l_jax.data.tasks import Example, Task
 from t2l_jax.errors import UserError
 from t2l_jax.evaluation import baselines, evaluate, sandbox
 from t2l_jax.evaluation.baselines import Baselines, find_baselines
-from t2l_jax.evaluation.evaluate import EvaluationConfig
-from t2l_jax.evaluation.plan import METHODS
+from t2l_jax.evaluation.plan import METHODS, EvaluationConfig
 from t2l_jax.io.files import locked
 from t2l_jax.lora import dense_delta, init_adapter, merge
 from t2l_jax.model import Model, load

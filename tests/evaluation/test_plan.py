@@ -1,6 +1,7 @@
 """Which prompts and adapters the methods ask for."""
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from t2l_jax.data.tasks import Example, Task
 from t2l_jax.errors import UserError
 from t2l_jax.evaluation.engine import Source
 from t2l_jax.evaluation.metrics import CODE_PASS
-from t2l_jax.evaluation.plan import METHODS, Planner, answer_limit, few_shot, misalign, random_text
+from t2l_jax.evaluation.plan import METHODS, EvaluationConfig, Planner, answer_limit, few_shot, misalign, random_text
 from t2l_jax.llm import LLM
 
 WORDS = ("red", "blue", "green", "white", "black")
@@ -27,11 +28,12 @@ def llm(tmp_path_factory):
     return LLM.load(str(save_base(tmp_path_factory.mktemp("base"))))
 
 
-def rows(llm, methods, modes=("instance", "instruction"), tasks=None, **changes):
+CONFIG = EvaluationConfig(examples=2, wordings=3, prompt="both", max_new_tokens=16, max_prompt_tokens=99)
+
+
+def rows(llm, methods, tasks=None, oracles=frozenset(), **changes):
     sources = {method.source: Source(method.source, llm.params) for method in METHODS.values()}
-    limits = {"max_new_tokens": 16, "max_prompt_tokens": 99}
-    options = {"examples": 2, "wordings": 3, "likelihood": True, **limits, **changes}
-    planner = Planner(llm, sources, methods, modes, **options)
+    planner = Planner(llm, sources, methods, replace(CONFIG, **changes), oracles)
     return list(planner.rows({"unseen": tasks or [make_task("a"), make_task("b", ("say two", "say three"))]}))
 
 
@@ -52,7 +54,7 @@ def test_prompts_hold_the_instance_and_what_the_mode_adds(llm):
 
 def test_adapters_are_written_from_the_methods_text(llm):
     found = {}
-    for row in rows(llm, ("random", "misaligned", "aligned", "oracle"), ("instance",), oracles=frozenset("b")):
+    for row in rows(llm, ("random", "misaligned", "aligned", "oracle"), prompt="instance", oracles=frozenset("b")):
         found.setdefault((row.task.name, row.method), []).append(row.query.adapter)
     assert found["a", "aligned"][::2] == found["b", "misaligned"][::2] == list(make_task("a").descriptions)
     assert found["b", "aligned"][::2] == ["say two", "say three"]
@@ -80,7 +82,7 @@ def test_keys_are_unique_and_follow_the_weights(llm):
     assert max(Counter(row.key for row in found).values()) == 1
     assert [row.key for row in found] == [row.key for row in rows(llm, tuple(METHODS))]
     sources = {method.source: Source("others", llm.params) for method in METHODS.values()}
-    other = Planner(llm, sources, ("base",), ("instance",), 2, 3, True, 16, 8192)
+    other = Planner(llm, sources, ("base",), replace(CONFIG, prompt="instance"))
     assert not {row.key for row in found} & {row.key for row in other.rows({"unseen": [make_task("a")]})}
 
 
