@@ -5,8 +5,9 @@
     user_prompt_template  the instance, with the columns of a row in braces: "{question}", "{choices[label][0]}"
     response_field        the column that holds the answer, or the list of accepted answers
     assistant_prefill, assistant_postfill   what stands before and after the answer; may be absent
-    metric                "exact_match" when absent
-    t2l_split             "train" is trained on, anything else is not; when absent, Lots-of-LoRAs is trained on
+    metric, kind, labels  as in task.yaml; when absent what benchmarks.py knows of the data set, else "exact_match"
+    t2l_split             "train" is trained on, "unlisted" left out, anything else is for tests; when absent,
+                          Lots-of-LoRAs is trained on
 
 Lots-of-LoRAs has the instruction, examples and instance in one column `input`: `task_def` and `problem` are cut out of
 it, and `answer` is its `output`. A template's task_def is left out, since the instruction is said by descriptions here.
@@ -23,7 +24,16 @@ from typing import Any, TypeVar
 
 import datasets
 
-from t2l_jax.data.tasks import MAX_TRAIN_DESCRIPTIONS, Example, Task, read_yaml, text_field, texts_field
+from t2l_jax.data.benchmarks import SCORING, Code, Scoring
+from t2l_jax.data.tasks import (
+    MAX_TRAIN_DESCRIPTIONS,
+    Example,
+    Task,
+    load_each,
+    read_yaml,
+    text_field,
+    texts_field,
+)
 from t2l_jax.errors import UserError
 from t2l_jax.io.files import check_name
 from t2l_jax.io.sources import HTTP_ERROR, cache_folder
@@ -47,16 +57,28 @@ def is_registry(folder: Path) -> bool:
 
 
 def load_registry(folder: Path) -> list[Task]:
-    """All tasks of a registry, in order of their names. With HF_HUB_OFFLINE=1 only what was downloaded before is read.
+    """All listed tasks of a registry, in order of their names. With HF_HUB_OFFLINE=1 only what is in the cache is read.
 
-    Downloads are kept in the cache folder, and are tried again after a while where the network fails. Raises UserError
-    naming the file and field, or the data set.
+    Downloads are kept in the cache folder, and are tried again after a while where the network fails. A task whose file
+    is malformed or whose data set is not to be had is left out, with a warning. Raises UserError where none is left.
     """
-    return [load_hub_task(path) for path in sorted(folder.glob(f"*/{METADATA}"))]
+    listed = [path for path in sorted(folder.glob(f"*/{METADATA}")) if _split(path) != "unlisted"]
+    return load_each(listed, load_hub_task, folder)
+
+
+def _split(path: Path) -> Any:
+    """The field `t2l_split`; None too where the file is malformed, which is said where the task is loaded."""
+    try:
+        return read_yaml(path).get("t2l_split")
+    except UserError:
+        return None
 
 
 def load_hub_task(path: Path) -> Task:
-    """The task that a metadata.yaml describes; its name is that of the folder. Errors as in `load_registry`."""
+    """The task that a metadata.yaml describes; its name is that of the folder.
+
+    Raises UserError naming the file and field, or the data set.
+    """
     where, fields = str(path), read_yaml(path)
     name = check_name(path.parent.name)
     descriptions = texts_field(fields.get("descriptions"), "descriptions", where)
@@ -67,8 +89,9 @@ def load_hub_task(path: Path) -> Task:
     around = (fields.get("assistant_prefill") or "", fields.get("assistant_postfill") or "")
     check_template(template, where)
     options = _options(fields.get("ds_kwargs"), path)
+    scoring = SCORING.get(fields["ds_kwargs"]["path"], Scoring())
     rows = load_rows(options, where)
-    examples = list(_examples(rows, template, response, around, where))
+    examples = list(_examples(rows, template, response, around, scoring, where))
     if not examples:
         raise UserError(f"{where}: no row of {options['path']} makes an example: look at user_prompt_template")
     count = min(MAX_TEST, len(examples) // 10)
@@ -79,7 +102,9 @@ def load_hub_task(path: Path) -> Task:
         unseen_descriptions=descriptions[MAX_TRAIN_DESCRIPTIONS:],
         train=tuple(examples[: len(examples) - count]),
         test=tuple(examples[len(examples) - count :]),
-        metric=text_field(fields.get("metric", "exact_match"), "metric", where),
+        metric=text_field(fields.get("metric", scoring.metric), "metric", where),
+        kind=text_field(fields.get("kind", scoring.kind), "kind", where),
+        labels=texts_field(fields["labels"], "labels", where) if fields.get("labels") else scoring.labels,
         use="train" if fields.get("t2l_split", trained) == "train" else "test",
     )
 
@@ -143,7 +168,7 @@ def _options(value: Any, path: Path) -> dict[str, Any]:
 
 
 def _examples(
-    rows: datasets.Dataset, template: str, response: str, around: tuple[str, str], where: str
+    rows: datasets.Dataset, template: str, response: str, around: tuple[str, str], scoring: Scoring, where: str
 ) -> Iterator[Example]:
     """The examples of the rows; rows without an item that the template names are left out, with a warning."""
     short = 0
@@ -168,7 +193,12 @@ def _examples(
             short += 1
             continue
         outputs = tuple(f"{around[0]}{item}{around[1]}" for item in answers)
-        yield Example(text, outputs[0], outputs)
+        try:
+            code = scoring.code(row) if scoring.code else Code("", "")
+        except (KeyError, IndexError, SyntaxError):  # a row whose test does not say what it tests
+            short += 1
+            continue
+        yield Example(text, outputs[0], outputs, *code)
     if short:
         warnings.warn(f"{where}: {short} of {len(rows)} rows are incomplete and left out", stacklevel=2)
 

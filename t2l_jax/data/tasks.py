@@ -10,7 +10,7 @@ The folder of a task holds three files:
 """
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -88,17 +88,25 @@ def load_tasks(folder: str | Path) -> list[Task]:
         return [load_task(folder)]
     if not subfolders:
         raise UserError(f"{folder}: neither a task.yaml nor folders of tasks are here: give a folder of tasks")
+    return load_each(subfolders, load_task, folder)
+
+
+def load_each(paths: Sequence[Path], load: Callable[[Path], Task], folder: Path) -> list[Task]:
+    """What `load` makes of each path; those that it refuses are left out, with a warning that says why.
+
+    Raises UserError where it refuses all, and where two tasks have one name.
+    """
     tasks, problems = [], []
-    for path in subfolders:
+    for path in paths:
         try:
-            tasks.append(load_task(path))
+            tasks.append(load(path))
         except UserError as error:
             problems.append(error)
-    if not tasks:
+    if problems and not tasks:
         raise problems[0]
     if problems:
-        text = f"{folder}: {len(problems)} of {len(subfolders)} tasks are damaged and left out, {len(tasks)} are left: "
-        warnings.warn(text + "; ".join(map(str, problems)), stacklevel=2)
+        text = f"{folder}: {len(problems)} of {len(paths)} tasks are damaged and left out, {len(tasks)} are left: "
+        warnings.warn(text + "; ".join(map(str, problems)), stacklevel=3)
     check_unique(tasks)
     return tasks
 

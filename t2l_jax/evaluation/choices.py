@@ -20,16 +20,20 @@ from t2l_jax.decoder import Decoder, DecoderConfig, init_cache, logits
 from t2l_jax.lora import Adapter
 
 _LETTERS = re.compile(r"\(([A-Z])\)|\bCompletion ([A-Z])\b")
+_MARKED = re.compile(r"^(?:Option )?([A-Z]|\d): ", re.MULTILINE)
 _ANSWER = re.compile(r"(\(|Completion )?([A-Z])(\)|\.)?")
 
 
 def choices(task: Task, example: Example) -> tuple[str, ...]:
     """A classification's labels; a multiple choice's options, written as its answer is; () where there are none.
 
-    Options are the letters (A), (B), ... or Completion A, ... of the input, from A on without a gap.
+    Options are the letters (A), (B), ... or Completion A, ... of the input, from A on without a gap; or what stands
+    before a colon at the beginning of a line: A: ..., 1: ..., Option 1: ...
     """
     if task.labels:
         found = task.labels
+    elif task.kind == "multiple_choice" and example.output.strip() in (marks := _MARKED.findall(example.input)):
+        found = tuple(dict.fromkeys(marks))
     else:
         form = _ANSWER.fullmatch(example.output.strip()) if task.kind == "multiple_choice" else None
         if form is None:

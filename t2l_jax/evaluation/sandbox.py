@@ -44,14 +44,17 @@ note.close()
 def program(prompt: str, answer: str, test: str, entry_point: str) -> str:
     """The Python text to run: the function, the test, and the call of `check`.
 
-    An answer is the rest of the prompt's function, or text with the whole function, in a fenced block or not. Then what
-    stands before the function in the prompt (imports, other functions) is there too; of prose, its lines of imports.
+    An answer is the rest of the prompt's function, or text with the whole function, in a fenced block or not, as the
+    prompt's function is. With a whole function, what stands before it in the prompt (imports, other functions) is there
+    too; of prose, its lines of imports.
     """
+    head = re.compile(rf"^def {re.escape(entry_point)}\b", re.MULTILINE)
     fenced = _FENCE.search(answer)
     code = fenced[1] if fenced else answer
-    head = re.compile(rf"^def {re.escape(entry_point)}\b", re.MULTILINE)
-    before = _before(head.split(prompt, maxsplit=1)[0])
-    function = f"{before}\n{code}" if head.search(code) else prompt + code
+    asked = next((block for block in _FENCE.findall(prompt) if head.search(block)), prompt)
+    start = head.search(asked)
+    before = _before(asked[: start.start()]) if start else _imports(asked)
+    function = f"{before}\n{code}" if head.search(code) else asked + code
     return f"{function}\n\n{test}\n\ncheck({entry_point})\n"
 
 
@@ -60,8 +63,13 @@ def _before(text: str) -> str:
     try:
         ast.parse(text)
     except (SyntaxError, ValueError):
-        return "\n".join(line for line in text.splitlines() if line.startswith(("import ", "from ")))
+        return _imports(text)
     return text
+
+
+def _imports(text: str) -> str:
+    """The lines of a text that are imports."""
+    return "\n".join(line for line in text.splitlines() if line.startswith(("import ", "from ")))
 
 
 def passes(text: str, seconds: int = SECONDS, memory: int = MEMORY) -> bool:

@@ -71,6 +71,17 @@ def test_a_registry_is_a_source_of_tasks(tmp_path):
     }
 
 
+def test_what_cannot_be_loaded_is_left_out_and_named_and_what_is_unlisted_is_left_out(tmp_path):
+    write(tmp_path / "good", rows_of("x"))
+    write(tmp_path / "hidden", rows_of("x"), t2l_split="unlisted")
+    write(tmp_path / "torn", rows_of("x"), response_field="nothing")
+    with pytest.warns(UserWarning, match=r"1 of 2 tasks are damaged .* 1 are left: .*torn.*no column 'nothing'"):
+        assert [task.name for task in load_registry(tmp_path)] == ["good"]
+    (tmp_path / "good" / "metadata.yaml").write_text("- no\n- fields\n")
+    with pytest.raises(UserError, match=r"good.metadata\.yaml: expected fields"):
+        load_registry(tmp_path)
+
+
 def test_items_of_columns_and_rows_with_too_few(tmp_path):
     rows = [
         {"question": "Which?", "choices": {"label": ["A", "B"], "text": ["x", "y"]}, "answer": "B"},
