@@ -1,6 +1,7 @@
 """The published hypernetwork as a user meets it."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -138,3 +139,9 @@ def test_a_hypernetwork_starts_as_the_base_model(tmp_path):
     config = tiny_config(hypernet=replace(NET, init="sft"))
     adapters = load(save_published(tmp_path, config)).generate(TEXTS)
     assert all(np.all(np.asarray(sides["b"]) == 0) for sides in adapters.weights.values())
+
+
+def test_what_is_packaged_is_small():
+    """At most 20 MB with its text encoder's adapter: everybody who installs the package downloads it."""
+    folder = Path(t2l_jax.__file__).parent / "models"
+    assert 0 < sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= 20e6

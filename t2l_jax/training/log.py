@@ -13,12 +13,12 @@ from typing import Any
 
 import jax
 import numpy as np
-from tensorboardX import SummaryWriter
 
 from t2l_jax.errors import Stopped, UserError
 from t2l_jax.io.files import atomic_write, explained, read_json
 from t2l_jax.objectives import Batch
 from t2l_jax.training.curves import draw_curves
+from t2l_jax.training.tensorboard import EventFile
 
 CURVES_EVERY = 30.0  # seconds, at least, from one drawing to the next
 Record = dict[str, Any]
@@ -38,8 +38,8 @@ class RunLog:
         records = [record for record in read_records(self._path) if record["step"] <= start]
         atomic_write(self._path, "".join(json.dumps(record) + "\n" for record in records))
         self._validated = {record["step"] for record in records if "loss" not in record}
-        self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
         self._wandb = start_wandb(wandb, folder) if wandb else None
+        self._tensorboard = EventFile(folder / "tensorboard", start)
         self._waiting: list[tuple[int, Any, float, Batch]] = []
         self._since = self._drawn = time.perf_counter()
 
@@ -65,11 +65,13 @@ class RunLog:
             self._refuse(step, values, batch)
             losses.append(values["loss"])
         self._waiting = []
+        self._tensorboard.flush()  # a checkpoint may follow: what a kill loses after it is never written again
         return f"loss {np.mean(losses):.3f}, {rates['tokens_per_second']:.0f} tokens/s"
 
     def validation(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write one record of validation metrics at once."""
         self._write(step, metrics)
+        self._tensorboard.flush()
 
     def validated(self, step: int) -> bool:
         """Whether the log already held a validation after this step when it was opened."""
@@ -90,8 +92,7 @@ class RunLog:
         values = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         with explained(self._path), self._path.open("a") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
-        for name, value in metrics.items():
-            self._tensorboard.add_scalar(name, value, step)
+        self._tensorboard.add(step, metrics)
         if self._wandb is not None:
             self._wandb.log(dict(metrics), step=step)
 
@@ -101,8 +102,9 @@ class RunLog:
                 path = self._folder / f"batch_of_step_{step}.npz"
                 save_batch(path, batch)
                 raise UserError(
-                    f"the {name} of step {step} is {values[name]}: its batch is in {path}; lower the learning rate, or "
-                    "look for what is odd in the batch"
+                    f"the {name} of step {step} is {values[name]}: its batch is in {path}; look for what is odd in "
+                    "it, or begin again in a new folder with a lower learning rate (this one with --stop-after at its "
+                    "last checkpoint gives what it had learned, and --start goes on from there)"
                 )
 
     def __enter__(self) -> "RunLog":

@@ -1,0 +1,35 @@
+"""Event files for TensorBoard, written at once: what a SummaryWriter hands to its thread, a kill loses."""
+
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
+
+
+class EventFile:
+    """A new file of a run's events. TensorBoard forgets what earlier files of the folder hold after step `start`."""
+
+    def __init__(self, folder: Path, start: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._writer: Any = EventsWriter(str(folder / "events"), f".{os.getpid()}")
+        self._put(start + 1, session_log=SessionLog(status=SessionLog.START))
+
+    def add(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Write the metrics of a step."""
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
+        self._put(step, summary=Summary(value=values))
+
+    def flush(self) -> None:
+        """Return when what was written is on the disk."""
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+    def _put(self, step: int, **content: Any) -> None:
+        self._writer.write_event(Event(step=step, wall_time=time.time(), **content))
