@@ -110,7 +110,8 @@ class Recipe:
     """Text encoder: minilm, gte-large, last-token:SOURCE, any sentence-transformers source, or the folder of a LoRA
     adapter (PEFT) for one, which is published beside the hypernetwork."""
     tasks: tuple[str, ...] = ("words",)
-    """Sources of tasks: `words`, `family` and `gym` (built in), or a folder of task folders."""
+    """Sources of tasks: `words`, `family` and `gym` (built in; gym needs the extra reasoning-gym), a folder of task
+    folders, or the original's registry, a folder of NAME/metadata.yaml, whose data sets come from the hub."""
     task_weights: tuple[float, ...] = ()
     """How often the tasks of each source are drawn next to the other sources', before --choice and --batch.length leave
     some of them out. Default: every task equally often."""

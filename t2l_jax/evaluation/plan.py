@@ -60,7 +60,8 @@ class EvaluationConfig:
     """What is evaluated, and how thoroughly."""
 
     tasks: str = "words"
-    """`words`, `family` or `gym` (built in), or a folder of task folders."""
+    """`words`, `family` or `gym` (built in; gym needs the extra reasoning-gym), a folder of task folders, or
+    the original's registry, a folder of NAME/metadata.yaml, whose data sets come from the hub."""
     only: tuple[str, ...] = ()
     """Patterns of task names, such as 'sni_*' 'boolq'. Default: all tasks."""
     splits: tuple[str, ...] = ()
