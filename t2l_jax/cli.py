@@ -109,7 +109,7 @@ class Train(Generic[Settings]):
 class Evaluate(Generic[Settings]):
     """Compare adapters written from descriptions with the base model, prompts, other adapters and trained LoRAs.
 
-    Killed and started again with the same words, it goes on where it was.
+    Killed and started again with the same words, it goes on where it was. It computes on one device, in float32.
 
     Examples:
       t2l evaluate

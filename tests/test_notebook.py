@@ -67,6 +67,7 @@ def test_it_draws(executed):
 
 def test_the_committed_outputs_are_those_of_the_code(committed, executed):
     assert NOTEBOOK.stat().st_size < 300_000
-    assert losses(committed) == pytest.approx(losses(executed), rel=0.2), "execute the notebook again and commit it"
+    same = pytest.approx(losses(executed), rel=0.2, abs=0.02)
+    assert losses(committed) == same, "execute the notebook again and commit it"
     assert pictures(committed) == pictures(executed)
     assert not any(output.output_type == "error" for cell in committed.cells for output in cell.get("outputs", []))

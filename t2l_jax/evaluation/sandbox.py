@@ -80,7 +80,7 @@ def passes(text: str, seconds: int = SECONDS, memory: int = MEMORY) -> bool:
         (folder / "program.py").write_text(text, encoding="utf-8", errors="replace")
         (folder / "child.py").write_text(_CHILD)
         limits = [str(seconds), str(memory), str(FILE_BYTES)]
-        command = [*_without_network(), sys.executable, "-I", "-B", "child.py", *limits, "note", word]
+        command = [*without_network(), sys.executable, "-I", "-B", "child.py", *limits, "note", word]
         process = subprocess.Popen(
             command,
             cwd=folder,
@@ -100,8 +100,8 @@ def passes(text: str, seconds: int = SECONDS, memory: int = MEMORY) -> bool:
 
 
 @cache
-def _without_network() -> tuple[str, ...]:
-    """The command that starts another one without a network, where the system has it and allows it."""
+def without_network() -> tuple[str, ...]:
+    """The command that starts another one without a network; empty where the system has none or does not allow it."""
     command = ("unshare", "--user", "--map-root-user", "--net")
     try:
         allowed = subprocess.run([*command, "true"], capture_output=True, timeout=10, check=False).returncode == 0
