@@ -1,6 +1,8 @@
 """A run that is killed twenty times at random moments, next to an undisturbed one: the same curves, bit for bit.
 
-Command (about 7 minutes on two CPU cores): python experiments/kills.py
+Command (about 4 minutes on two CPU cores): python experiments/kills.py
+Result: 20 kills, one of them while a checkpoint was saved: 2,067 of 2,067 lines and all parameters are equal
+        (results/kills.txt)
 
 Both train a tiny hypernetwork on a tiny random decoder, with noise, dropout, validation and checkpoints. Each process
 of the disturbed run gets SIGKILL after a random time, be it while it starts (every fifth), trains, validates or saves,

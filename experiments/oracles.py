@@ -10,9 +10,9 @@ Every task comes in every step, so that no optimiser step moves an oracle withou
 those that an evaluation with --max-tasks 20 asks. Unseen combinations and primitives are trained on here alone: an
 oracle says what a LoRA can do that has seen the task's own examples.
 
-What rank? 16 oracles after 45 steps: cross-entropy on test examples 0.198, 0.194, 0.187 and 0.186 with ranks 2, 4, 8 and
-16; the higher the rank, the faster at first (results/ranks.txt). The package's hypernetwork writes rank 8: with 16 its
-head would be twice as large, past 20 MB.
+What rank? 16 oracles after 45 steps: cross-entropy on test examples 0.198, 0.194, 0.187 and 0.186 with ranks 2, 4, 8
+and 16; the higher the rank, the faster at first (results/ranks.txt). The package's hypernetwork writes rank 8: with 16
+its head would be twice as large, past 20 MB.
 """
 
 from t2l_jax.baselines import TaskChoice

@@ -7,6 +7,10 @@ class UserError(Exception):
     """Bad input: the message says what was wrong, where, and what to do. The CLI prints it and exits with status 2."""
 
 
+class Unreachable(UserError):
+    """The network is at fault, not what was asked for: asking for the next thing is no use."""
+
+
 class Stopped(Exception):
     """Work ended early because a signal asked for it, and can go on later. The CLI exits with status 128 + signal."""
 

@@ -16,6 +16,7 @@ from rich.progress import (
 )
 
 EVERY = 30.0  # seconds from one line to the next where there is no terminal
+PERIOD = 600.0  # seconds over which the speed is estimated: steps of training may take ten each
 
 
 def progress_bar() -> Progress:
@@ -29,7 +30,8 @@ def progress_bar() -> Progress:
         TimeRemainingColumn(),
         TextColumn("{task.fields[rate]}"),
     )
-    return Progress(*columns, console=console) if console.is_terminal else _Lines(console=console, disable=True)
+    options: Any = {"console": console, "speed_estimate_period": PERIOD}
+    return Progress(*columns, **options) if console.is_terminal else _Lines(**options, disable=True)
 
 
 class _Lines(Progress):

@@ -18,10 +18,21 @@ def test_without_a_terminal_lines_say_how_far_it_is(monkeypatch, capsys):
     out, err = capsys.readouterr()
     lines = err.splitlines()
     assert out == ""
-    assert re.fullmatch(r"training: \d of 8 in 0:00:00, \S+ left, loss \d\.0", lines[0])
+    assert re.fullmatch(r"training: \d of 8 in \S+, \S+ left, loss \d\.0", lines[0])
     assert all(" of 8 in " in line for line in lines)
     assert not any("8 of 8" in line for line in lines)
     assert sorted(lines) == lines
+
+
+def test_the_time_left_is_known_where_steps_take_long(monkeypatch):
+    now = [0.0]
+    bar = progress.progress_bar()
+    bar.get_time = lambda: now[0]
+    task = bar.add_task("training", total=8, rate="")
+    for done in range(4):
+        now[0] = 120.0 * done
+        bar.update(task, completed=done)
+    assert progress._line(bar.tasks[0]) == "training: 3 of 8 in 0:06:00, 0:10:00 left"
 
 
 def test_short_work_shows_nothing(capsys):

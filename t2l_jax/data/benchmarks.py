@@ -5,6 +5,8 @@ test is. What metadata.yaml itself says of `metric`, `kind` and `labels` wins.
 """
 
 import ast
+import re
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -32,12 +34,14 @@ def _humaneval(row: Row) -> Code:
 
 
 def _mbpp(row: Row) -> Code:
-    """MBPP's assertions call the function by its name, which is that of the function of `code` that they call last."""
+    """MBPP's assertions call a function by its name: the last that `code` defines and they call."""
     tests = "\n".join(row["test_list"])
-    defined = [node.name for node in ast.parse(row["code"]).body if isinstance(node, ast.FunctionDef)]
-    called = [name for name in defined if f"{name}(" in tests]
-    lines = [*row.get("test_imports", ()), "", "def check(_):", *(f"    {line}" for line in tests.splitlines())]
-    return Code("\n".join(lines), (called or defined)[-1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # "\d" in a string
+        defined = [node.name for node in ast.parse(row["code"]).body if isinstance(node, ast.FunctionDef)]
+    name = [name for name in defined if re.search(rf"\b{name}\(", tests)][-1]
+    head = f"def check(_, {name}={name}):"  # a function may itself be named check
+    return Code("\n".join([*row["test_imports"], "", head, *(f"    {line}" for line in tests.splitlines())]), name)
 
 
 CHOICE = Scoring(kind="multiple_choice")

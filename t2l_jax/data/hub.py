@@ -34,7 +34,7 @@ from t2l_jax.data.tasks import (
     text_field,
     texts_field,
 )
-from t2l_jax.errors import UserError
+from t2l_jax.errors import Unreachable, UserError
 from t2l_jax.io.files import check_name
 from t2l_jax.io.sources import HTTP_ERROR, cache_folder
 
@@ -60,9 +60,12 @@ def load_registry(folder: Path) -> list[Task]:
     """All listed tasks of a registry, in order of their names. With HF_HUB_OFFLINE=1 only what is in the cache is read.
 
     Downloads are kept in the cache folder, and are tried again after a while where the network fails. A task whose file
-    is malformed or whose data set is not to be had is left out, with a warning. Raises UserError where none is left.
+    is malformed or whose data set is none is left out, with a warning. Raises UserError where none is left, and where
+    the hub cannot be reached.
     """
     listed = [path for path in sorted(folder.glob(f"*/{METADATA}")) if _split(path) != "unlisted"]
+    if not listed:
+        raise UserError(f"{folder}: all its tasks are unlisted: there is nothing to load")
     return load_each(listed, load_hub_task, folder)
 
 
@@ -127,7 +130,8 @@ def load_rows(options: dict[str, Any], where: str) -> datasets.Dataset:
             advice = "it is not in the cache: run once with the network, without HF_HUB_OFFLINE"
         elif isinstance(error, NETWORK):
             advice = "the hub cannot be reached: try again later"
-        raise UserError(f"{where}: the data set {options['path']} cannot be loaded ({first}): {advice}") from error
+        kind = Unreachable if isinstance(error, NETWORK) and not offline else UserError
+        raise kind(f"{where}: the data set {options['path']} cannot be loaded ({first}): {advice}") from error
     if not isinstance(found, datasets.Dataset):
         raise UserError(f"{where}: ds_kwargs names no split: choose among {', '.join(map(str, found))}")
     return found
@@ -195,7 +199,13 @@ def _examples(
         outputs = tuple(f"{around[0]}{item}{around[1]}" for item in answers)
         try:
             code = scoring.code(row) if scoring.code else Code("", "")
-        except (KeyError, IndexError, SyntaxError):  # a row whose test does not say what it tests
+        except (
+            KeyError,
+            IndexError,
+            SyntaxError,
+            TypeError,
+            ValueError,
+        ):  # its test tests nothing
             short += 1
             continue
         yield Example(text, outputs[0], outputs, *code)

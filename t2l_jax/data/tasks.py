@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from t2l_jax.errors import UserError
+from t2l_jax.errors import Unreachable, UserError
 from t2l_jax.io.files import check_name, explained, read_jsonl
 
 # The registry of the original has about 200 descriptions a task and trains on 128 of them.
@@ -94,12 +94,14 @@ def load_tasks(folder: str | Path) -> list[Task]:
 def load_each(paths: Sequence[Path], load: Callable[[Path], Task], folder: Path) -> list[Task]:
     """What `load` makes of each path; those that it refuses are left out, with a warning that says why.
 
-    Raises UserError where it refuses all, and where two tasks have one name.
+    Raises UserError where it refuses all, where two tasks have one name, and where the network is at fault.
     """
     tasks, problems = [], []
     for path in paths:
         try:
             tasks.append(load(path))
+        except Unreachable:
+            raise
         except UserError as error:
             problems.append(error)
     if problems and not tasks:

@@ -32,8 +32,8 @@ def choices(task: Task, example: Example) -> tuple[str, ...]:
     """
     if task.labels:
         found = task.labels
-    elif task.kind == "multiple_choice" and example.output.strip() in (marks := _MARKED.findall(example.input)):
-        found = tuple(dict.fromkeys(marks))
+    elif task.kind == "multiple_choice" and example.output.strip() in (marks := _marks(example.input)):
+        found = marks
     else:
         form = _ANSWER.fullmatch(example.output.strip()) if task.kind == "multiple_choice" else None
         if form is None:
@@ -43,6 +43,17 @@ def choices(task: Task, example: Example) -> tuple[str, ...]:
         found = tuple(f"{form[1] or ''}{chr(ord('A') + n)}{form[3] or ''}" for n in range(count))
     accepted = {answer.strip() for answer in example.accepted}
     return found if len(found) > 1 and accepted <= set(found) else ()
+
+
+def _marks(text: str) -> tuple[str, ...]:
+    """What stands before a colon at the beginning of lines: the last run of such marks, from A, 0 or 1 on."""
+    found: tuple[str, ...] = ()
+    for mark in _MARKED.findall(text):
+        if found and ord(mark) == ord(found[-1]) + 1:
+            found += (mark,)
+        elif mark in "A01":
+            found = (mark,)
+    return found if len(found) > 1 else ()
 
 
 @struct.dataclass

@@ -21,7 +21,7 @@ from pathlib import Path
 SECONDS = 10
 MEMORY = 1 << 30  # bytes of address space
 FILE_BYTES = 10 << 20  # of one file
-_FENCE = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
+_FENCE = re.compile(r"^```[^\n`]*\n(.*?)(?:^```|\Z)", re.DOTALL | re.MULTILINE)
 
 # Runs in the child: limits itself, then runs the program, then notes that it came to the end.
 _CHILD = """
@@ -49,27 +49,32 @@ def program(prompt: str, answer: str, test: str, entry_point: str) -> str:
     too; of prose, its lines of imports.
     """
     head = re.compile(rf"^def {re.escape(entry_point)}\b", re.MULTILINE)
-    fenced = _FENCE.search(answer)
-    code = fenced[1] if fenced else answer
+    blocks = _FENCE.findall(answer)
+    code = next((block for block in blocks if head.search(block)), (*blocks, answer)[0])
     asked = next((block for block in _FENCE.findall(prompt) if head.search(block)), prompt)
     start = head.search(asked)
     before = _before(asked[: start.start()]) if start else _imports(asked)
-    function = f"{before}\n{code}" if head.search(code) else asked + code
+    function = f"{before}\n{code}" if head.search(code) else asked.rstrip("\n") + "\n" + code
     return f"{function}\n\n{test}\n\ncheck({entry_point})\n"
 
 
 def _before(text: str) -> str:
     """The program that stands before a function; of a text that is none, its lines of imports."""
-    try:
-        ast.parse(text)
-    except (SyntaxError, ValueError):
-        return _imports(text)
-    return text
+    return text if _is_program(text) else _imports(text)
 
 
 def _imports(text: str) -> str:
-    """The lines of a text that are imports."""
-    return "\n".join(line for line in text.splitlines() if line.startswith(("import ", "from ")))
+    """The lines of a text that are imports, not prose that begins like one."""
+    lines = [line for line in text.splitlines() if line.startswith(("import ", "from "))]
+    return "\n".join(line for line in lines if _is_program(line))
+
+
+def _is_program(text: str) -> bool:
+    try:
+        ast.parse(text)
+    except (SyntaxError, ValueError):
+        return False
+    return True
 
 
 def passes(text: str, seconds: int = SECONDS, memory: int = MEMORY) -> bool:

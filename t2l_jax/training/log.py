@@ -65,13 +65,18 @@ class RunLog:
             self._refuse(step, values, batch)
             losses.append(values["loss"])
         self._waiting = []
-        self._tensorboard.flush()  # a checkpoint may follow: what a kill loses after it is never written again
+        self._flush()
         return f"loss {np.mean(losses):.3f}, {rates['tokens_per_second']:.0f} tokens/s"
 
     def validation(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write one record of validation metrics at once."""
         self._write(step, metrics)
-        self._tensorboard.flush()
+        self._flush()
+
+    def _flush(self) -> None:
+        """Bring TensorBoard's points to the disk: what a kill loses before a checkpoint is never written again."""
+        with explained(self._path.parent / "tensorboard"):
+            self._tensorboard.flush()
 
     def validated(self, step: int) -> bool:
         """Whether the log already held a validation after this step when it was opened."""
@@ -92,7 +97,8 @@ class RunLog:
         values = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         with explained(self._path), self._path.open("a") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
-        self._tensorboard.add(step, metrics)
+        with explained(self._path.parent / "tensorboard"):
+            self._tensorboard.add(step, metrics)
         if self._wandb is not None:
             self._wandb.log(dict(metrics), step=step)
 
@@ -103,8 +109,7 @@ class RunLog:
                 save_batch(path, batch)
                 raise UserError(
                     f"the {name} of step {step} is {values[name]}: its batch is in {path}; look for what is odd in "
-                    "it, or begin again in a new folder with a lower learning rate (this one with --stop-after at its "
-                    "last checkpoint gives what it had learned, and --start goes on from there)"
+                    "it, or begin again in a new folder with a lower learning rate"
                 )
 
     def __enter__(self) -> "RunLog":

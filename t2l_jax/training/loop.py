@@ -105,7 +105,7 @@ def train(
         make = _loader(draw, mesh)
         with kept, RunLog(folder, start, wandb) as log, prefetch(make, to_do) as batches, progress_bar() as progress:
             bar = progress.add_task("training", total=loop.last, completed=start, rate="")
-            if validation and start == loop.last and not log.validated(start):  # stopped here, and told to end here
+            if validation and start >= loop.last and not log.validated(start):  # stopped here, and told to end here
                 _look(validate, log, kept, start, state.params)
             for done, (batch, placed) in enumerate(batches, start + 1):
                 state, metrics = step(state, constants, base, placed)
@@ -141,10 +141,14 @@ def _loader(draw: Callable[[int], Batch], mesh: Mesh) -> Callable[[int], tuple[B
 
 
 def _look(validate: Callable[[Any], dict[str, float]], log: RunLog, kept: Best, done: int, params: Any) -> None:
-    """Validate the parameters after `done` steps, write down what is found, and keep them if they are the best."""
+    """Validate the parameters after `done` steps, keep them if they are the best, and write down what was found.
+
+    In this order: where it is written down, a kill has lost nothing.
+    """
     found = validate(params)
-    log.validation(done, found)
     kept.consider(done, found, params)
+    kept.wait()
+    log.validation(done, found)
 
 
 def _validator(

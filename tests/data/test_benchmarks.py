@@ -118,10 +118,28 @@ def test_programs_are_run(tmp_path, monkeypatch, path):
     assert [sandbox.passes(text) for text in programs] == [True, False]
 
 
+@pytest.mark.parametrize(
+    ("code", "test"),
+    [
+        ("def check(n):\n    return n", "assert check(3) == 3"),
+        ("def add(a, b):\n    return d(a) + b\ndef d(a):\n    return a", "assert add(1, 2) == 3"),
+        ('def add(a, b):\n    """\\d"""\n    return a + b', "assert add(1, 2) == 3"),
+    ],
+)
+def test_the_function_that_is_tested_is_found(tmp_path, monkeypatch, code, test):
+    row, fields, _ = CODE["google-research-datasets/mbpp"]
+    row = {**row, "code": code, "test_list": [test], "test_imports": []}
+    (example,) = load(tmp_path, monkeypatch, "google-research-datasets/mbpp", [row], {**fields, **FENCED}).train
+    wrong = f"def {example.entry_point}(*_):\n    return -1"
+    programs = [sandbox.program(example.input, a, example.test, example.entry_point) for a in (example.output, wrong)]
+    assert [sandbox.passes(text) for text in programs] == [True, False]
+
+
 def test_a_row_whose_test_names_no_function_is_left_out(tmp_path, monkeypatch):
     row, fields, _ = CODE["google-research-datasets/mbpp"]
-    with pytest.warns(UserWarning, match="1 of 2 rows are incomplete"):
-        task = load(tmp_path, monkeypatch, "google-research-datasets/mbpp", [row, {**row, "code": "x = 1"}], fields)
+    rows = [row, {**row, "code": "x = 1"}, {**row, "test_imports": None}]
+    with pytest.warns(UserWarning, match="2 of 3 rows are incomplete"):
+        task = load(tmp_path, monkeypatch, "google-research-datasets/mbpp", rows, fields)
     assert len(task.train) == 1
 
 

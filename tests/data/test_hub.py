@@ -71,12 +71,19 @@ def test_a_registry_is_a_source_of_tasks(tmp_path):
     }
 
 
+def hidden_alone(folder):
+    write(folder / "hidden", rows_of("x"), t2l_split="unlisted")
+    return folder
+
+
 def test_what_cannot_be_loaded_is_left_out_and_named_and_what_is_unlisted_is_left_out(tmp_path):
     write(tmp_path / "good", rows_of("x"))
     write(tmp_path / "hidden", rows_of("x"), t2l_split="unlisted")
     write(tmp_path / "torn", rows_of("x"), response_field="nothing")
     with pytest.warns(UserWarning, match=r"1 of 2 tasks are damaged .* 1 are left: .*torn.*no column 'nothing'"):
         assert [task.name for task in load_registry(tmp_path)] == ["good"]
+    with pytest.raises(UserError, match="all its tasks are unlisted"):
+        load_registry(hidden_alone(tmp_path / "alone"))
     (tmp_path / "good" / "metadata.yaml").write_text("- no\n- fields\n")
     with pytest.raises(UserError, match=r"good.metadata\.yaml: expected fields"):
         load_registry(tmp_path)
@@ -153,11 +160,11 @@ def test_offline_says_that_it_is_not_in_the_cache(tmp_path, monkeypatch):
 
 
 def test_a_network_that_stays_away_is_named(tmp_path, monkeypatch):
-    waits = []
-    monkeypatch.setattr(hub.time, "sleep", waits.append)
+    asked = []
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
 
     def fail(**options):
+        asked.append(options["path"])
         raise ConnectionError("no route")
 
     monkeypatch.setattr(datasets, "load_dataset", fail)
@@ -165,6 +172,11 @@ def test_a_network_that_stays_away_is_named(tmp_path, monkeypatch):
     path = write(tmp_path / "far", rows_of("x"), ds_kwargs={"path": "org/name", "split": "train"})
     with pytest.raises(UserError, match=r"org/name cannot be loaded \(no route\): the hub cannot be reached"):
         load_hub_task(path)
+    write(tmp_path / "farther", rows_of("x"), ds_kwargs={"path": "org/other", "split": "train"})
+    asked.clear()
+    with pytest.raises(UserError, match=r"org/name cannot be loaded"):  # and the next one is not even tried
+        load_registry(tmp_path)
+    assert asked == ["org/name", "org/name"]
 
 
 def refused(status):

@@ -207,8 +207,10 @@ def test_code_is_run_only_when_asked(model, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="nothing to evaluate: unseen: task6 left out: --run-code"):
         evaluate.evaluate(model, replace(config, only=("task6",)), tmp_path / "c")
     assert ran == []
-    monkeypatch.setattr(sandbox, "without_network", lambda: ())
-    assert "sockets replaced" in evaluate.evaluate(model, replace(config, run_code=True), tmp_path / "b")
+    for command in ((), ("unshare",)):
+        monkeypatch.setattr(sandbox, "without_network", lambda command=command: command)
+        table = evaluate.evaluate(model, replace(config, run_code=True), tmp_path / "b")
+        assert ("sockets replaced" in table) == (not command)
     assert [line["score"] for line in lines(tmp_path / "b") if line["task"] == "task6"] == [1.0]
     assert len(ran) == 1
 

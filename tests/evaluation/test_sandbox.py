@@ -34,6 +34,16 @@ def test_a_whole_function_finds_what_stands_before_it_in_the_prompt():
     assert passes(program(helped, answer, TEST, "add"))
     asked = "Complete this function:\n\nimport math\n\ndef add(a, b):\n    ...\n"
     assert passes(program(asked, "def add(a, b):\n    return math.floor(a + b)", TEST, "add"))
+    prose = "Write a function that gets\nfrom two numbers one.\nimport math\n"
+    assert passes(program(prose, "def add(a, b):\n    return math.floor(a + b)", TEST, "add"))
+
+
+def test_a_prompt_may_be_fenced_or_end_without_a_new_line():
+    fenced = f"Complete it:\n```python\n{PROMPT}```\nNothing else."
+    assert passes(program(fenced, "    return a + b", TEST, "add"))
+    assert passes(program(PROMPT.rstrip(), "    return a + b", TEST, "add"))
+    answer = "First\n```text\nadd them\n```\nthen\n```python3\ndef add(a, b):\n    return a + b\n```"
+    assert passes(program(fenced, answer, TEST, "add"))
 
 
 def test_a_program_reaches_no_server_of_this_machine():

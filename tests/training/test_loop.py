@@ -158,6 +158,7 @@ def test_a_stopped_run_told_to_end_where_it_stopped_validates_and_gives_what_it_
     assert curves(tmp_path) == curves(tmp_path / "whole")
     before = (tmp_path / "metrics.jsonl").read_bytes()
     assert_equal(run(tmp_path, loop=ended), given)
+    assert_equal(run(tmp_path, loop=replace(LOOP, stop_after=last - 1)), given)  # it is past that already
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
 
 
