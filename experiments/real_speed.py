@@ -1,9 +1,9 @@
 """Speed of SFT on real tasks next to plain PyTorch + peft, on the same examples, in one run; and where our time goes.
 
-Command: python experiments/real_speed.py --tasks FOLDER --batches 2      (12 minutes on two CPU cores)
-Result:  on a CPU with AMX 2.8 times as fast in float32 (1.6 to 4.0), 4.8 times as PyTorch in float32 with our products
-         in bfloat16 (2.0 to 7.6), 3.1 times with both sides narrow (1.5 to 4.8): two batches, the first one cold.
-         Three batches on a CPU without, float32: 3.2 times (1.6 to 4.3); results/real_speed.txt
+Command: python experiments/real_speed.py --tasks FOLDER --batches 3      (14 minutes on two CPU cores)
+Result:  on a CPU with AMX, three batches, the first one cold: 2.6 times as fast in float32 (1.5 to 4.1), 4.5 times as
+         PyTorch in float32 with our products in bfloat16 (2.0 to 7.4), 3.5 times with both sides narrow (1.4 to 4.1).
+         On a CPU without, float32: 3.2 times (1.6 to 4.3); results/real_speed.txt
 
 FOLDER holds real tasks in the layout that t2l_jax/data/tasks.py reads. Each batch is drawn as in training: 8 tasks, a
 row of 512 tokens each, packed. Ours takes one step on it with the hypernetwork L. PyTorch + peft takes the same
