@@ -36,7 +36,8 @@ class LoopConfig:
     """How long, how often to look."""
 
     steps: int = 1000
-    stop_after: int | None = None  # end here, on the learning rate's schedule for all `steps`
+    stop_after: int | None = None
+    """End here, on the learning rate's schedule for all `steps`. A run that was stopped here then gives what it has."""
     seed: int = 0
     log_every: int = 10
     validate_every: int = 250
@@ -118,7 +119,6 @@ def train(
                     _look(validate, log, kept, done, state.params)
                 enough = kept.is_hopeless(done, loop.validate_every)
                 if stop or enough or loop.due(done, loop.checkpoint_every):
-                    kept.wait()  # no checkpoint may follow from a best that a kill now would lose
                     checkpoints.save(done, state)
                     log.draw()
                 log.resume()
@@ -143,7 +143,7 @@ def _loader(draw: Callable[[int], Batch], mesh: Mesh) -> Callable[[int], tuple[B
 def _look(validate: Callable[[Any], dict[str, float]], log: RunLog, kept: Best, done: int, params: Any) -> None:
     """Validate the parameters after `done` steps, keep them if they are the best, and write down what was found.
 
-    In this order: where it is written down, a kill has lost nothing.
+    In this order: neither a record nor a checkpoint may follow from a best that a kill now would lose.
     """
     found = validate(params)
     kept.consider(done, found, params)
