@@ -1,7 +1,7 @@
 """A run that is killed twenty times at random moments, next to an undisturbed one: the same curves, bit for bit.
 
 Command (about 4 minutes on two CPU cores): python experiments/kills.py
-Result: 20 kills, seven of them while a checkpoint was saved: 2,067 of 2,067 lines and all parameters are equal
+Result: 20 kills, nine of them while a checkpoint was saved: 2,067 of 2,067 lines and all parameters are equal
         (results/kills.txt)
 
 Both train a tiny hypernetwork on a tiny random decoder, with noise, dropout, validation and checkpoints. Each process
