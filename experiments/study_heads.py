@@ -1,8 +1,8 @@
-"""Which hypernetwork? L, M and S of the paper on the word tasks.
+"""Which hypernetwork? L, M and S of the paper on the grown family.
 
 Command: python experiments/study_heads.py
-Result:  results/study_heads.md, 100 steps: cross-entropy on unseen combinations L 1.57, M 1.50, S 1.87; one seed, so M
-         is not known to be better than L; S is slower by 40% and learns later
+Result:  results/study_heads.md, 300 steps, exact answers on unseen combinations: L 40.8%, M 41.3, S 31.5. L and M are
+         not told apart by two seeds; S, one seed, learns later
 """
 
 from dataclasses import replace
@@ -10,6 +10,7 @@ from dataclasses import replace
 import tyro
 from study import RECIPE, Study, conduct
 
+VARIANTS = {head: replace(RECIPE, hypernet=replace(RECIPE.hypernet, head=head)) for head in ("L", "M", "S")}
+
 if __name__ == "__main__":
-    variants = {head: replace(RECIPE, hypernet=replace(RECIPE.hypernet, head=head)) for head in ("L", "M", "S")}
-    conduct(tyro.cli(Study), "hypernetwork", variants)
+    conduct(tyro.cli(Study), "hypernetwork", VARIANTS)

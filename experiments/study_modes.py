@@ -1,11 +1,11 @@
 """What does an instruction in the prompt change? The same training with the instance alone, and after an instruction.
 
-Command: python experiments/study_modes.py --steps 60
-Result:  results/study_modes.md, 60 steps: cross-entropy on unseen combinations 1.67 with the instance alone, 1.53 with
-         an instruction before it
+Command: python experiments/study_modes.py
+Result:  results/study_modes.md, 300 steps, exact answers on unseen combinations: 45.9% with the instance alone, 43.1
+         with an instruction (the ranges of the two seeds do not overlap); cross-entropy 0.59 and 0.61 (they do)
 
-Each row is validated in the mode that it was trained in, on as many test examples as fit. Rows have 72 tokens, since
-instructions are long; the instance alone then has three examples of a task in a row.
+Each row is validated in the mode that it was trained in, on as many test examples as fit. Rows have 128 tokens, since
+instructions are long; the instance alone then has more examples of a task in a row.
 """
 
 from dataclasses import replace
@@ -13,8 +13,9 @@ from dataclasses import replace
 import tyro
 from study import RECIPE, Study, conduct
 
+SHARES = {"instance only": 0.0, "with instruction": 1.0}
+SHAPE = replace(RECIPE.batch, length=128)
+VARIANTS = {label: replace(RECIPE, instruction_share=share, batch=SHAPE) for label, share in SHARES.items()}
+
 if __name__ == "__main__":
-    shares = {"instance only": 0.0, "with instruction": 1.0}
-    shape = replace(RECIPE.batch, length=72)
-    variants = {label: replace(RECIPE, instruction_share=share, batch=shape) for label, share in shares.items()}
-    conduct(tyro.cli(Study), "prompt", variants)
+    conduct(tyro.cli(Study), "prompt", VARIANTS)

@@ -1,8 +1,9 @@
-"""How many training tasks does it take? 8, 32, 128 and all 280 word tasks, as many steps each.
+"""How many training tasks does it take? 8, 32, 128 and all 3,169 of the grown family, as many steps each.
 
 Command: python experiments/study_tasks.py
-Result:  results/study_tasks.md, 100 steps: eight tasks are learned by heart (88% of their answers, cross-entropy 5.8 on
-         unseen combinations); the more tasks, the worse on them and the better on unseen ones (1.98, 1.80, 1.70)
+Result:  results/study_tasks.md, 300 steps, exact answers on unseen combinations: 1.0, 2.0, 5.7 and 8.3%, cross-entropy
+         8.3, 4.7, 1.9 and 1.2. Eight tasks are learned by heart (88% of their own), all of them are still being learned
+         (14%). The two seeds are far closer than the rows
 
 What compares is the unseen combinations: the seen tasks of each row are those that it was trained on.
 """
@@ -12,10 +13,11 @@ from dataclasses import replace
 import tyro
 from study import RECIPE, Study, conduct
 
-from t2l_jax.baselines import TaskChoice
+COUNTS = {"8": 8, "32": 32, "128": 128, "all": None}
+SHAPE = replace(RECIPE.batch, tasks=8, rows=8)  # eight tasks cannot fill 64 places
+VARIANTS = {
+    label: replace(RECIPE, choice=replace(RECIPE.choice, most=count), batch=SHAPE) for label, count in COUNTS.items()
+}
 
 if __name__ == "__main__":
-    counts = {"8": 8, "32": 32, "128": 128, "all": None}
-    shape = replace(RECIPE.batch, rows=2)  # eight tasks cannot fill sixteen places
-    variants = {label: replace(RECIPE, choice=TaskChoice(most=count), batch=shape) for label, count in counts.items()}
-    conduct(tyro.cli(Study, default=Study(batch_tasks=8)), "training tasks", variants)
+    conduct(tyro.cli(Study), "training tasks", VARIANTS)

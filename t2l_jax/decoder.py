@@ -27,7 +27,8 @@ from t2l_jax.products import dense_product, product
 PROJECTION = "projection"  # the name under which rematerialisation knows what projections return
 Activation = Literal["silu", "gelu_tanh", "gelu"]
 SHARED = 1  # the segment that every other one of its row begins with
-CAUSAL_BLOCKS, LONG_ROW = 8, 256  # in how many blocks the queries of a row of at least so many tokens go
+CAUSAL_BLOCKS, LONG_ROW = 8, 256  # in how many blocks the queries of a row of at least so many tokens go, on CPUs
+LONG_ROW_ACCELERATOR = 4096  # there a product of fewer queries takes longer to start than to compute
 GLOBAL_WINDOW = 2**30  # wider than any sequence: a layer that sees everything before it
 
 
@@ -180,7 +181,7 @@ def attend(
     mask = jnp.broadcast_to(mask[..., None, None, :, :], (*batch, 1, *grouped[-2:], mask.shape[-1]))
     scores = jnp.where(mask.reshape(*batch, 1, -1, mask.shape[-1]), scores, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    out = product("...qc,...ch->...qh", weights, v, narrow).astype(v.dtype)
+    out = product("...qc,...ch->...qh", weights, v, narrow, v.dtype)
     out = jnp.moveaxis(out.reshape(*grouped, config.head_dim), -2, -4)
     return out.reshape(*batch, length, -1)
 
@@ -199,7 +200,8 @@ def attend_causally(
     cannot be cut into equal blocks, and short ones, are computed whole.
     """
     length = q.shape[-3]
-    blocks = CAUSAL_BLOCKS if length >= LONG_ROW and length % CAUSAL_BLOCKS == 0 else 1
+    long = LONG_ROW if jax.default_backend() == "cpu" else LONG_ROW_ACCELERATOR
+    blocks = CAUSAL_BLOCKS if length >= long and length % CAUSAL_BLOCKS == 0 else 1
     size = length // blocks
     parts = [
         attend(

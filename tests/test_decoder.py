@@ -260,6 +260,17 @@ def test_attention_in_blocks_is_attention(length):
     jax.tree.map(partial(assert_same, tolerance=1e-3), both(attend_causally)(q, k, v), both(attend)(q, k, v))
 
 
+@pytest.mark.parametrize(("backend", "products"), [("cpu", 2 * CAUSAL_BLOCKS), ("gpu", 2)])
+def test_accelerators_compute_attention_of_such_rows_whole(monkeypatch, backend, products):
+    """There many small products take longer to start than to compute."""
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    heads = AttentionConfig(num_heads=4, num_kv_heads=2, head_dim=8, windows=(None,))
+    q, k = jnp.zeros((1, LONG_ROW, 4, 8)), jnp.zeros((1, 2, LONG_ROW, 8))
+    mask = jnp.tri(LONG_ROW, dtype=bool)[None]
+    program = str(jax.make_jaxpr(lambda: attend_causally(q, k, k, mask, heads))())
+    assert program.count("dot_general") == products
+
+
 def test_what_packed_segments_share_is_read_as_the_beginning_of_each():
     params = random_params(CONFIG)
     rows = TOKENS.at[1, :6].set(TOKENS[0, :6])

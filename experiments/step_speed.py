@@ -1,0 +1,129 @@
+"""Seconds of a training step on an accelerator, next to its floor, and where they go.
+
+Command: python experiments/step_speed.py      (50 seconds on an H200)
+Result:  64 rows of 256 tokens take 56 ms with rematerialisation (292,000 tokens a second), 73 ms without, one shared
+         LoRA 71 ms without; the floor is 10 ms. Before gradients were narrow too and attention went whole: 96 ms
+         (results/step_speed.txt)
+
+The hypernetwork L writes adapters for SmolLM2-135M's shape and learns through them, as in smollm2_family.py's last
+stage; weights and tokens are random, so nothing needs to be there. Every fifth token is supervised. The floor is the
+base model's matrix products alone, once forward and once back (frozen weights have no gradient), at the rate that a
+large square product reaches on the same device.
+"""
+
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from profiles import profile
+from turns import timed
+
+from t2l_jax.decoder import AttentionConfig, DecoderConfig
+from t2l_jax.hypernet import HypernetConfig
+from t2l_jax.objectives import Batch, SftConfig
+from t2l_jax.producers import HypernetProducer, LoraTable, Producer
+from t2l_jax.recipe import ComputeConfig
+from t2l_jax.training import OptimizerConfig, TrainState, make_optimizer, make_step
+
+SHAPE = DecoderConfig(
+    vocab_size=49152,
+    width=576,
+    mlp_width=1536,
+    num_layers=30,
+    attention=AttentionConfig(num_heads=9, num_kv_heads=3, head_dim=64, windows=(None,) * 30),
+)
+
+
+@dataclass(frozen=True)
+class StepSpeed:
+    """Time training steps."""
+
+    tasks: int = 64
+    """Rows of a step, each of a task of its own."""
+    length: int = 256
+    """Tokens of a row."""
+    steps: int = 20
+    """Steps that are timed."""
+    precision: str = "bfloat16"
+    only: str = ""
+    """Time only what has this name."""
+
+
+def make_batch(args: StepSpeed) -> Batch:
+    """Random tokens in rows of eight examples."""
+    rng = np.random.default_rng(0)
+    shape = (args.tasks, 1, args.length)
+    segments = np.broadcast_to(2 + 8 * np.arange(args.length) // args.length, shape).astype(np.int32)
+    positions = np.broadcast_to(np.arange(args.length) % (args.length // 8), shape).astype(np.int32)
+    weights = (np.arange(args.length) % 5 == 0) * np.ones(shape, np.float32)
+    tokens, targets = rng.integers(0, SHAPE.vocab_size, (2, *shape), dtype=np.int32)
+    z = rng.standard_normal((args.tasks, 384), dtype=np.float32)
+    ids = np.arange(args.tasks, dtype=np.int32)
+    return Batch(z, ids, tokens, segments, positions, targets, weights / weights.sum())
+
+
+def runner(producer: Producer, compute: ComputeConfig, base: Any, batch: Batch) -> Callable[[], None]:
+    """A function that takes one step and waits for it."""
+    params = producer.init(jax.random.key(0))["params"]
+    optimizer = make_optimizer(OptimizerConfig(), 1000)
+    sft = SftConfig(label_smoothing=0.0, neftune=0.0, lora_dropout=0.0)
+    step = make_step(producer, compute.decoder(SHAPE), sft, optimizer, seed=0)
+    state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+    def run() -> None:
+        nonlocal state
+        state, metrics = step(state, {}, base, batch)
+        jax.block_until_ready((state.params, metrics))
+
+    run()  # compiles
+    return run
+
+
+def peak(size: int = 8192) -> float:
+    """FLOP/s of a square product in bfloat16."""
+    x = jax.random.normal(jax.random.key(0), (size, size), jnp.bfloat16)
+    times = jax.jit(lambda x: x @ x)
+    jax.block_until_ready(times(x))
+    return 2 * size**3 / min(timed(lambda: jax.block_until_ready(times(x))) for _ in range(10))
+
+
+def main(args: StepSpeed) -> None:
+    """Time the hypernetwork with and without rematerialisation, and one shared LoRA; print a profile."""
+    batch = jax.device_put(make_batch(args))
+    compute = partial(ComputeConfig, args.precision)
+    decoder = compute().decoder(SHAPE)
+    base = jax.jit(lambda: decoder.init(jax.random.key(0), batch.tokens[0])["params"])()
+    base = jax.tree.map(lambda leaf: leaf.astype(compute().base_dtype()), base)
+    weights = sum(leaf.size for leaf in jax.tree.leaves(base["layers"]))
+    places = args.tasks * args.length
+    flops = 4 * weights * places + 4 * SHAPE.vocab_size * SHAPE.width * float((batch.weights > 0).sum())
+    rate = peak()
+    device = f"{jax.devices()[0].device_kind}, jax {jax.__version__}"
+    print(f"{device}: {args.tasks} rows of {args.length}, {args.precision}")
+    print(f"floor: {flops / 1e12:.1f} TFLOP at {rate / 1e12:.0f} TFLOP/s: {1e3 * flops / rate:.1f} ms")
+    spec = SHAPE.lora_spec()
+    for label, producer, remat in (
+        ("hypernetwork L", HypernetProducer(HypernetConfig(), spec), False),
+        ("hypernetwork L, remat", HypernetProducer(HypernetConfig(), spec), True),
+        ("one LoRA", LoraTable(1, spec), False),
+    ):
+        if args.only not in ("", label):
+            continue
+        run = runner(producer, compute(remat=remat), base, batch)
+        seconds = [timed(run) for _ in range(args.steps)]
+        typical = statistics.median(seconds)
+        spread = f"{1e3 * min(seconds):.1f} to {1e3 * max(seconds):.1f}"
+        print(f"{label}: {1e3 * typical:.1f} ms ({spread}), {places / typical:,.0f} tokens/s", flush=True)
+        if label == "hypernetwork L":
+            for name, share in profile(run):
+                print(f"  {share:6.1%}  {name}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(StepSpeed))
