@@ -7,11 +7,12 @@ Result:  with rows of 48 tokens 2.5 times as fast in float32; on a CPU with AMX 
          results/oracle_speed.txt
 
 Each of 32 LoRAs for SmolLM2-135M-Instruct (q and v, rank 8, LoRA dropout 0.05) learns from examples of its own task of
-the grown family. Ours is one program: a LoraTable, all rows in one step, each row packed with its task's examples. peft
-has 32 adapters on one base model, each with its own AdamW, and takes one step of each after the other, on the same
-examples as rows padded to the longest. Each side runs in float32, and with its matrix products in bfloat16 (ours:
-`narrow`, sums in float32; PyTorch: autocast). Rows of 48 tokens hold one or two examples of a task, rows of 128 four or
-five. The sides take turns, each in a process of its own; the figures are medians, with the fastest and slowest.
+the grown family, or of real tasks. Ours is one program: a LoraTable, all rows in one step, each row packed with its
+task's examples. peft has 32 adapters on one base model, each with its own AdamW, and takes one step of each after the
+other, on the same examples as rows padded to the longest. Each side runs in float32, and with its matrix products in
+bfloat16 (ours: `narrow`, sums in float32; PyTorch: autocast). Rows of 48 tokens hold one or two examples of a task,
+rows of 128 four or five. The sides take turns, each in a process of its own; the figures are medians, with the fastest
+and slowest.
 """
 
 import statistics
@@ -67,8 +68,8 @@ def draw(args: OracleSpeed, length: int) -> Batch:
         tasks = [task for task in read_tasks(args.real)[TRAIN] if task.train]
     tokenizer, cache = load_tokenizer(args.base), cache_folder()
     rows = training_tasks(tasks, [1.0] * len(tasks), tokenizer, NoText(), ("instance",), cache)
-    fitting = [task for task in rows if task.shortest <= length]
-    return Sampler(evenly(fitting, args.tasks), BatchConfig(args.tasks, 1, length), 0).draw(0)
+    fitting = evenly([task for task in rows if task.shortest <= length], args.tasks)
+    return Sampler(fitting, BatchConfig(args.tasks, 1, length), 0).draw(0)
 
 
 def ours(args: OracleSpeed, batch: Batch, narrow: bool) -> Callable[[], None]:
@@ -113,6 +114,8 @@ def theirs(args: OracleSpeed, batch: Batch, narrow: bool) -> Callable[[], None]:
 
 def main(args: OracleSpeed) -> None:
     """For each length let the sides take turns, print the figures."""
+    if jax.default_backend() != "cpu":
+        raise SystemExit("PyTorch's side runs on the CPU: set JAX_PLATFORMS=cpu")
     for length in args.lengths:
         batch = draw(args, length)
         count = sum(int(segments.max()) - 1 for segments in np.asarray(batch.segments))

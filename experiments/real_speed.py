@@ -1,23 +1,27 @@
 """Speed of SFT on real tasks next to plain PyTorch + peft, on the same examples, in one run; and where our time goes.
 
-Command: python experiments/real_speed.py --tasks FOLDER --batches 3      (14 minutes on two CPU cores)
-Result:  on a CPU with AMX, three batches, the first one cold: 2.6 times as fast in float32 (1.5 to 4.1), 4.5 times as
-         PyTorch in float32 with our products in bfloat16 (2.0 to 7.4), 3.5 times with both sides narrow (1.4 to 4.1).
-         On a CPU without, float32: 3.2 times (1.6 to 4.3); results/real_speed.txt
+Command: python experiments/real_speed.py --tasks FOLDER --batches 3      (13 minutes on two CPU cores)
+         XLA_PYTHON_CLIENT_PREALLOCATE=false before it on a GPU, which two processes of ours share
+Result:  on a CPU with AMX, three batches: 3.0 times as fast in float32 (2.7 to 3.6), 5.5 times as PyTorch in float32
+         with our side narrow (4.8 to 6.7), 3.5 times with both narrow (3.5 to 4.7); by total time 3.1, 5.7 and 3.9. On
+         an H200, with two calls a turn: 37 and 67 times (first batch 0.9 and 1.4); results/real_speed.txt
 
 FOLDER holds real tasks in the layout that t2l_jax/data/tasks.py reads. Each batch is drawn as in training: 8 tasks, a
 row of 512 tokens each, packed. Ours takes one step on it with the hypernetwork L. PyTorch + peft takes the same
 examples, as a plain loop does: 8 to a batch, each a row padded to the longest, one LoRA, a step for each such batch.
 The sides take turns, each in a process of its own, and each in float32 and narrow, with its matrix products in bfloat16
 (ours: on a CPU the operands rounded, on a GPU parameters and activations too; PyTorch: autocast). On a GPU float32 is
-multiplied as TF32 by both. q and v, rank 8, LoRA dropout 0.05, logits of ours at the supervised
-positions, of theirs everywhere. Tokens are an example's own: what a packed row shares counts for each
-example, since that is what the examples hold.
+multiplied as TF32 by both. q and v, rank 8, LoRA dropout 0.05, logits of ours at the supervised positions, of theirs
+everywhere. Tokens are an example's own: what a packed row shares counts for each example, since that is what the
+examples hold.
 """
 
+import gzip
+import json
+import tempfile
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +31,6 @@ import numpy as np
 import torch
 import tyro
 from peft import LoraConfig, get_peft_model
-from profiles import profile
 from transformers import AutoModelForCausalLM
 from turns import four_sides, print_ratios
 
@@ -160,6 +163,23 @@ def theirs(args: RealSpeed, narrow: bool) -> Callable[[Sequence[Example]], None]
     return run
 
 
+def profile(run: Callable[[Batch], None], batch: Batch) -> list[tuple[str, float]]:
+    """What one step spends its time on: (kind of operation, share), largest first."""
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder, create_perfetto_trace=True):
+            run(batch)
+        (path,) = Path(folder).rglob("perfetto_trace.json.gz")
+        events: list[dict[str, Any]] = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
+    spent: Counter[str] = Counter()
+    for event in events:
+        if event.get("ph") == "X" and "hlo_op" in event.get("args", {}):
+            spent[event["args"]["hlo_op"].split(".")[0]] += event["dur"]
+    for name in ("while", "call", "conditional"):  # the time of what they hold is counted there
+        spent.pop(name, None)
+    total = sum(spent.values())
+    return [(name, duration / total) for name, duration in spent.most_common(10)]
+
+
 def main(args: RealSpeed) -> None:
     """Let the sides take turns on every batch, print rates and profile."""
     batches = draw(args)
@@ -179,17 +199,17 @@ def main(args: RealSpeed) -> None:
     count = sum(map(len, examples))
     print(f"{count} examples of {sum(tokens) / count:.0f} tokens, {sum(supervised) / count:.1f} of them supervised")
     print(f"read once a row: {1 - sum(places) / sum(tokens):.1%} of the tokens need not be computed again")
-    print(f"padding of ours: {1 - sum(places) / (8 * args.length * args.batches):.1%}")
+    print(f"padding of ours: {1 - sum(places) / sum(batch.tokens.size for batch in batches):.1%}")
     for name, seconds in times.items():
         rates = [sum(some) / sum(seconds) for some in (tokens, supervised)]
-        spread = f"{min(seconds):.1f} to {max(seconds):.1f} s a batch"
+        spread = f"{min(seconds):.3g} to {max(seconds):.3g} s a batch"
         print(f"{name}: {rates[0]:.0f} tokens/s, {rates[1]:.1f} supervised tokens/s ({spread})")
     print_ratios(times)
     for narrow in (False, True):
-        print(f"where a step's processor time goes{', narrow' * narrow}:")
+        print(f"where a step's time goes{', narrow' * narrow}:")
         run = ours(args, narrow)
         run(batches[0])
-        for name, share in profile(partial(run, batches[0])):
+        for name, share in profile(run, batches[0]):
             print(f"  {share:6.1%}  {name}")
 
 

@@ -120,6 +120,8 @@ def matmul_rate(dtype: DTypeLike) -> float:
 
 def main(args: SftSpeed) -> None:
     """Warm all sides up, let them take turns, print the table."""
+    if jax.default_backend() != "cpu":
+        raise SystemExit("PyTorch's side runs on the CPU: set JAX_PLATFORMS=cpu")
     run_ours, batch, per_token = ours(args.base, None)
     run_narrow, _, _ = ours(args.base, jnp.bfloat16)
     run_theirs = theirs(args.base, batch)

@@ -1,27 +1,24 @@
-"""Seconds of a training step on an accelerator, next to its floor, and where they go.
+"""Seconds of a training step on an accelerator, next to its floor.
 
 Command: python experiments/step_speed.py      (50 seconds on an H200)
-Result:  64 rows of 256 tokens take 56 ms with rematerialisation (292,000 tokens a second), 73 ms without, one shared
-         LoRA 71 ms without; the floor is 10 ms. Before gradients were narrow too and attention went whole: 96 ms
-         (results/step_speed.txt)
+Result:  64 rows of 256 tokens take 56 ms with rematerialisation (292,000 tokens a second) and 73 ms without; the floor
+         is 10 ms. The version before, without rematerialisation: 96 ms (results/step_speed.txt)
 
-The hypernetwork L writes adapters for SmolLM2-135M's shape and learns through them, as in smollm2_family.py's last
-stage; weights and tokens are random, so nothing needs to be there. Every fifth token is supervised. The floor is the
-base model's matrix products alone, once forward and once back (frozen weights have no gradient), at the rate that a
-large square product reaches on the same device.
+The hypernetwork L writes adapters for SmolLM2-135M's shape and learns through them, as smollm2_family.py
+does; weights and tokens are random, so nothing needs to be there. Every fifth token is supervised. The floor is the
+base model's products with its weights alone, once forward and once back (frozen weights have no gradient), at the rate
+that a large square product in bfloat16 reaches on the same device.
 """
 
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from profiles import profile
 from turns import timed
 
 from t2l_jax.decoder import AttentionConfig, DecoderConfig
@@ -50,9 +47,6 @@ class StepSpeed:
     """Tokens of a row."""
     steps: int = 20
     """Steps that are timed."""
-    precision: str = "bfloat16"
-    only: str = ""
-    """Time only what has this name."""
 
 
 def make_batch(args: StepSpeed) -> Batch:
@@ -94,18 +88,17 @@ def peak(size: int = 8192) -> float:
 
 
 def main(args: StepSpeed) -> None:
-    """Time the hypernetwork with and without rematerialisation, and one shared LoRA; print a profile."""
+    """Time the hypernetwork with and without rematerialisation, and one shared LoRA."""
     batch = jax.device_put(make_batch(args))
-    compute = partial(ComputeConfig, args.precision)
-    decoder = compute().decoder(SHAPE)
+    decoder = ComputeConfig("bfloat16").decoder(SHAPE)
     base = jax.jit(lambda: decoder.init(jax.random.key(0), batch.tokens[0])["params"])()
-    base = jax.tree.map(lambda leaf: leaf.astype(compute().base_dtype()), base)
+    base = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), base)
     weights = sum(leaf.size for leaf in jax.tree.leaves(base["layers"]))
     places = args.tasks * args.length
     flops = 4 * weights * places + 4 * SHAPE.vocab_size * SHAPE.width * float((batch.weights > 0).sum())
     rate = peak()
     device = f"{jax.devices()[0].device_kind}, jax {jax.__version__}"
-    print(f"{device}: {args.tasks} rows of {args.length}, {args.precision}")
+    print(f"{device}: {args.tasks} rows of {args.length}, bfloat16")
     print(f"floor: {flops / 1e12:.1f} TFLOP at {rate / 1e12:.0f} TFLOP/s: {1e3 * flops / rate:.1f} ms")
     spec = SHAPE.lora_spec()
     for label, producer, remat in (
@@ -113,16 +106,11 @@ def main(args: StepSpeed) -> None:
         ("hypernetwork L, remat", HypernetProducer(HypernetConfig(), spec), True),
         ("one LoRA", LoraTable(1, spec), False),
     ):
-        if args.only not in ("", label):
-            continue
-        run = runner(producer, compute(remat=remat), base, batch)
+        run = runner(producer, ComputeConfig("bfloat16", remat), base, batch)
         seconds = [timed(run) for _ in range(args.steps)]
         typical = statistics.median(seconds)
         spread = f"{1e3 * min(seconds):.1f} to {1e3 * max(seconds):.1f}"
         print(f"{label}: {1e3 * typical:.1f} ms ({spread}), {places / typical:,.0f} tokens/s", flush=True)
-        if label == "hypernetwork L":
-            for name, share in profile(run):
-                print(f"  {share:6.1%}  {name}")
 
 
 if __name__ == "__main__":

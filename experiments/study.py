@@ -2,8 +2,10 @@
 
 A study is a file of its own (study_tasks.py, study_wordings.py, study_heads.py, study_embedders.py, study_modes.py)
 with its question, its command and its result. All use the grown family; the results are those of a GPU, where a run of
-300 steps takes half a minute. Two CPU cores take about a second for 1,000 tokens: try `--steps 60 --seeds 1` there.
-Only the differences between the rows of a table mean something, not how good the best of them is.
+300 steps takes half a minute. That machine had neither MiniLM nor the tasks: a script that was not kept gave these
+files what `read_material` returns, read on another machine, with z rounded to float16. Two CPU cores take about a
+second for 1,000 tokens: try `--steps 60 --seeds 1` there. Only the differences between the rows of a table mean
+something, not how good the best of them is.
 """
 
 import json

@@ -27,8 +27,7 @@ from t2l_jax.products import dense_product, product
 PROJECTION = "projection"  # the name under which rematerialisation knows what projections return
 Activation = Literal["silu", "gelu_tanh", "gelu"]
 SHARED = 1  # the segment that every other one of its row begins with
-CAUSAL_BLOCKS, LONG_ROW = 8, 256  # in how many blocks the queries of a row of at least so many tokens go, on CPUs
-LONG_ROW_ACCELERATOR = 4096  # there a product of fewer queries takes longer to start than to compute
+CAUSAL_BLOCKS, LONG_ROW = 8, 256  # in how many blocks the queries of a row of at least so many tokens go
 GLOBAL_WINDOW = 2**30  # wider than any sequence: a layer that sees everything before it
 
 
@@ -193,15 +192,15 @@ def attend_causally(
     mask: Bool[Array, "*B S S"],
     config: AttentionConfig,
     narrow: DTypeLike | None = None,
+    long_row: int = LONG_ROW,
 ) -> Float[Array, "*B S H*h"]:
     """`attend` where nobody may look at what stands after it: of long rows that half is not computed.
 
-    The queries of a long row go in blocks, each with the keys up to its end: 9 of 16 scores are computed. Rows that
-    cannot be cut into equal blocks, and short ones, are computed whole.
+    The queries of a row of at least `long_row` go in blocks, each with the keys up to its end: 9 of 16 scores are
+    computed. Shorter rows, and those that cannot be cut into equal blocks, are computed whole.
     """
     length = q.shape[-3]
-    long = LONG_ROW if jax.default_backend() == "cpu" else LONG_ROW_ACCELERATOR
-    blocks = CAUSAL_BLOCKS if length >= long and length % CAUSAL_BLOCKS == 0 else 1
+    blocks = CAUSAL_BLOCKS if length >= long_row and length % CAUSAL_BLOCKS == 0 else 1
     size = length // blocks
     parts = [
         attend(
@@ -238,6 +237,7 @@ class Layer(nn.Module):
     lora_dropout: float
     train: bool
     narrow: DTypeLike | None
+    long_row: int
 
     @nn.compact
     def __call__(self, carry, lora, window, index, angles, places):
@@ -279,7 +279,7 @@ class Layer(nn.Module):
         distance, visible = places
         mask = visible & (distance < window)
         if cache is None:
-            out = attend_causally(q, k, v, mask, config, self.narrow)
+            out = attend_causally(q, k, v, mask, config, self.narrow, self.long_row)
         else:
             cache, k, v = write_cache(cache, k, v, index)
             out = attend(q, k, v, mask, config, self.narrow)
@@ -314,6 +314,7 @@ class Decoder(nn.Module):
     lora_dropout: float = 0.0
     train: bool = False  # dropout on
     narrow: DTypeLike | None = None  # round the operands of matrix products to this; sums stay float32
+    long_row: int = LONG_ROW  # rows of at least so many tokens attend in blocks
     remat: bool = True  # for the backward pass keep only what projections return, and recompute the rest
 
     @nn.compact
@@ -376,7 +377,8 @@ class Decoder(nn.Module):
             length=self.config.num_layers,
         )
         scale = 1.0 if adapter is None else adapter.spec.scale
-        return scanned(self.config, scale, self.lora_dropout, self.train, self.narrow, name="layers")
+        options = (self.config, scale, self.lora_dropout, self.train, self.narrow, self.long_row)
+        return scanned(*options, name="layers")
 
 
 def logits(

@@ -3,6 +3,9 @@
 What a TPU does to float32 by default, for processors that must be asked: a CPU with bfloat16 units multiplies twice as
 fast. The gradient is spelled out because JAX's own would multiply a wide cotangent with a narrow operand, which XLA
 widens again: a model in bfloat16 would go back in float32.
+
+Such products have no forward-mode derivative (jax.jvp), and each axis of an operand stands in the other one or in the
+result.
 """
 
 from functools import partial
@@ -23,12 +26,13 @@ def product(
 ) -> Float[Array, "..."]:
     """jnp.einsum(spec, x, y) as `dtype`, summed in float32; operands and cotangents are rounded to `narrow` before.
 
-    Without `narrow` that is the operands' own type, and gradients have the types of their operands.
+    Operands that are bfloat16 both are narrow already. Gradients have the types of their operands.
     """
-    narrow = jnp.promote_types(x.dtype, y.dtype) if narrow is None else jnp.dtype(narrow)
-    if narrow == jnp.float32:
+    if narrow is None and x.dtype == y.dtype == jnp.bfloat16:
+        narrow = jnp.bfloat16
+    if narrow is None or x.dtype == y.dtype == narrow == dtype:  # then JAX's own gradient is as narrow
         return jnp.einsum(spec, x, y, preferred_element_type=dtype)
-    return _narrow_product(spec, narrow, jnp.dtype(dtype), x, y)
+    return _narrow_product(spec, jnp.dtype(narrow), jnp.dtype(dtype), x, y)
 
 
 def dense_product(

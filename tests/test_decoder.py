@@ -1,6 +1,7 @@
 """The decoder against transformers' PyTorch, and against itself along every other way to the same numbers."""
 
 import dataclasses
+import re
 import zlib
 from functools import partial
 from typing import get_type_hints
@@ -260,14 +261,12 @@ def test_attention_in_blocks_is_attention(length):
     jax.tree.map(partial(assert_same, tolerance=1e-3), both(attend_causally)(q, k, v), both(attend)(q, k, v))
 
 
-@pytest.mark.parametrize(("backend", "products"), [("cpu", 2 * CAUSAL_BLOCKS), ("gpu", 2)])
-def test_accelerators_compute_attention_of_such_rows_whole(monkeypatch, backend, products):
-    """There many small products take longer to start than to compute."""
-    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+@pytest.mark.parametrize(("long_row", "products"), [(LONG_ROW, 2 * CAUSAL_BLOCKS), (LONG_ROW + 1, 2)])
+def test_shorter_rows_attend_whole(long_row, products):
     heads = AttentionConfig(num_heads=4, num_kv_heads=2, head_dim=8, windows=(None,))
     q, k = jnp.zeros((1, LONG_ROW, 4, 8)), jnp.zeros((1, 2, LONG_ROW, 8))
     mask = jnp.tri(LONG_ROW, dtype=bool)[None]
-    program = str(jax.make_jaxpr(lambda: attend_causally(q, k, k, mask, heads))())
+    program = str(jax.make_jaxpr(lambda: attend_causally(q, k, k, mask, heads, long_row=long_row))())
     assert program.count("dot_general") == products
 
 
@@ -287,6 +286,20 @@ def random_adapter(seed: int) -> Adapter:
     spec = CONFIG.lora_spec(("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"), rank=4)
     keys = iter(jax.random.split(jax.random.key(seed), 15))
     return jax.tree.map(lambda leaf: 0.1 * jax.random.normal(next(keys), leaf.shape), init_adapter(next(keys), spec))
+
+
+def test_a_model_in_bfloat16_multiplies_in_bfloat16_backwards_too():
+    """JAX's own gradient of a product with float32 results would widen the operands."""
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), random_params(CONFIG))
+
+    def loss(adapter):
+        hidden, _ = Decoder(CONFIG, jnp.bfloat16).apply({"params": params}, TOKENS, adapter)
+        return jnp.sum(jax.nn.logsumexp(logits(CONFIG, params, hidden), axis=-1))
+
+    program = jax.jit(jax.grad(loss)).lower(random_adapter(0)).as_text()
+    operands = re.findall(r"dot_general .*: \((.*)\) ->", program)
+    assert operands
+    assert not [types for types in operands if "xf32>" in types]
 
 
 def test_adapter_batch_equals_each_adapter_alone_and_merged_weights():

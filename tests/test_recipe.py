@@ -16,7 +16,7 @@ from tiny_published import save_base, snapshot
 import t2l_jax
 from t2l_jax import recipe as recipes
 from t2l_jax.data.batches import BatchConfig
-from t2l_jax.decoder import AttentionConfig, DecoderConfig
+from t2l_jax.decoder import LONG_ROW, AttentionConfig, DecoderConfig
 from t2l_jax.embed import load_encoder
 from t2l_jax.errors import UserError
 from t2l_jax.hypernet import HypernetConfig
@@ -139,9 +139,12 @@ def test_precision_is_that_of_the_base_model(precision, dtype, narrow):
     assert decoder.narrow == (None if narrow is None else jnp.dtype(narrow))
 
 
-def test_on_accelerators_auto_is_bfloat16(monkeypatch):
+def test_on_accelerators_auto_is_bfloat16_and_short_rows_attend_whole(monkeypatch):
+    config = DecoderConfig(8, 4, 1, 4, AttentionConfig(1, 1, 4, windows=(None,)))
+    on_cpu = ComputeConfig().decoder(config).long_row
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     assert jnp.dtype(ComputeConfig().base_dtype()) == "bfloat16"
+    assert on_cpu == LONG_ROW < ComputeConfig().decoder(config).long_row
 
 
 def test_a_base_in_bfloat16_trains_a_hypernetwork_in_float32(recipe, tmp_path, monkeypatch, capfd):
