@@ -1,9 +1,9 @@
 """Speed of training 32 task LoRAs at once next to PyTorch + peft one by one, on the same examples, in one run.
 
 Command: python experiments/oracle_speed.py      (about 10 minutes on two CPU cores)
-Result:  with rows of 48 tokens 2.5 times as fast in float32; on a CPU with AMX 5.1 times as PyTorch in float32 with our
-         products in bfloat16, 6.0 times with both sides narrow; with rows of 128 1.5 times in float32 (1.7 on a CPU
-         without AMX), 2.8 and 2.8. In float32 2.7 with `--lengths 40`, which is one example for each LoRA;
+Result:  with rows of 48 tokens 2.6 times as fast in float32; on a CPU with AMX 5.0 times as PyTorch in float32 with our
+         products in bfloat16, 6.1 times with both sides narrow; with rows of 128 1.6 times in float32 (1.7 on a CPU
+         without AMX), 3.0 and 2.9. In float32 2.7 with `--lengths 40`, which is one example for each LoRA;
          1.7 and, both narrow, 2.3 with `--real FOLDER --lengths 256`, six for each; results/oracle_speed.txt
 
 Each of 32 LoRAs for SmolLM2-135M-Instruct (q and v, rank 8, LoRA dropout 0.05) learns from examples of its own task of
