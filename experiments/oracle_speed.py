@@ -18,6 +18,7 @@ and slowest.
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,7 @@ import torch
 import tyro
 from peft import LoraConfig, get_peft_model
 from real_speed import examples_of, torch_step
+from stepper import stepper
 from transformers import AutoModelForCausalLM
 from turns import four_sides, print_ratios
 
@@ -39,9 +41,8 @@ from t2l_jax.data.tasks import evenly
 from t2l_jax.decoder import Decoder
 from t2l_jax.io.base import load_base, load_tokenizer
 from t2l_jax.io.sources import cache_folder, resolve
-from t2l_jax.objectives import Batch, SftConfig
+from t2l_jax.objectives import Batch
 from t2l_jax.producers import LoraTable
-from t2l_jax.training import OptimizerConfig, TrainState, make_optimizer, make_step
 
 
 @dataclass(frozen=True)
@@ -75,19 +76,8 @@ def draw(args: OracleSpeed, length: int) -> Batch:
 def ours(args: OracleSpeed, batch: Batch, narrow: bool) -> Callable[[], None]:
     """A function that takes one step of all LoRAs; `narrow`: operands of products rounded to bfloat16."""
     config, base = load_base(args.base)
-    producer = LoraTable(args.tasks, config.lora_spec())
-    params = producer.init(jax.random.key(0))["params"]
-    optimizer = make_optimizer(OptimizerConfig(), 1000)
     decoder = Decoder(config, narrow=jnp.bfloat16 if narrow else None)
-    step = make_step(producer, decoder, SftConfig(label_smoothing=0.0, neftune=0.0), optimizer, seed=0)
-    state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
-
-    def run() -> None:
-        nonlocal state
-        state, metrics = step(state, {}, base, batch)
-        jax.block_until_ready((state.params, metrics["loss"]))
-
-    return run
+    return partial(stepper(LoraTable(args.tasks, config.lora_spec()), decoder, base), batch)
 
 
 def theirs(args: OracleSpeed, batch: Batch, narrow: bool) -> Callable[[], None]:

@@ -26,11 +26,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import torch
 import tyro
 from peft import LoraConfig, get_peft_model
+from stepper import stepper
 from transformers import AutoModelForCausalLM
 from turns import four_sides, print_ratios
 
@@ -42,10 +42,9 @@ from t2l_jax.embed import load_encoder
 from t2l_jax.hypernet import HypernetConfig
 from t2l_jax.io.base import load_base, load_tokenizer
 from t2l_jax.io.sources import cache_folder, resolve
-from t2l_jax.objectives import Batch, SftConfig
+from t2l_jax.objectives import Batch
 from t2l_jax.producers import HypernetProducer
 from t2l_jax.recipe import ComputeConfig
-from t2l_jax.training import OptimizerConfig, TrainState, make_optimizer, make_step
 
 Example = tuple[np.ndarray, np.ndarray]  # the tokens read, and the token to predict after each (-100: none)
 
@@ -128,18 +127,7 @@ def ours(args: RealSpeed, narrow: bool) -> Callable[[Batch], None]:
     """A function that takes one step of ours on a batch; `narrow`: see the top of this file."""
     compute = ComputeConfig("float32" if not narrow else "products" if jax.default_backend() == "cpu" else "bfloat16")
     config, base = load_base(args.base, compute.base_dtype())
-    producer = HypernetProducer(HypernetConfig(), config.lora_spec())
-    variables = producer.init(jax.random.key(0))
-    optimizer = make_optimizer(OptimizerConfig(), 1000)
-    step = make_step(producer, compute.decoder(config), SftConfig(label_smoothing=0.0, neftune=0.0), optimizer, seed=0)
-    state = TrainState(jnp.zeros((), jnp.int32), variables["params"], optimizer.init(variables["params"]))
-
-    def run(batch: Batch) -> None:
-        nonlocal state
-        state, metrics = step(state, {}, base, batch)
-        jax.block_until_ready((state.params, metrics["loss"]))
-
-    return run
+    return stepper(HypernetProducer(HypernetConfig(), config.lora_spec()), compute.decoder(config), base)
 
 
 def theirs(args: RealSpeed, narrow: bool) -> Callable[[Sequence[Example]], None]:

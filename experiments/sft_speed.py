@@ -27,6 +27,7 @@ import torch
 import tyro
 from jax.typing import DTypeLike
 from peft import LoraConfig, get_peft_model
+from stepper import stepper
 from transformers import AutoModelForCausalLM
 from turns import timed
 
@@ -34,9 +35,8 @@ from t2l_jax.decoder import Decoder
 from t2l_jax.hypernet import HypernetConfig
 from t2l_jax.io.base import load_base
 from t2l_jax.io.sources import resolve
-from t2l_jax.objectives import Batch, SftConfig
+from t2l_jax.objectives import Batch
 from t2l_jax.producers import HypernetProducer
-from t2l_jax.training import OptimizerConfig, TrainState, make_optimizer, make_step
 
 ROWS, LENGTH, SUPERVISED = 8, 128, 16
 
@@ -72,19 +72,9 @@ def ours(source: str, narrow: DTypeLike | None) -> tuple[Callable[[], None], Bat
     config, base = load_base(source)
     batch = make_batch(config.vocab_size)
     producer = HypernetProducer(HypernetConfig(), config.lora_spec())
-    variables = producer.init(jax.random.key(0))
-    optimizer = make_optimizer(OptimizerConfig(), 1000)
-    decoder = Decoder(config, narrow=narrow)
-    step = make_step(producer, decoder, SftConfig(label_smoothing=0.0, neftune=0.0), optimizer, seed=0)
-    state = TrainState(jnp.zeros((), jnp.int32), variables["params"], optimizer.init(variables["params"]))
-
-    def run() -> None:
-        nonlocal state
-        state, metrics = step(state, {}, base, batch)
-        metrics["loss"].block_until_ready()
-
+    run = stepper(producer, Decoder(config, narrow=narrow), base)
     per_token = config.num_layers * sum(i * o for i, o in config.projection_widths().values())
-    return run, batch, per_token
+    return partial(run, batch), batch, per_token
 
 
 def theirs(source: str, batch: Batch) -> Callable[..., None]:

@@ -4,29 +4,28 @@ Command: python experiments/step_speed.py      (50 seconds on an H200)
 Result:  64 rows of 256 tokens take 56 ms with rematerialisation (292,000 tokens a second) and 73 ms without; the floor
          is 10 ms. The version before, without rematerialisation: 96 ms (results/step_speed.txt)
 
-The hypernetwork L writes adapters for SmolLM2-135M's shape and learns through them, as smollm2_family.py
-does; weights and tokens are random, so nothing needs to be there. Every fifth token is supervised. The floor is the
-base model's products with its weights alone, once forward and once back (frozen weights have no gradient), at the rate
-that a large square product in bfloat16 reaches on the same device.
+The hypernetwork L writes adapters for SmolLM2-135M's shape and learns through them, as smollm2_family.py does; weights
+and tokens are random, so nothing needs to be there. Every fifth token is supervised. The floor is the base model's
+products with its weights alone, once forward and once back (frozen weights have no gradient), at the rate that a large
+square product in bfloat16 reaches on the same device.
 """
 
 import statistics
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from stepper import stepper
 from turns import timed
 
 from t2l_jax.decoder import AttentionConfig, DecoderConfig
 from t2l_jax.hypernet import HypernetConfig
-from t2l_jax.objectives import Batch, SftConfig
-from t2l_jax.producers import HypernetProducer, LoraTable, Producer
+from t2l_jax.objectives import Batch
+from t2l_jax.producers import HypernetProducer, LoraTable
 from t2l_jax.recipe import ComputeConfig
-from t2l_jax.training import OptimizerConfig, TrainState, make_optimizer, make_step
 
 SHAPE = DecoderConfig(
     vocab_size=49152,
@@ -62,23 +61,6 @@ def make_batch(args: StepSpeed) -> Batch:
     return Batch(z, ids, tokens, segments, positions, targets, weights / weights.sum())
 
 
-def runner(producer: Producer, compute: ComputeConfig, base: Any, batch: Batch) -> Callable[[], None]:
-    """A function that takes one step and waits for it."""
-    params = producer.init(jax.random.key(0))["params"]
-    optimizer = make_optimizer(OptimizerConfig(), 1000)
-    sft = SftConfig(label_smoothing=0.0, neftune=0.0, lora_dropout=0.0)
-    step = make_step(producer, compute.decoder(SHAPE), sft, optimizer, seed=0)
-    state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
-
-    def run() -> None:
-        nonlocal state
-        state, metrics = step(state, {}, base, batch)
-        jax.block_until_ready((state.params, metrics))
-
-    run()  # compiles
-    return run
-
-
 def peak(size: int = 8192) -> float:
     """FLOP/s of a square product in bfloat16."""
     x = jax.random.normal(jax.random.key(0), (size, size), jnp.bfloat16)
@@ -90,8 +72,8 @@ def peak(size: int = 8192) -> float:
 def main(args: StepSpeed) -> None:
     """Time the hypernetwork with and without rematerialisation, and one shared LoRA."""
     batch = jax.device_put(make_batch(args))
-    decoder = ComputeConfig("bfloat16").decoder(SHAPE)
-    base = jax.jit(lambda: decoder.init(jax.random.key(0), batch.tokens[0])["params"])()
+    fresh = ComputeConfig("bfloat16").decoder(SHAPE)
+    base = jax.jit(lambda: fresh.init(jax.random.key(0), batch.tokens[0])["params"])()
     base = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), base)
     weights = sum(leaf.size for leaf in jax.tree.leaves(base["layers"]))
     places = args.tasks * args.length
@@ -106,7 +88,9 @@ def main(args: StepSpeed) -> None:
         ("hypernetwork L, remat", HypernetProducer(HypernetConfig(), spec), True),
         ("one LoRA", LoraTable(1, spec), False),
     ):
-        run = runner(producer, ComputeConfig("bfloat16", remat), base, batch)
+        decoder = ComputeConfig("bfloat16", remat).decoder(SHAPE)
+        run = partial(stepper(producer, decoder, base, lora_dropout=0.0), batch)
+        run()  # compiles
         seconds = [timed(run) for _ in range(args.steps)]
         typical = statistics.median(seconds)
         spread = f"{1e3 * min(seconds):.1f} to {1e3 * max(seconds):.1f}"

@@ -377,8 +377,7 @@ class Decoder(nn.Module):
             length=self.config.num_layers,
         )
         scale = 1.0 if adapter is None else adapter.spec.scale
-        options = (self.config, scale, self.lora_dropout, self.train, self.narrow, self.long_row)
-        return scanned(*options, name="layers")
+        return scanned(self.config, scale, self.lora_dropout, self.train, self.narrow, self.long_row, name="layers")
 
 
 def logits(
