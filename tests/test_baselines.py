@@ -19,6 +19,7 @@ from t2l_jax.errors import UserError
 from t2l_jax.evaluation.baselines import find_baselines
 from t2l_jax.hypernet import HypernetConfig
 from t2l_jax.io.peft import load_peft
+from t2l_jax.lora import dense_delta
 from t2l_jax.recipe import LoraConfig, Recipe, run
 from t2l_jax.training import LoopConfig, OptimizerConfig
 
@@ -116,12 +117,31 @@ def test_a_run_begins_from_a_published_model(recipe, tmp_path, monkeypatch):
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
+def test_one_lora_for_all_tasks_begins_from_a_peft_folder(recipe, tmp_path):
+    """Also where its scale is another's: what it does to the kernels stays the same."""
+    first = run(replace(recipe, producer="multitask"), tmp_path / "first")
+    still = replace(recipe, producer="multitask", optimizer=OptimizerConfig(learning_rate=1e-12))
+    for alpha in (16.0, 2.0):
+        lora = LoraConfig(rank=2, alpha=alpha)
+        second = run(replace(still, start=str(first), lora=lora), tmp_path / str(alpha))
+        old, new = (dense_delta(load_peft(folder)) for folder in (first, second))
+        for name, delta in old.items():
+            assert np.any(delta)
+            np.testing.assert_allclose(new[name], delta, atol=1e-6)
+    with pytest.raises(UserError, match=r"lora\.rank is 2, the recipe's is 4: make them equal"):
+        run(replace(still, start=str(first), lora=LoraConfig(rank=4)), tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"lora": LoraConfig(rank=3)}, r"lora\.rank is 2, the recipe's is 3"),
         ({"hypernet": HypernetConfig(head="L", latent=8, head_in=16)}, r"hypernet\.head is M, the recipe's is L"),
-        ({"producer": "one-hot"}, "start: only a hypernetwork from descriptions"),
+        (
+            {"producer": "one-hot"},
+            "start: a hypernetwork from descriptions begins from one, and multitask, but not one-hot",
+        ),
     ],
 )
 def test_a_start_of_another_shape_is_refused(recipe, tmp_path, changes, message):

@@ -1,12 +1,13 @@
 """Bootstrap intervals (Efron, 1979) of a mean over tasks whose scores are means over examples.
 
-A replicate draws as many tasks as there are, with replacement, each with all of its examples; where there is one task,
-as many of its examples. So an interval holds for new tasks of the same kind, or for new examples of the one task. The
-variance of the task means holds that of their examples already: to draw examples within drawn tasks would count it
-twice (Davison and Hinkley, Bootstrap Methods and their Application, 1997, section 3.8).
+`over_tasks` draws as many tasks as there are, with replacement, each with all of its examples: the interval holds for
+new tasks of the same kind. The variance of the task means holds that of their examples already: to draw examples within
+drawn tasks would count it twice (Davison and Hinkley, Bootstrap Methods and their Application, 1997, section 3.8).
+`over_examples` keeps the tasks and draws as many of each one's examples: the interval holds for new examples of these
+very tasks, and how far apart the tasks are is not in it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -24,15 +25,24 @@ class Interval(NamedTuple):
     high: float
 
 
-def replicates(tasks: Sequence[Float[np.ndarray, "_"]], count: int = REPLICATES, seed: int = 0) -> np.ndarray:
-    """`count` draws of the mean over tasks of the mean over examples; `tasks` holds each task's scores."""
-    values = tasks[0] if len(tasks) == 1 else np.array([scores.mean() for scores in tasks])
-    drawn = np.random.default_rng(seed).integers(len(values), size=(count, len(values)))
-    return values[drawn].mean(axis=1)
+def over_tasks(tasks: Sequence[Float[np.ndarray, "_"]], count: int = REPLICATES, seed: int = 0) -> np.ndarray:
+    """`count` draws of the mean over drawn tasks of the mean over examples; `tasks` holds each task's scores."""
+    return _draw(np.array([scores.mean() for scores in tasks]), count, np.random.default_rng(seed))
 
 
-def interval(tasks: Sequence[Float[np.ndarray, "_"]]) -> Interval:
+def over_examples(tasks: Sequence[Float[np.ndarray, "_"]], count: int = REPLICATES, seed: int = 0) -> np.ndarray:
+    """`count` draws of the mean over all tasks of the mean over drawn examples."""
+    rng = np.random.default_rng(seed)
+    return np.mean([_draw(scores, count, rng) for scores in tasks], axis=0)
+
+
+def _draw(values: Float[np.ndarray, "_"], count: int, rng: np.random.Generator) -> np.ndarray:
+    """`count` means of as many values as there are, drawn with replacement."""
+    return values[rng.integers(len(values), size=(count, len(values)))].mean(axis=1)
+
+
+def interval(tasks: Sequence[Float[np.ndarray, "_"]], draw: Callable[..., np.ndarray] = over_tasks) -> Interval:
     """Mean over tasks, and its 95% percentile interval. The same scores give the same interval."""
     ends = (100 * (1 - LEVEL) / 2, 100 * (1 + LEVEL) / 2)
-    low, high = np.percentile(replicates(tasks), ends)
+    low, high = np.percentile(draw(tasks), ends)
     return Interval(float(np.mean([scores.mean() for scores in tasks])), float(low), float(high))

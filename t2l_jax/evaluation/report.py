@@ -1,7 +1,8 @@
 """The table of an evaluation as data, markdown, CSV and a picture.
 
-Scores are in percent. An interval is a 95% bootstrap interval: of a split over its tasks, of a task over its examples
-(see `bootstrap`). A score is first averaged over the wordings of its example.
+Scores are in percent. An interval is a 95% bootstrap interval: of a split over its tasks and, with the tasks kept,
+over their examples; of a task over its examples (see `bootstrap`). A score is first averaged over the wordings of its
+example.
 """
 
 import csv
@@ -14,20 +15,23 @@ from typing import Any
 
 import numpy as np
 
-from t2l_jax.evaluation.bootstrap import Interval, interval
+from t2l_jax.evaluation.bootstrap import interval, over_examples, over_tasks
 from t2l_jax.evaluation.plan import METHODS
 from t2l_jax.io.files import atomic_write
 
 DIFFERENCES = (("aligned", "multitask"), ("aligned", "misaligned"))
 MODE_TITLES = {"instance": "instance only", "instruction": "with instruction"}
+SAME = "new examples of the same "
 
 
 @dataclass(frozen=True)
 class Entry:
     """A line of the table: one method on one task, or, where `task` is empty, on a split; percent.
 
-    `minus` names the method that is subtracted, example by example. `tasks` of the split's `of` tasks count: a method
-    may lack material for some. `wording_std` is the standard deviation of the mean over wordings.
+    `minus` names the method that is subtracted, example by example. `low` and `high` hold for new tasks of the split
+    (of one task: for new examples of it), `same_low` and `same_high` for new examples of the same tasks. `tasks` of the
+    split's `of` tasks count: a method may lack material for some. `wording_std` is the standard deviation of the mean
+    over wordings.
     """
 
     mode: str
@@ -39,6 +43,8 @@ class Entry:
     mean: float
     low: float
     high: float
+    same_low: float
+    same_high: float
     wording_std: float
     tasks: int
     of: int
@@ -75,14 +81,15 @@ def entries(scores: Scores, metrics: dict[str, str]) -> list[Entry]:
 def _entry(
     mode: str, split: str, task: str, metric: str, method: str, minus: str, arrays: Sequence[np.ndarray], of: int
 ) -> Entry:
-    """Mean and interval of arrays [wordings, examples], one for each task."""
-    found = Interval(*(100 * value for value in interval([array.mean(0) for array in arrays])))
+    """Mean and intervals of arrays [wordings, examples], one for each task."""
+    scores = [100 * array.mean(0) for array in arrays]
+    same = interval(scores, over_examples)
+    found = same if len(scores) == 1 else interval(scores, over_tasks)
     wordings = max(len(array) for array in arrays)
     by_wording = [np.mean([array[w % len(array)].mean() for array in arrays]) for w in range(wordings)]
     count = sum(array.shape[1] for array in arrays)
-    return Entry(
-        mode, split, task, metric, method, minus, *found, 100 * float(np.std(by_wording)), len(arrays), of, count
-    )
+    std = 100 * float(np.std(by_wording))
+    return Entry(mode, split, task, metric, method, minus, *found, same.low, same.high, std, len(arrays), of, count)
 
 
 def markdown(lines: Sequence[Entry], notes: Sequence[str], single: bool = True) -> str:
@@ -95,14 +102,18 @@ def markdown(lines: Sequence[Entry], notes: Sequence[str], single: bool = True) 
         differences = [line for line in own if line.minus]
         if differences:
             rows = [
-                f"| {e.split} ({e.tasks}) | {METHODS[e.method].title} - {METHODS[e.minus].title} | {_cell(e)} |"
+                f"| {name} | {METHODS[e.method].title} - {METHODS[e.minus].title} | {cell} |"
                 for e in differences
+                for name, cell in ((f"{e.split} ({e.tasks})", _cell(e)), (f"{SAME}{e.split}", _same(e)))
             ]
             head = "| tasks | difference, pairwise | points |\n|---|---|---|\n"
             parts.append(f"## Differences, {title}\n\n" + head + "\n".join(rows) + "\n")
         if single:
             parts.append(f"## Task by task, {title}\n\n" + _table("task", [e for e in own if e.task]))
-    parts.append("Percent, with 95% bootstrap intervals.\n" + "".join(f"- {note}\n" for note in notes))
+    parts.append(
+        f'Percent, with 95% bootstrap intervals over tasks and, after "{SAME}", over examples.\n'
+        + "".join(f"- {note}\n" for note in notes)
+    )
     return "\n".join(parts)
 
 
@@ -120,12 +131,20 @@ def _table(head: str, lines: Sequence[Entry]) -> str:
         first = next(iter(cells.values()))
         name = f"{task} ({split}, {first.metric})" if task else f"{split} ({first.of})"
         text.append(f"| {name} | " + " | ".join(_cell(cells[m]) if m in cells else "-" for m in methods) + " |")
+        if not task:
+            text.append(
+                f"| {SAME}{split} | " + " | ".join(_same(cells[m]) if m in cells else "-" for m in methods) + " |"
+            )
     return "\n".join(text) + "\n"
 
 
 def _cell(line: Entry) -> str:
     part = f" ({line.tasks} of {line.of} tasks)" if line.tasks < line.of else ""
     return f"{line.mean:.1f} [{line.low:.1f}, {line.high:.1f}]{part}"
+
+
+def _same(line: Entry) -> str:
+    return f"[{line.same_low:.1f}, {line.same_high:.1f}]"
 
 
 def write(folder: Path, lines: Sequence[Entry], notes: Sequence[str], settings: dict[str, Any]) -> None:

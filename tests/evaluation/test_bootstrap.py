@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from t2l_jax.evaluation.bootstrap import interval, replicates
+from t2l_jax.evaluation.bootstrap import interval, over_examples, over_tasks
 
 
 def scores(seed, tasks, examples):
@@ -11,12 +11,14 @@ def scores(seed, tasks, examples):
     return [rng.normal(rng.normal(0, 2), 1, examples) for _ in range(tasks)]
 
 
+@pytest.mark.parametrize("draw", [over_tasks, over_examples])
 @pytest.mark.parametrize(("tasks", "examples"), [(1, 40), (12, 5), (30, 50)])
-def test_the_spread_of_replicates_is_the_closed_form(tasks, examples):
+def test_the_spread_of_replicates_is_the_closed_form(draw, tasks, examples):
     data = scores(0, tasks, examples)
     means = np.array([task.mean() for task in data])
-    variance = means.var() / tasks if tasks > 1 else data[0].var() / examples
-    drawn = replicates(data, 20_000)
+    within = np.mean([task.var() / examples for task in data]) / tasks
+    variance = means.var() / tasks if draw is over_tasks else within
+    drawn = draw(data, 20_000)
     assert drawn.var() == pytest.approx(variance, rel=0.05)
     assert drawn.mean() == pytest.approx(means.mean(), abs=4 * np.sqrt(variance / 20_000) + 1e-3)
 
@@ -35,6 +37,18 @@ def test_an_interval_is_the_normal_one_where_examples_are_many():
 def test_intervals_hold_the_truth_nineteen_times_in_twenty():
     """Also where tasks hardly differ and the examples make all of the spread."""
     held = [found.low <= 0 <= found.high for found in (interval(noise(seed)) for seed in range(400))]
+    assert 0.91 <= np.mean(held) <= 0.97
+
+
+def test_intervals_over_examples_hold_the_mean_of_the_same_tasks_nineteen_times_in_twenty():
+    """However far apart the tasks are: their means are 0, 1, 2, ... here, also with fewer examples of some."""
+    sizes = [20 + 5 * task for task in range(8)]
+    held = []
+    for seed in range(400):
+        rng = np.random.default_rng(seed)
+        found = interval([rng.normal(task, 1, size) for task, size in enumerate(sizes)], over_examples)
+        held.append(found.low <= 3.5 <= found.high)
+        assert found.high - found.low < 0.6
     assert 0.91 <= np.mean(held) <= 0.97
 
 

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from t2l_jax.evaluation.bootstrap import interval
+from t2l_jax.evaluation.bootstrap import interval, over_examples
 from t2l_jax.evaluation.report import entries, markdown, picture, write
 
 RNG = np.random.default_rng(0)
@@ -29,19 +29,25 @@ def cell(task, method):
 
 def test_averages_and_their_intervals_are_over_tasks_of_mean_wordings():
     line = find("", "aligned")
-    arrays = [cell(task, "aligned").mean(0) for task in ("one", "two")]
-    assert (line.mean, line.low, line.high) == tuple(100 * value for value in interval(arrays))
+    arrays = [100 * cell(task, "aligned").mean(0) for task in ("one", "two")]
+    assert (line.mean, line.low, line.high) == interval(arrays)
+    assert (line.mean, line.same_low, line.same_high) == interval(arrays, over_examples)
+    one = find("one", "aligned")
+    assert (one.mean, one.low, one.high) == interval(arrays[:1], over_examples)
+    assert (one.same_low, one.same_high) == (one.low, one.high)
     by_wording = [np.mean([cell(task, "aligned")[w] for task in ("one", "two")]) for w in range(3)]
     assert line.wording_std == pytest.approx(100 * np.std(by_wording))
     assert (line.tasks, line.of, line.examples) == (2, 2, 8)
-    assert find("", "oracle").tasks == 1
+    oracle = find("", "oracle")
+    assert oracle.tasks == 1
+    assert oracle.low < oracle.high  # of one task the examples are drawn
     assert find("one", "base").mean == pytest.approx(100 * cell("one", "base").mean())
 
 
 def test_differences_are_paired_by_example():
     line = find("", "aligned", "misaligned")
-    pairs = [cell(task, "aligned").mean(0) - cell(task, "misaligned").mean(0) for task in ("one", "two")]
-    assert (line.mean, line.low, line.high) == tuple(100 * value for value in interval(pairs))
+    pairs = [100 * (cell(task, "aligned").mean(0) - cell(task, "misaligned").mean(0)) for task in ("one", "two")]
+    assert (line.mean, line.low, line.high) == pytest.approx(interval(pairs))
     assert not [entry for entry in LINES if entry.minus == "multitask"]
 
 
@@ -54,6 +60,10 @@ def test_markdown_shows_what_is_missing():
     assert row.endswith("| - |")
     assert "(1 of 2 tasks) |" in text
     assert "| unseen (2) | aligned adapter - misaligned adapter |" in text
+    oracle = find("", "oracle")
+    row = next(line for line in text.splitlines() if line.startswith("| new examples of the same unseen |"))
+    assert row.endswith(f"| [{oracle.same_low:.1f}, {oracle.same_high:.1f}] |")
+    assert text.count("| new examples of the same unseen |") == 2  # the averages and the difference
     assert text.endswith("- a note\n")
     assert "Task by task" not in markdown(LINES, [], single=False)
 

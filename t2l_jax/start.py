@@ -1,0 +1,67 @@
+"""Where a run begins that does not begin fresh: a published hypernetwork, or a PEFT folder for one LoRA of all."""
+
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+from t2l_jax.baselines import ProducerName
+from t2l_jax.decoder import DecoderConfig
+from t2l_jax.embed import SHORT_NAMES
+from t2l_jax.errors import UserError
+from t2l_jax.hypernet import Variables
+from t2l_jax.io.encoder_adapter import same_adapter
+from t2l_jax.io.peft import load_peft
+from t2l_jax.io.published import ENCODER_FOLDER, ModelConfig, load_model
+from t2l_jax.io.sources import resolve
+from t2l_jax.lora import Adapter, LoraSpec, stack
+
+
+def starting_weights(
+    start: str | None, producer: ProducerName, model: ModelConfig, encoder_adapter: Path | None, base: DecoderConfig
+) -> Variables | None:
+    """The variables of `start` for a run that will publish `model`; None where there is no start.
+
+    Raises UserError that names the field where they are of another shape, and for a producer that begins fresh only.
+    """
+    if start is None:
+        return None
+    if producer == "hypernet":
+        return _hypernetwork(start, model, encoder_adapter)
+    if producer != "multitask":
+        raise UserError(f"start: a hypernetwork from descriptions begins from one, and multitask, but not {producer}")
+    return {"params": stack([_lora(start, model.lora, base)])}
+
+
+def _hypernetwork(start: str, model: ModelConfig, encoder_adapter: Path | None) -> Variables:
+    """A published hypernetwork's variables; a warning where they were trained with another text encoder."""
+    folder = resolve(start)
+    found, variables = load_model(folder)
+    same = (
+        SHORT_NAMES.get(found.encoder, found.encoder) == model.encoder
+        and found.encoder_adapter == model.encoder_adapter
+    )
+    if not same or (encoder_adapter is not None and not same_adapter(encoder_adapter, folder / ENCODER_FOLDER)):
+        warnings.warn(
+            f"{start} was trained with another text encoder, {found.encoder}"
+            f"{' with an adapter' * found.encoder_adapter}: what z means is to be learned anew",
+            stacklevel=4,
+        )
+    _refuse_other(start, "hypernet", found.hypernet, model.hypernet)
+    _refuse_other(start, "lora", found.lora, model.lora)
+    return variables
+
+
+def _lora(start: str, spec: LoraSpec, base: DecoderConfig) -> Adapter:
+    """A PEFT folder's adapter as one of `spec`: where its scale is another, B makes up for it."""
+    adapter = load_peft(resolve(start), base)
+    there = adapter.spec
+    _refuse_other(start, "lora", replace(there, alpha=spec.alpha, rslora=spec.rslora), spec)
+    scale = there.scale / spec.scale
+    return Adapter({name: {"a": pair["a"], "b": pair["b"] * scale} for name, pair in adapter.weights.items()}, spec)
+
+
+def _refuse_other(start: str, name: str, there: object, here: object) -> None:
+    """Raise UserError with the first field in which two configurations differ."""
+    for key, value in vars(here).items():
+        if (found := getattr(there, key)) != value:
+            raise UserError(f"{start}: {name}.{key} is {found}, the recipe's is {value}: make them equal")
