@@ -13,6 +13,7 @@ import numpy as np
 from t2l_jax.data.prompts import end_of_turn
 from t2l_jax.data.sources import TRAIN, read_tasks
 from t2l_jax.data.tasks import Task, spread
+from t2l_jax.environment import session
 from t2l_jax.errors import UserError
 from t2l_jax.evaluation import baselines, report, sandbox, store
 from t2l_jax.evaluation.baselines import Baselines
@@ -32,8 +33,8 @@ SETTINGS_WITHOUT_EFFECT = ("batch_tokens", "max_prompt_tokens")
 def evaluate(model: Model, config: EvaluationConfig, folder: Path, given: Baselines = Baselines()) -> str:  # noqa: B008
     """Answer, score and tabulate; return the summary in markdown.
 
-    The folder gets `settings.json`, `predictions.jsonl`, and `table.md`, `.csv`, `.json` and `.png`. Killed and started
-    again, it goes on. Raises UserError for tasks, methods and folders that do not fit.
+    The folder gets `settings.json`, `environment.json`, `predictions.jsonl`, and `table.md`, `.csv`, `.json` and
+    `.png`. Killed and started again, it goes on. Raises UserError for tasks, methods and folders that do not fit.
     """
     every = read_tasks(config.tasks)
     splits, notes = select(config, every)
@@ -210,7 +211,8 @@ def answer_rows(
     todo = [row for row in rows if row.key not in found]
     queries = [row.query for row in todo]
     end = end_of_turn(llm.tokenizer)
-    with progress_bar() as progress, ThreadPoolExecutor(2) as pool:
+    told = session(folder, len(found), jax.devices()[:1])
+    with told, progress_bar() as progress, ThreadPoolExecutor(2) as pool:
         bar = progress.add_task("answering", total=len(rows), completed=len(found), rate="")
         for batch in answer_all(llm, sources, queries, batch_tokens, end):
             texts = [_text(llm, todo[index], answer) for index, answer in batch]

@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from t2l_jax.decoder import Decoder
+from t2l_jax.environment import session
 from t2l_jax.errors import Stopped, UserError
 from t2l_jax.hypernet import Variables
 from t2l_jax.io.checkpoint import Checkpoints
@@ -21,7 +22,6 @@ from t2l_jax.producers import Producer
 from t2l_jax.progress import progress_bar
 from t2l_jax.sharding import make_mesh, place_base, place_batch, replicated
 from t2l_jax.training.best import Best, BestConfig
-from t2l_jax.training.environment import note_environment
 from t2l_jax.training.loader import prefetch
 from t2l_jax.training.log import RunLog
 from t2l_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
@@ -101,10 +101,16 @@ def train(
         state = checkpoints.restore_latest(jax.device_put(fresh, replicated(mesh)))
         kept = Best(folder / "best", best, tuple(validation or ()), state.params)
         start = int(state.step)
-        note_environment(folder, start, mesh)
         to_do = range(start, start if kept.is_hopeless(start, loop.validate_every) else loop.last)
         make = _loader(draw, mesh)
-        with kept, RunLog(folder, start, wandb) as log, prefetch(make, to_do) as batches, progress_bar() as progress:
+        told = session(folder, start, list(mesh.devices.flat))
+        with (
+            told,
+            kept,
+            RunLog(folder, start, wandb) as log,
+            prefetch(make, to_do) as batches,
+            progress_bar() as progress,
+        ):
             bar = progress.add_task("training", total=loop.last, completed=start, rate="")
             if validation and start >= loop.last and not log.validated(start):  # stopped here, and told to end here
                 _look(validate, log, kept, start, state.params)

@@ -88,7 +88,7 @@ def test_every_column_file_and_note(model, given, tmp_path):
     assert "1 of 3 tasks have no oracle" in text
     assert "(2 of 3 tasks)" in text
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        *("settings.json", "predictions.jsonl", "table.md", "table.csv", "table.json", "table.png")
+        *("settings.json", "environment.json", "predictions.jsonl", "table.md", "table.csv", "table.json", "table.png")
     }
     found = lines(tmp_path / "out")
     assert len({line["key"] for line in found}) == len(found)
@@ -141,6 +141,9 @@ def test_a_killed_evaluation_goes_on_and_drops_a_half_line(model, tmp_path, monk
     assert (by_key(out), (out / "table.json").read_text()) == (whole, table)
     assert evaluate.evaluate(model, config, out) == text
     assert asked == [len(whole) - 7, 0]
+    sessions = json.loads((out / "environment.json").read_text())["sessions"]
+    assert [session["start"] for session in sessions] == [0, 7, len(whole)]
+    assert all(session["seconds"] >= 0 for session in sessions)
 
 
 def test_a_folder_in_which_another_process_evaluates_is_refused(model, tmp_path):

@@ -285,6 +285,7 @@ def test_a_run_folder_has_everything(undisturbed):
     (session, *_) = json.loads((folder / "environment.json").read_text())["sessions"]
     assert (session["start"], session["packages"]["jax"]) == (0, jax.__version__)
     assert session["devices"] == {"kind": "cpu", "platform": "cpu", "used": 1}
+    assert session["seconds"] > 0
 
 
 def test_a_checkpoint_holds_the_step_what_is_trained_and_the_optimiser(undisturbed):

@@ -1,4 +1,4 @@
-"""Where a run takes place: what one must know to repeat it, or to explain why it differs."""
+"""Where a run or an evaluation takes place: what one must know to repeat it, or to explain why it differs."""
 
 import json
 import os
@@ -7,11 +7,13 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from jax.sharding import Mesh
+import jax
 
 import t2l_jax
 from t2l_jax.io.files import atomic_write, read_json
@@ -20,17 +22,29 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tran
 SETTINGS = ("JAX_", "XLA_", "LIBTPU_", "CUDA_VISIBLE_DEVICES")  # beginnings of environment variables
 
 
-def note_environment(folder: Path, start: int, mesh: Mesh) -> None:
-    """Add this process, which trains from step `start` on, to the sessions in the folder's environment.json."""
-    path = folder / "environment.json"
-    sessions = read_json(path)["sessions"] if path.exists() else []
-    sessions.append({"start": start, **environment(mesh)})
-    atomic_write(path, json.dumps({"sessions": sessions}, indent=2) + "\n")
+@contextmanager
+def session(folder: Path, start: int, devices: Sequence[jax.Device]) -> Iterator[None]:
+    """Note this process, which goes on after `start` steps or answers, in the folder's environment.json.
+
+    Its end adds the seconds that it took; a killed one leaves none.
+    """
+    path, began = folder / "environment.json", time.monotonic()
+    before = read_json(path)["sessions"] if path.exists() else []
+    mine: dict[str, Any] = {"start": start, **environment(devices)}
+
+    def note() -> None:
+        atomic_write(path, json.dumps({"sessions": [*before, mine]}, indent=2) + "\n")
+
+    note()
+    try:
+        yield
+    finally:
+        mine["seconds"] = round(time.monotonic() - began, 1)
+        note()
 
 
-def environment(mesh: Mesh) -> dict[str, Any]:
+def environment(devices: Sequence[jax.Device]) -> dict[str, Any]:
     """Versions, devices, host, source code and command of this process."""
-    devices = list(mesh.devices.flat)
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "command": shlex.join(sys.argv),
