@@ -126,6 +126,8 @@ class Evaluate(Generic[Settings]):
     """PEFT folder of one LoRA that was trained on all tasks."""
     oracles: Annotated[Path | None, arg(metavar="FOLDER")] = None
     """Folder of PEFT folders, each a LoRA trained on one task and named like it."""
+    one_hot: Annotated[Path | None, arg(metavar="FOLDER")] = None
+    """The same, written by a hypernetwork that reads a one-hot task identity in place of a description."""
     out: Annotated[Path, arg(metavar="FOLDER")] = Path("evaluation")
     """Folder for the answers, predictions.jsonl, and the table as .md, .csv, .json and .png."""
     trust_remote_code: bool = False
@@ -138,7 +140,7 @@ class Evaluate(Generic[Settings]):
         from t2l_jax.evaluation.plan import EvaluationConfig
 
         assert isinstance(self.config, EvaluationConfig)
-        baselines = find_baselines(self.multitask, self.oracles)
+        baselines = find_baselines(self.multitask, self.oracles, self.one_hot)
         print(evaluate(load(self.model, trust_remote_code=self.trust_remote_code), self.config, self.out, baselines))
         print(f"answers and tables written to {self.out}")
 

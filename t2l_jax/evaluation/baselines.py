@@ -28,23 +28,34 @@ from t2l_jax.model import Model
 
 @dataclass(frozen=True)
 class Baselines:
-    """PEFT folders: one LoRA for all tasks, and one LoRA for each of some tasks by the task's name."""
+    """PEFT folders: one LoRA for all tasks, and by task each one's own and what a one-hot hypernetwork wrote."""
 
     multitask: Path | None = None
     oracles: dict[str, Path] = field(default_factory=dict)
+    one_hot: dict[str, Path] = field(default_factory=dict)
+
+    @property
+    def named(self) -> dict[str, dict[str, Path]]:
+        """The folders by task, of each column that has such."""
+        return {"one-hot": self.one_hot, "oracle": self.oracles}
 
 
-def find_baselines(multitask: Path | None, oracles: Path | None) -> Baselines:
+def find_baselines(multitask: Path | None, oracles: Path | None, one_hot: Path | None = None) -> Baselines:
     """The folders there are. Raises UserError where a named folder holds no PEFT adapter."""
     if multitask is not None and not (multitask / CONFIG_FILE).is_file():
         raise UserError(f"{multitask}: holds no {CONFIG_FILE}: --multitask takes the folder of one PEFT adapter")
-    found: dict[str, Path] = {}
-    if oracles is not None:
-        with explained(oracles, "read"):
-            found = {path.name: path for path in sorted(oracles.iterdir()) if (path / CONFIG_FILE).is_file()}
-        if not found:
-            raise UserError(f"{oracles}: holds no folder with a PEFT adapter: --oracles takes one for each task's name")
-    return Baselines(multitask, found)
+    return Baselines(multitask, _by_task(oracles, "--oracles"), _by_task(one_hot, "--one-hot"))
+
+
+def _by_task(folder: Path | None, option: str) -> dict[str, Path]:
+    """The PEFT folders in a folder, by name."""
+    if folder is None:
+        return {}
+    with explained(folder, "read"):
+        found = {path.name: path for path in sorted(folder.iterdir()) if (path / CONFIG_FILE).is_file()}
+    if not found:
+        raise UserError(f"{folder}: holds no folder with a PEFT adapter: {option} takes one for each task's name")
+    return found
 
 
 def hypernet_source(model: Model, llm: LLM, texts: Sequence[str]) -> Source:
@@ -64,18 +75,18 @@ def multitask_source(llm: LLM, folder: Path) -> Source:
     return Source(f"{llm.source} {digest(folder)}", llm.params, load_peft(folder, llm.config))
 
 
-def oracle_source(llm: LLM, oracles: dict[str, Path]) -> Source:
+def named_source(llm: LLM, folders: dict[str, Path]) -> Source:
     """Adapters by the task's name, read when a batch needs them. Raises UserError where their shapes differ."""
 
     def fetch(names: Sequence[str]) -> Adapter:
-        read = {name: load_peft(oracles[name], llm.config) for name in sorted(set(names))}
+        read = {name: load_peft(folders[name], llm.config) for name in sorted(set(names))}
         first, *others = read.items()
         for name, adapter in others:
             if adapter.spec != first[1].spec:
-                raise UserError(f"{oracles[name]}: its rank, scale or modules are not those of {oracles[first[0]]}")
+                raise UserError(f"{folders[name]}: its rank, scale or modules are not those of {folders[first[0]]}")
         return stack([read[name] for name in names])
 
-    every = hashlib.sha256("".join(name + digest(path) for name, path in oracles.items()).encode()).hexdigest()
+    every = hashlib.sha256("".join(name + digest(path) for name, path in folders.items()).encode()).hexdigest()
     return Source(f"{llm.source} {every}", llm.params, fetch=fetch)
 
 

@@ -48,7 +48,7 @@ def evaluate(model: Model, config: EvaluationConfig, folder: Path, given: Baseli
     llm = model.load_base()
     with jax.default_matmul_precision("highest"):  # the rounding that `engine.TIE` allows for is float32's
         sources = _sources(model, llm, splits, methods, config, given, own)
-        planner = Planner(llm, sources, methods, config, frozenset(given.oracles))
+        planner = Planner(llm, sources, methods, config, given.named)
         rows = list(planner.rows(splits))
         with locked(folder):  # only now, since what cannot be evaluated must leave nothing behind
             store.claim(folder, settings)
@@ -112,6 +112,8 @@ def _methods(config: EvaluationConfig, given: Baselines, own: dict[str, Path]) -
         lacking["multitask"] = "--multitask FOLDER gives the shared LoRA"
     if not given.oracles:
         lacking["oracle"] = "--oracles FOLDER gives each task's own LoRA"
+    if not given.one_hot:
+        lacking["one-hot"] = "--one-hot FOLDER gives what a one-hot hypernetwork wrote"
     if not own:
         lacking["average"] = "--oracles FOLDER gives the LoRAs of training tasks, which are averaged"
     for name in config.methods:
@@ -134,9 +136,10 @@ def _partial_notes(methods: Sequence[str], splits: dict[str, list[Task]], given:
         bare = [task.name for task in tasks if not task.train]
         if "few-shot" in methods and bare:
             notes.append(f"{split}: {', '.join(bare)} without training examples, hence without few-shot")
-        missing = sum(task.name not in given.oracles for task in tasks)
-        if "oracle" in methods and missing:
-            notes.append(f"{split}: {missing} of {len(tasks)} tasks have no oracle")
+        for name, folders in given.named.items():
+            missing = sum(task.name not in folders for task in tasks)
+            if name in methods and missing:
+                notes.append(f"{split}: {missing} of {len(tasks)} tasks have no {METHODS[name].title}")
     return notes
 
 
@@ -163,6 +166,7 @@ def _settings(
         "encoder": model.encoder.fingerprint if reads else None,
         "multitask": None if given.multitask is None else baselines.digest(given.multitask),
         "oracles": {name: baselines.digest(path) for name, path in given.oracles.items()},
+        "one_hot": {name: baselines.digest(path) for name, path in given.one_hot.items()},
         "task_names": {split: [task.name for task in tasks] for split, tasks in splits.items()},
     }
 
@@ -192,9 +196,8 @@ def _sources(
         sources["multitask"] = baselines.multitask_source(llm, given.multitask)
     if "average" in methods:
         sources["average"] = baselines.average_source(llm, own)
-    if "oracle" in methods:
-        sources["oracle"] = baselines.oracle_source(llm, given.oracles)
-    return sources
+    named = {name: folders for name, folders in given.named.items() if name in methods}
+    return sources | {name: baselines.named_source(llm, folders) for name, folders in named.items()}
 
 
 def _others(tasks: Sequence[Task]) -> list[Task]:

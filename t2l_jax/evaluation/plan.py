@@ -5,8 +5,8 @@ Wordings are texts that were never trained on, where a task has such. A method t
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 import numpy as np
@@ -33,7 +33,7 @@ class Method:
     """A column. `source` says whose weights answer; a hypernetwork's adapter reads `text`."""
 
     title: str
-    source: Literal["base", "multitask", "average", "hypernet", "oracle"]
+    source: Literal["base", "multitask", "average", "hypernet", "one-hot", "oracle"]
     text: Literal["", "own", "other", "random"] = ""
     described: bool = False  # the wording stands in the prompt, whatever the mode
     shots: bool = False
@@ -48,10 +48,11 @@ METHODS: dict[str, Method] = {
     "random": Method("adapter from a random string", "hypernet", "random"),
     "misaligned": Method("misaligned adapter", "hypernet", "other"),
     "aligned": Method("aligned adapter", "hypernet", "own"),
+    "one-hot": Method("one-hot hypernetwork", "one-hot"),
     "oracle": Method("oracle", "oracle"),
 }
 MethodName = Literal[
-    "base", "description", "few-shot", "multitask", "average", "random", "misaligned", "aligned", "oracle"
+    "base", "description", "few-shot", "multitask", "average", "random", "misaligned", "aligned", "one-hot", "oracle"
 ]
 
 
@@ -75,8 +76,8 @@ class EvaluationConfig:
     prompt: Literal["instance", "instruction", "both"] = "instance"
     """What adapters are tried with: the instance alone, the description before it, or first one then the other."""
     methods: Annotated[tuple[MethodName, ...], tyro.conf.arg(metavar="[METHOD ...]")] = ()
-    """Columns: base, description, few-shot, multitask, average, random, misaligned, aligned, oracle. Default: all that
-    there is material for."""
+    """Columns: base, description, few-shot, multitask, average, random, misaligned, aligned, one-hot, oracle. Default:
+    all that there is material for."""
     choose: Literal["likelihood", "text"] = "likelihood"
     """How labels and options are answered: the likeliest one counts (label accuracy), or what the model writes does."""
     run_code: bool = False
@@ -137,13 +138,13 @@ def adapter_text(method: Method, task: Task, other: Task, wording: int) -> str:
 
 @dataclass(frozen=True)
 class Planner:
-    """Makes the rows. `oracles` are the tasks that have an adapter of their own."""
+    """Makes the rows. `named` are, by source, the tasks that have an adapter of their own there."""
 
     llm: LLM
     sources: dict[str, Source]
     methods: Sequence[str]
     config: EvaluationConfig
-    oracles: frozenset[str] = frozenset()
+    named: Mapping[str, Collection[str]] = field(default_factory=dict)
 
     def rows(self, splits: dict[str, list[Task]]) -> Iterator[Row]:
         """Every question of an evaluation, task by task. Raises UserError for a prompt that is too long."""
@@ -166,14 +167,14 @@ class Planner:
         wordings = min(config.wordings, len(task.unseen_descriptions or task.descriptions))
         for name in self.methods:
             method = METHODS[name]
-            unfit = (method.shots and not task.train) or (method.source == "oracle" and task.name not in self.oracles)
+            unfit = (method.shots and not task.train) or task.name not in self.named.get(method.source, [task.name])
             unfit = unfit or (method.text == "other" and other is task)
             for mode in () if unfit else config.modes if method.source != "base" else (EITHER,):
                 described = method.described or mode == "instruction"
                 reads = described or method.text in ("own", "other")
                 for wording in range(wordings if reads else config.wordings if method.text else 1):
                     text = task.held_out_wording(wording) if described else None
-                    adapter = task.name if method.source == "oracle" else adapter_text(method, task, other, wording)
+                    adapter = task.name if method.source in self.named else adapter_text(method, task, other, wording)
                     for number, example in enumerate(some):
                         key = ("shots" if method.shots else "plain", wording if described else -1, number)
                         if key not in prompts:

@@ -59,12 +59,12 @@ def model(folder):
 
 @pytest.fixture
 def given(tmp_path):
-    """A shared LoRA, and oracles of two training tasks and an unseen one."""
+    """A shared LoRA, oracles of two training tasks and an unseen one, and one training task's of a one-hot model."""
     places = {name: tmp_path / "peft" / name for name in ("shared", "task1", "task2", "task4")}
     for seed, path in enumerate(places.values()):
         save_peft(some_adapter(seed), path)
     multitask = places.pop("shared")
-    return Baselines(multitask, places)
+    return Baselines(multitask, places, {"task1": places["task2"]})
 
 
 def some_adapter(seed):
@@ -86,6 +86,7 @@ def test_every_column_file_and_note(model, given, tmp_path):
     for method in METHODS.values():
         assert method.title in text
     assert "1 of 3 tasks have no oracle" in text
+    assert "2 of 3 tasks have no one-hot hypernetwork" in text
     assert "(2 of 3 tasks)" in text
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         *("settings.json", "environment.json", "predictions.jsonl", "table.md", "table.csv", "table.json", "table.png")
@@ -100,6 +101,7 @@ def test_every_column_file_and_note(model, given, tmp_path):
     assert [count["multitask", "instance"], count["multitask", "instruction"]] == [rows, 2 * rows]
     assert [count["aligned", "instance"], count["misaligned", "instruction"]] == [2 * rows, 2 * rows]
     assert [count["oracle", "instance"], count["oracle", "instruction"]] == [9, 18]
+    assert [count["one-hot", "instance"], count["one-hot", "instruction"]] == [3, 6]
     assert count["random", "instance"] == 3 * rows
     data = json.loads((tmp_path / "out" / "table.json").read_text())
     chosen = [e for e in data["entries"] if e["task"] == "task4" and e["method"] == "aligned"]
@@ -159,7 +161,7 @@ def test_another_evaluations_folder_is_refused(model, folder, given, tmp_path, m
     monkeypatch.setattr(Model, "load_base", lambda self: pytest.fail("the base model is loaded"))
     with pytest.raises(UserError, match=r"settings\.json.*\(examples differ\): give another --out"):
         evaluate.evaluate(model, replace(config, examples=2), out)
-    with pytest.raises(UserError, match="multitask, oracles differ"):
+    with pytest.raises(UserError, match="multitask, one_hot, oracles differ"):
         evaluate.evaluate(model, config, out, given)
     other = save_published(tmp_path / "other", load(folder).config, seed=1)
     with pytest.raises(UserError, match=r"another model .*\(model differ"):
@@ -224,6 +226,7 @@ def test_code_is_run_only_when_asked(model, tmp_path, monkeypatch):
         ({"splits": ("seen",)}, "no split 'seen': choose among train, unseen"),
         ({"only": ("x*",)}, "nothing to evaluate: no task is named like x"),
         ({"methods": ("oracle",)}, "oracle has no material: --oracles FOLDER"),
+        ({"methods": ("one-hot",)}, "one-hot has no material: --one-hot FOLDER"),
         ({"examples": 0}, "examples must be at least 1, got 0"),
     ],
 )
@@ -254,8 +257,8 @@ def test_tasks_are_chosen_by_split_pattern_and_number():
 
 
 def test_folders_without_adapters_are_refused(given, tmp_path):
-    found = find_baselines(given.multitask, given.multitask.parent)
-    assert sorted(found.oracles) == ["shared", "task1", "task2", "task4"]
+    found = find_baselines(given.multitask, given.multitask.parent, given.multitask.parent)
+    assert sorted(found.oracles) == sorted(found.one_hot) == ["shared", "task1", "task2", "task4"]
     shutil.rmtree(given.multitask)
     with pytest.raises(UserError, match="--multitask takes the folder of one PEFT adapter"):
         find_baselines(given.multitask, None)

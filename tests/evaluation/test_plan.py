@@ -31,9 +31,9 @@ def llm(tmp_path_factory):
 CONFIG = EvaluationConfig(examples=2, wordings=3, prompt="both", max_new_tokens=16, max_prompt_tokens=99)
 
 
-def rows(llm, methods, tasks=None, oracles=frozenset(), **changes):
+def rows(llm, methods, tasks=None, named=None, **changes):
     sources = {method.source: Source(method.source, llm.params) for method in METHODS.values()}
-    planner = Planner(llm, sources, methods, replace(CONFIG, **changes), oracles)
+    planner = Planner(llm, sources, methods, replace(CONFIG, **changes), named or {})
     return list(planner.rows({"unseen": tasks or [make_task("a"), make_task("b", ("say two", "say three"))]}))
 
 
@@ -43,24 +43,27 @@ def text(llm, row):
 
 def test_prompts_hold_the_instance_and_what_the_mode_adds(llm):
     found = {}
-    for row in rows(llm, tuple(METHODS), oracles=frozenset("ab")):
+    for row in rows(llm, tuple(METHODS), named={"oracle": "ab", "one-hot": "ab"}):
         if (row.task.name, row.wording, row.example) == ("a", 0, 0):
             found[row.method, row.mode] = text(llm, row)
     bare, described = "system user red blue assistant", "system user say the first word red blue assistant"
-    adapters = ("multitask", "average", "random", "misaligned", "aligned", "oracle")
+    adapters = ("multitask", "average", "random", "misaligned", "aligned", "one-hot", "oracle")
     assert {found[name, "instance"] for name in adapters} == {found["base", ""]} == {bare}
     assert {found[name, "instruction"] for name in adapters} == {found["description", ""]} == {described}
 
 
 def test_adapters_are_written_from_the_methods_text(llm):
     found = {}
-    for row in rows(llm, ("random", "misaligned", "aligned", "oracle"), prompt="instance", oracles=frozenset("b")):
+    methods, named = ("random", "misaligned", "aligned", "one-hot", "oracle"), {"oracle": "b", "one-hot": "a"}
+    for row in rows(llm, methods, prompt="instance", named=named):
         found.setdefault((row.task.name, row.method), []).append(row.query.adapter)
     assert found["a", "aligned"][::2] == found["b", "misaligned"][::2] == list(make_task("a").descriptions)
     assert found["b", "aligned"][::2] == ["say two", "say three"]
     assert len(set(found["a", "random"] + found["b", "random"])) == 6
     assert found["b", "oracle"] == ["b", "b"]
     assert ("a", "oracle") not in found
+    assert found["a", "one-hot"] == ["a", "a"]
+    assert ("b", "one-hot") not in found
 
 
 def test_few_shot_is_a_conversation_of_training_examples(llm):
