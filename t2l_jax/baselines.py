@@ -6,18 +6,15 @@ tasks. `oracles` is a table with one LoRA for each task, all trained at once in 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from t2l_jax.data.batches import TrainingTask
 from t2l_jax.data.material import VALIDATION_TASKS
 from t2l_jax.data.sources import TRAIN
-from t2l_jax.data.tasks import Task, evenly, spread
+from t2l_jax.data.tasks import Task, evenly, named_like, refuse_idle, spread
 from t2l_jax.errors import UserError
 from t2l_jax.hypernet import HypernetConfig, Variables
 from t2l_jax.io.peft import save_peft
@@ -74,11 +71,11 @@ def choose_tasks(
         raise UserError(f"choice.splits: there is no split {', '.join(unknown)}: choose among {', '.join(splits)}")
     if set(choice.splits) != {TRAIN} and producer != "oracles":
         raise UserError(f"choice.splits: only oracles may train on other tasks than those of {TRAIN}, not {producer}")
+    refuse_idle(choice.only, [task for name in choice.splits for task in splits[name]], "choice.only")
     known = dict(zip((task.name for task in splits[TRAIN]), weights, strict=True))
     found = []
     for name in dict.fromkeys(choice.splits):
-        usable = [task for task in splits[name] if task.train]
-        usable = [task for task in usable if not choice.only or any(fnmatchcase(task.name, p) for p in choice.only)]
+        usable = named_like([task for task in splits[name] if task.train], choice.only)
         found += usable if choice.most is None else evenly(usable, choice.most)
     if not found:
         raise UserError("choice: no task with training examples is left: widen --choice.only or --choice.splits")
@@ -134,27 +131,14 @@ def by_training_row(
 
 
 def save_adapters(
-    folder: Path,
-    name: ProducerName,
-    producer: HypernetProducer | LoraTable,
-    variables: Variables,
-    trained: Sequence[Task],
-    base_name: str,
+    folder: Path, name: ProducerName, variables: Variables, trained: Sequence[Task], base_name: str
 ) -> None:
-    """PEFT folders, as `t2l evaluate` reads them: one for each oracle, one LoRA of all tasks, or one for each task.
+    """PEFT folders of a LoraTable, as `t2l evaluate` reads them: one for each oracle, or one LoRA of all tasks.
 
-    Of a one-hot hypernetwork the adapters of the tasks that it is validated on are written. What an earlier end of the
-    run left in the folder is replaced.
+    What an earlier end of the run left in the folder is replaced.
     """
-    if isinstance(producer, LoraTable):
-        table = variables["params"]
-        if name == "multitask":
-            save_peft(table[0], folder, base_model=base_name, replace=True)
-        else:
-            save_peft(table, folder, base_model=base_name, names=[task.name for task in trained], replace=True)
-        return
-    some = spread(trained, VALIDATION_TASKS)
-    place = {task.name: index for index, task in enumerate(trained)}
-    z = jax.nn.one_hot(jnp.asarray([place[task.name] for task in some]), len(trained))
-    adapters, _ = jax.jit(producer.adapters)(variables, z, jnp.arange(len(some)))
-    save_peft(adapters, folder, base_model=base_name, names=[task.name for task in some], replace=True)
+    table = variables["params"]
+    if name == "multitask":
+        save_peft(table[0], folder, base_model=base_name, replace=True)
+    else:
+        save_peft(table, folder, base_model=base_name, names=[task.name for task in trained], replace=True)

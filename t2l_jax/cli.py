@@ -126,8 +126,8 @@ class Evaluate(Generic[Settings]):
     """PEFT folder of one LoRA that was trained on all tasks."""
     oracles: Annotated[Path | None, arg(metavar="FOLDER")] = None
     """Folder of PEFT folders, each a LoRA trained on one task and named like it."""
-    one_hot: Annotated[Path | None, arg(metavar="FOLDER")] = None
-    """The same, written by a hypernetwork that reads a one-hot task identity in place of a description."""
+    one_hot: Annotated[Path | None, arg(metavar="RUN")] = None
+    """Run folder of a hypernetwork that was trained from task identities (t2l train --producer one-hot)."""
     out: Annotated[Path, arg(metavar="FOLDER")] = Path("evaluation")
     """Folder for the answers, predictions.jsonl, and the table as .md, .csv, .json and .png."""
     trust_remote_code: bool = False

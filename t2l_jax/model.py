@@ -45,7 +45,7 @@ class Model:
         if self.config.encoder == ONE_HOT:
             raise UserError(
                 "this hypernetwork was trained from one-hot task identities and cannot be asked with text: give a "
-                "model that was trained from descriptions, or the adapters/ folder beside it to --oracles"
+                "model that was trained from descriptions, or its run folder to t2l evaluate --one-hot"
             )
         width = self.config.hypernet.task.dim
         encoder = load_encoder(

@@ -37,16 +37,16 @@ from t2l_jax.data.tasks import Task
 from t2l_jax.decoder import LONG_ROW, Decoder, DecoderConfig
 from t2l_jax.embed import load_encoder
 from t2l_jax.errors import UserError
-from t2l_jax.hypernet import HypernetConfig
+from t2l_jax.hypernet import HypernetConfig, TaskEncoderConfig, Variables
 from t2l_jax.io.base import load_base, load_tokenizer
 from t2l_jax.io.encoder_adapter import copy_adapter
 from t2l_jax.io.files import atomic_write, locked, read_json, refuse_strangers
-from t2l_jax.io.published import ENCODER_FOLDER, ModelConfig, save_model
+from t2l_jax.io.published import ENCODER_FOLDER, IDENTITIES_FILE, MODEL_FOLDER, ModelConfig, save_model
 from t2l_jax.io.sources import cache_folder, version
 from t2l_jax.lora import LoraSpec
 from t2l_jax.objectives import Batch, SftConfig
 from t2l_jax.sharding import param_sharding, task_mesh
-from t2l_jax.start import starting_weights
+from t2l_jax.start import digest, starting_weights
 from t2l_jax.training import BestConfig, LoopConfig, OptimizerConfig, train
 from t2l_jax.training.log import import_wandb
 
@@ -132,6 +132,12 @@ class Recipe:
     best: BestConfig = field(default_factory=BestConfig)
     loop: Annotated[LoopConfig, tyro.conf.arg(name="")] = field(default_factory=LoopConfig)
 
+    def __post_init__(self) -> None:
+        if self.start is not None and self.producer not in ("hypernet", "multitask"):
+            raise UserError(
+                f"start: a hypernetwork from descriptions begins from one, and multitask, but not {self.producer}"
+            )
+
 
 def run(recipe: Recipe, folder: Path, wandb: str | None = None, *, trust_remote_code: bool = False) -> Path:
     """Train a recipe in `folder`, going on where an earlier run of the same recipe stopped; return what it wrote.
@@ -152,7 +158,7 @@ def run(recipe: Recipe, folder: Path, wandb: str | None = None, *, trust_remote_
             f"t2l: training on {mesh.size} of {jax.device_count()} devices: no more divide its tasks", file=sys.stderr
         )
     # Only now, since a recipe that cannot be run must leave nothing behind.
-    _claim(folder, recipe, material)
+    _claim(folder, recipe, material, initial)
     variables = train(
         producer,
         recipe.compute.decoder(config),
@@ -169,17 +175,16 @@ def run(recipe: Recipe, folder: Path, wandb: str | None = None, *, trust_remote_
         mesh=mesh,
         wandb=wandb,
     )
-    if recipe.producer != "hypernet":
-        save_adapters(folder / "adapters", recipe.producer, producer, variables, material.tasks, recipe.base_name)
     if recipe.producer in ("multitask", "oracles"):
+        save_adapters(folder / "adapters", recipe.producer, variables, material.tasks, recipe.base_name)
         return folder / "adapters"
     if recipe.producer == "one-hot":
-        names = [task.name for task in material.tasks]
-        atomic_write(folder / "tasks.json", json.dumps(names, indent=2) + "\n")  # which entry of z is which task
+        names = {"tasks": [task.name for task in material.tasks]}
+        atomic_write(folder / IDENTITIES_FILE, json.dumps(names, indent=2) + "\n")
     card = model_card(model, recipe, len(material.tasks))
     own = folder / ENCODER_FOLDER if model.encoder_adapter else None
-    save_model(folder / "model", model, variables, card, encoder_adapter=own)
-    return folder / "model"
+    save_model(folder / MODEL_FOLDER, model, variables, card, encoder_adapter=own)
+    return folder / MODEL_FOLDER
 
 
 @dataclass(frozen=True)
@@ -223,13 +228,18 @@ def read_material(recipe: Recipe, trust_remote_code: bool = False) -> Material:
         )
     if validation:
         recipe.best.metric(tuple(validation))
+    elif recipe.best != BestConfig():
+        raise UserError("best: no task has test examples to validate on: add some, or leave best.* out")
     made_by = encoder.name if reads_text else recipe.producer
     dim = rows[0].embeddings.shape[1]
     return Material(tasks, sampler, validation, dim, modes, made_by, encoder.fingerprint, encoder.adapter)
 
 
 def _model_config(recipe: Recipe, material: Material, spec: LoraSpec) -> ModelConfig:
-    """What a published folder will say of the hypernetwork."""
+    """What a published folder will say of the hypernetwork. Raises UserError where it is told of another width of z."""
+    dim = recipe.hypernet.task.dim
+    if dim not in (TaskEncoderConfig().dim, material.dim):
+        raise UserError(f"hypernet.task.dim is {dim}, the width of z is {material.dim}: leave it out")
     net = replace(recipe.hypernet, task=replace(recipe.hypernet.task, dim=material.dim))
     prompt = material.modes[0] if len(material.modes) == 1 else "both"
     own = material.encoder_adapter is not None
@@ -284,13 +294,14 @@ def _digest(tasks: Sequence[Task]) -> str:
     return read.hexdigest()
 
 
-def _claim(folder: Path, recipe: Recipe, material: Material) -> None:
+def _claim(folder: Path, recipe: Recipe, material: Material, initial: Variables | None) -> None:
     """Note the recipe and what it read in the run folder, or refuse a folder that others have begun or filled."""
     mine = json.loads(json.dumps(asdict(recipe)))
     mine["read"] = {
         "tasks": _digest(material.tasks),
         "base (sizes and times of its files)": version(recipe.base),
         "encoder": material.encoder_fingerprint,
+        "start": None if initial is None else digest(initial),
     }
     path, kept = folder / "recipe.json", folder / ENCODER_FOLDER
     with locked(folder):
@@ -300,7 +311,7 @@ def _claim(folder: Path, recipe: Recipe, material: Material) -> None:
                 raise UserError(f"{path}: this folder holds a run of another recipe ({changed}); give another --out")
         else:
             refuse_strangers(folder, "run")
-            atomic_write(path, json.dumps(mine, indent=2) + "\n")
+        atomic_write(path, json.dumps(mine, indent=2) + "\n")  # a run that goes on may log and end elsewhere
         if material.encoder_adapter is not None and not kept.exists():
             copy_adapter(material.encoder_adapter, kept)
 

@@ -1,8 +1,12 @@
 """Where a run begins that does not begin fresh: a published hypernetwork, or a PEFT folder for one LoRA of all."""
 
+import hashlib
 import warnings
 from dataclasses import replace
 from pathlib import Path
+
+import jax
+import numpy as np
 
 from t2l_jax.baselines import ProducerName
 from t2l_jax.decoder import DecoderConfig
@@ -21,19 +25,17 @@ def starting_weights(
 ) -> Variables | None:
     """The variables of `start` for a run that will publish `model`; None where there is no start.
 
-    Raises UserError that names the field where they are of another shape, and for a producer that begins fresh only.
+    Raises UserError that names the field where they are of another shape.
     """
     if start is None:
         return None
     if producer == "hypernet":
         return _hypernetwork(start, model, encoder_adapter)
-    if producer != "multitask":
-        raise UserError(f"start: a hypernetwork from descriptions begins from one, and multitask, but not {producer}")
     return {"params": stack([_lora(start, model.lora, base)])}
 
 
 def _hypernetwork(start: str, model: ModelConfig, encoder_adapter: Path | None) -> Variables:
-    """A published hypernetwork's variables; a warning where they were trained with another text encoder."""
+    """A published hypernetwork's variables; warnings where they were trained with another encoder or base model."""
     folder = resolve(start)
     found, variables = load_model(folder)
     same = (
@@ -46,7 +48,9 @@ def _hypernetwork(start: str, model: ModelConfig, encoder_adapter: Path | None) 
             f"{' with an adapter' * found.encoder_adapter}: what z means is to be learned anew",
             stacklevel=4,
         )
-    _refuse_other(start, "hypernet", found.hypernet, model.hypernet)
+    if found.base != model.base:
+        warnings.warn(f"{start} was trained for another base model, {found.base}", stacklevel=4)
+    _refuse_other(start, "hypernet", replace(found.hypernet, dropout=model.hypernet.dropout), model.hypernet)
     _refuse_other(start, "lora", found.lora, model.lora)
     return variables
 
@@ -65,3 +69,11 @@ def _refuse_other(start: str, name: str, there: object, here: object) -> None:
     for key, value in vars(here).items():
         if (found := getattr(there, key)) != value:
             raise UserError(f"{start}: {name}.{key} is {found}, the recipe's is {value}: make them equal")
+
+
+def digest(variables: Variables) -> str:
+    """A hash of weights: a run that goes on from others would mix the two."""
+    found = hashlib.sha256()
+    for leaf in jax.tree.leaves(variables):
+        found.update(np.asarray(leaf).tobytes())
+    return found.hexdigest()

@@ -1,6 +1,7 @@
 """The baselines of a run on a tiny base model, by the step that trains the hypernetwork; going on from a model."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -100,8 +101,10 @@ def test_a_one_hot_model_knows_its_tasks_and_no_text(recipe, tmp_path):
     out = run(replace(recipe, producer="one-hot"), tmp_path / "run")
     model = t2l_jax.load(out)
     assert model.config.hypernet.task.dim == 2
-    assert json.loads((tmp_path / "run" / "tasks.json").read_text()) == ["first", "last"]
-    assert sorted(find_baselines(None, tmp_path / "run" / "adapters").oracles) == ["first", "last"]
+    assert json.loads((tmp_path / "run" / "tasks.json").read_text()) == {"tasks": ["first", "last"]}
+    known = find_baselines(None, None, tmp_path / "run").one_hot
+    assert known.tasks == ("first", "last")
+    assert not (tmp_path / "run" / "adapters").exists()
     assert validated(tmp_path / "run") == {"seen"}
     with pytest.raises(UserError, match="cannot be asked with text"):
         model.generate(["say the last word"])
@@ -110,11 +113,32 @@ def test_a_one_hot_model_knows_its_tasks_and_no_text(recipe, tmp_path):
 def test_a_run_begins_from_a_published_model(recipe, tmp_path, monkeypatch):
     """A learning rate of almost nothing leaves the weights that it began from."""
     first = run(recipe, tmp_path / "first")
-    still = replace(recipe, start=str(first), optimizer=OptimizerConfig(learning_rate=1e-12))
+    net = replace(recipe.hypernet, dropout=0.0)  # no shape of weights
+    still = replace(recipe, start=str(first), hypernet=net, optimizer=OptimizerConfig(learning_rate=1e-12))
     second = run(still, tmp_path / "second")
     old, new = (jax.tree.leaves(t2l_jax.load(folder).variables) for folder in (first, second))
     for a, b in zip(old, new, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_a_run_goes_on_with_the_start_it_began_from(recipe, tmp_path):
+    first, other = (run(replace(recipe, loop=LoopConfig(steps=1, seed=seed)), tmp_path / str(seed)) for seed in (0, 1))
+    begun = replace(recipe, start=str(tmp_path / "start"))
+    shutil.copytree(first, tmp_path / "start")
+    run(begun, tmp_path / "run")
+    run(begun, tmp_path / "run")
+    shutil.rmtree(tmp_path / "start")
+    shutil.copytree(other, tmp_path / "start")
+    with pytest.raises(UserError, match=r"another recipe \(read.start is other\)"):
+        run(begun, tmp_path / "run")
+
+
+def test_a_start_for_another_base_model_is_warned_of(recipe, tmp_path):
+    first = run(replace(recipe, loop=LoopConfig(steps=1)), tmp_path / "first")
+    config = json.loads((first / "config.json").read_text())
+    (first / "config.json").write_text(json.dumps({**config, "base": "hf:org/other"}))
+    with pytest.warns(UserWarning, match="was trained for another base model, hf:org/other"):
+        run(replace(recipe, start=str(first), loop=LoopConfig(steps=1)), tmp_path / "second")
 
 
 def test_one_lora_for_all_tasks_begins_from_a_peft_folder(recipe, tmp_path):
@@ -156,7 +180,7 @@ def test_a_start_of_another_shape_is_refused(recipe, tmp_path, changes, message)
     [
         ("oracles", TaskChoice(splits=("later",)), "there is no split later: choose among train, unseen tasks"),
         ("multitask", TaskChoice(splits=("unseen tasks",)), "only oracles may train on other tasks"),
-        ("oracles", TaskChoice(only=("nothing*",)), "no task with training examples is left"),
+        ("oracles", TaskChoice(only=("first", "nothing*")), r"choice.only: no task is named like 'nothing\*'"),
         ("oracles", TaskChoice(most=1), "a batch of 2 tasks needs as many training tasks, there are 1"),
     ],
 )
@@ -191,6 +215,15 @@ def test_of_each_task_the_first_wordings_are_trained_on():
     assert found.descriptions == ("one", "two")
     with pytest.raises(UserError, match=r"choice\.wordings must be at least 1, got 0"):
         TaskChoice(wordings=0)
+
+
+def test_tasks_without_training_examples_are_not_trained_on():
+    bare = Task("bare", ("do",), test=(Example("x", "y", ("y",)),))
+    splits = {"train": [bare, replace(bare, name="full", train=bare.test)]}
+    found, weights = choose_tasks(splits, (2.0, 3.0), TaskChoice(), "multitask")
+    assert ([task.name for task in found], weights) == (["full"], (3.0,))
+    with pytest.raises(UserError, match="choice: no task with training examples is left"):
+        choose_tasks(splits, (1.0, 1.0), TaskChoice(only=("bare",)), "multitask")
 
 
 def test_most_counts_in_each_split_and_takes_what_an_evaluation_takes():

@@ -15,11 +15,12 @@ from tiny_published import save_base, snapshot
 
 import t2l_jax
 from t2l_jax import recipe as recipes
+from t2l_jax.baselines import TaskChoice
 from t2l_jax.data.batches import BatchConfig
 from t2l_jax.decoder import LONG_ROW, AttentionConfig, DecoderConfig
 from t2l_jax.embed import load_encoder
 from t2l_jax.errors import UserError
-from t2l_jax.hypernet import HypernetConfig
+from t2l_jax.hypernet import HypernetConfig, TaskEncoderConfig
 from t2l_jax.io.base import load_tokenizer
 from t2l_jax.io.files import atomic_write
 from t2l_jax.recipe import ComputeConfig, LoraConfig, Recipe, run
@@ -215,6 +216,8 @@ def test_a_run_that_ended_early_may_go_on(recipe, tmp_path, monkeypatch):
     for stop_after in (2, None):
         with pytest.raises(KeyboardInterrupt):
             run(replace(recipe, loop=replace(recipe.loop, stop_after=stop_after)), tmp_path / "run")
+        stop = json.loads((tmp_path / "run" / "recipe.json").read_text())["loop"]["stop_after"]
+        assert stop == stop_after  # what it says is true of the run that goes on
     assert ends == [2, 3]
     cooled = replace(recipe, optimizer=replace(recipe.optimizer, cooldown=1), loop=replace(recipe.loop, stop_after=2))
     with pytest.raises(KeyboardInterrupt):
@@ -234,6 +237,16 @@ def test_a_run_does_not_go_on_with_other_tasks(recipe, tmp_path, monkeypatch):
     file.write_text(file.read_text().replace('"output": "', '"output": "not ', 1))
     with pytest.raises(UserError, match=r"another recipe \(read.tasks is other\)"):
         run(replace(recipe, tasks=(str(tasks),)), tmp_path / "run")
+
+
+def test_without_anything_to_validate_on_there_is_no_best(recipe, tmp_path):
+    (mine,) = recipe.tasks
+    tasks = shutil.copytree(mine, tmp_path / "tasks")
+    for path in tasks.glob("*/test.jsonl"):
+        path.write_text("")
+    with pytest.raises(UserError, match="best: no task has test examples to validate on"):
+        run(replace(recipe, tasks=(str(tasks),), best=BestConfig(patience=2)), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_tasks_that_results_are_reported_on_do_not_choose_the_weights(recipe, tmp_path):
@@ -256,6 +269,11 @@ def test_tasks_that_results_are_reported_on_do_not_choose_the_weights(recipe, tm
         ({"lora": LoraConfig(modules=("lm_head",))}, "no projection lm_head"),
         ({"compute": ComputeConfig(accumulate=3)}, "a batch of 2 tasks cannot be cut into 3 equal parts"),
         ({"best": BestConfig(by="unseen/exact")}, r"best.by is 'unseen/exact': write a validation set \(seen, unseen"),
+        (
+            {"hypernet": HypernetConfig(task=TaskEncoderConfig(dim=7))},
+            "task.dim is 7, the width of z is 16",
+        ),
+        ({"choice": TaskChoice(only=("first*", "fist*"))}, r"choice.only: no task is named like 'fist\*': correct or"),
         ({"best": BestConfig(by="seen/bleu")}, "best.by is 'seen/bleu': .* and a metric .*cross_entropy, exact"),
     ],
 )

@@ -41,7 +41,8 @@ def _mbpp(row: Row) -> Code:
         defined = [node.name for node in ast.parse(row["code"]).body if isinstance(node, ast.FunctionDef)]
     name = [name for name in defined if re.search(rf"\b{name}\(", tests)][-1]
     head = f"def check(_, {name}={name}):"  # a function may itself be named check
-    return Code("\n".join([*row["test_imports"], "", head, *(f"    {line}" for line in tests.splitlines())]), name)
+    before = row["test_imports"] if "test_imports" in row else [row["test_setup_code"]]  # sanitized, or full
+    return Code("\n".join([*before, "", head, *(f"    {line}" for line in tests.splitlines())]), name)
 
 
 CHOICE = Scoring(kind="multiple_choice")
@@ -53,6 +54,7 @@ SCORING: dict[str, Scoring] = {
     "ybisk/piqa": CHOICE,
     "google/boolq": Scoring(kind="classification", labels=("true", "false")),
     "gsm8k": Scoring("numeric_match", "math"),  # the last number of a worked solution is its result
+    "openai/gsm8k": Scoring("numeric_match", "math"),
     "openai/openai_humaneval": Scoring("code_pass", "code", code=_humaneval),
     "google-research-datasets/mbpp": Scoring("code_pass", "code", code=_mbpp),
 }

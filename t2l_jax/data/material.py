@@ -58,7 +58,7 @@ def validation_batches(
 ) -> dict[str, list[Batch]]:
     """Test examples of each split, as many of each task as its rows hold, in batches of the shape of training's.
 
-    They are taken from the end of a task's test examples, since an evaluation reports on the first ones.
+    They are taken from the end of a task's test examples: an evaluation of a few reports on the first ones.
 
     Description and instruction are a wording that is not trained on, where the task has one. Where more than one mode
     is trained, each split comes in each mode, its name followed by the mode's. All batches have as many tasks: those

@@ -12,6 +12,7 @@ The folder of a task holds three files:
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -61,6 +62,18 @@ class Task:
         """The draw-th wording that is never trained on; of a task without such wordings, the draw-th of the others."""
         texts = self.unseen_descriptions or self.descriptions
         return texts[draw % len(texts)]
+
+
+def named_like(tasks: Sequence[Task], patterns: Sequence[str]) -> list[Task]:
+    """The tasks whose names match one of the patterns, such as 'sni_*'; without patterns all."""
+    return [task for task in tasks if not patterns or any(fnmatchcase(task.name, pattern) for pattern in patterns)]
+
+
+def refuse_idle(patterns: Sequence[str], tasks: Sequence[Task], field: str) -> None:
+    """Raise UserError with the first pattern that no task's name matches; `field` is where it was given."""
+    for pattern in patterns:
+        if not named_like(tasks, [pattern]):
+            raise UserError(f"{field}: no task is named like {pattern!r}: correct or remove it")
 
 
 def spread(tasks: Sequence[Task], count: int) -> list[Task]:

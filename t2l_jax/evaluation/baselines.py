@@ -1,4 +1,4 @@
-"""Where the columns get their weights: the base model, the hypernetwork, and PEFT folders of trained LoRAs.
+"""Where the columns get their weights: the base model, hypernetworks, and PEFT folders of trained LoRAs.
 
 The average LoRA is the mean of the oracles' changes to the kernels, B A times the scale, and is added to the kernels of
 a copy of the base model. The mean of the As times the mean of the Bs is another matrix, and stacking K oracles into one
@@ -6,7 +6,7 @@ adapter of rank K r costs more than the kernel itself.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,48 +14,61 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from t2l_jax.data.tasks import Task
+from t2l_jax.data.tasks import Task, texts_field
 from t2l_jax.errors import UserError
 from t2l_jax.evaluation.engine import Source
 from t2l_jax.generation import Params
-from t2l_jax.io.files import explained
+from t2l_jax.io.files import explained, read_json
 from t2l_jax.io.peft import CONFIG_FILE, WEIGHTS_FILE, load_peft
+from t2l_jax.io.published import IDENTITIES_FILE, MODEL_FOLDER
 from t2l_jax.io.sources import cache_folder
 from t2l_jax.llm import LLM
 from t2l_jax.lora import Adapter, dense_delta, stack
-from t2l_jax.model import Model
+from t2l_jax.model import ONE_HOT, Model, load
+
+
+@dataclass(frozen=True)
+class OneHot:
+    """A hypernetwork that was trained from task identities, and the tasks in the order of z's entries."""
+
+    model: Model
+    tasks: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Baselines:
-    """PEFT folders: one LoRA for all tasks, and by task each one's own and what a one-hot hypernetwork wrote."""
+    """PEFT folders of one LoRA for all tasks and, by task, of each one's own; and the run of a one-hot hypernetwork."""
 
     multitask: Path | None = None
     oracles: dict[str, Path] = field(default_factory=dict)
-    one_hot: dict[str, Path] = field(default_factory=dict)
+    one_hot: OneHot | None = None
 
     @property
-    def named(self) -> dict[str, dict[str, Path]]:
-        """The folders by task, of each column that has such."""
-        return {"one-hot": self.one_hot, "oracle": self.oracles}
+    def named(self) -> dict[str, Collection[str]]:
+        """The tasks that have an adapter of their own, by column."""
+        return {"one-hot": self.one_hot.tasks if self.one_hot else (), "oracle": self.oracles}
 
 
 def find_baselines(multitask: Path | None, oracles: Path | None, one_hot: Path | None = None) -> Baselines:
-    """The folders there are. Raises UserError where a named folder holds no PEFT adapter."""
+    """What there is. Raises UserError where a named folder does not hold it."""
     if multitask is not None and not (multitask / CONFIG_FILE).is_file():
         raise UserError(f"{multitask}: holds no {CONFIG_FILE}: --multitask takes the folder of one PEFT adapter")
-    return Baselines(multitask, _by_task(oracles, "--oracles"), _by_task(one_hot, "--one-hot"))
+    found: dict[str, Path] = {}
+    if oracles is not None:
+        with explained(oracles, "read"):
+            found = {path.name: path for path in sorted(oracles.iterdir()) if (path / CONFIG_FILE).is_file()}
+        if not found:
+            raise UserError(f"{oracles}: holds no folder with a PEFT adapter: --oracles takes one for each task's name")
+    return Baselines(multitask, found, None if one_hot is None else _one_hot(one_hot))
 
 
-def _by_task(folder: Path | None, option: str) -> dict[str, Path]:
-    """The PEFT folders in a folder, by name."""
-    if folder is None:
-        return {}
-    with explained(folder, "read"):
-        found = {path.name: path for path in sorted(folder.iterdir()) if (path / CONFIG_FILE).is_file()}
-    if not found:
-        raise UserError(f"{folder}: holds no folder with a PEFT adapter: {option} takes one for each task's name")
-    return found
+def _one_hot(folder: Path) -> OneHot:
+    path = folder / IDENTITIES_FILE
+    tasks = texts_field(read_json(path).get("tasks"), "tasks", str(path))
+    model = load(folder / MODEL_FOLDER)
+    if model.config.encoder != ONE_HOT or model.config.hypernet.task.dim != len(tasks):
+        raise UserError(f"{folder}: its model does not read the {len(tasks)} task identities of {IDENTITIES_FILE}")
+    return OneHot(model, tasks)
 
 
 def hypernet_source(model: Model, llm: LLM, texts: Sequence[str]) -> Source:
@@ -75,7 +88,19 @@ def multitask_source(llm: LLM, folder: Path) -> Source:
     return Source(f"{llm.source} {digest(folder)}", llm.params, load_peft(folder, llm.config))
 
 
-def named_source(llm: LLM, folders: dict[str, Path]) -> Source:
+def one_hot_source(llm: LLM, one_hot: OneHot) -> Source:
+    """Adapters by the task's name, written from its identity. Raises UserError where they do not fit the base model."""
+    llm.config.check_adapter(one_hot.model.config.lora)
+    places = {name: place for place, name in enumerate(one_hot.tasks)}
+
+    def fetch(names: Sequence[str]) -> Adapter:
+        z = jax.nn.one_hot(jnp.asarray([places[name] for name in names]), len(places))
+        return one_hot.model.adapters(z)
+
+    return Source(f"one-hot {one_hot.model.fingerprint}", llm.params, fetch=fetch)
+
+
+def oracle_source(llm: LLM, folders: dict[str, Path]) -> Source:
     """Adapters by the task's name, read when a batch needs them. Raises UserError where their shapes differ."""
 
     def fetch(names: Sequence[str]) -> Adapter:

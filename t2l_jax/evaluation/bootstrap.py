@@ -3,8 +3,10 @@
 `over_tasks` draws as many tasks as there are, with replacement, each with all of its examples: the interval holds for
 new tasks of the same kind. The variance of the task means holds that of their examples already: to draw examples within
 drawn tasks would count it twice (Davison and Hinkley, Bootstrap Methods and their Application, 1997, section 3.8).
-`over_examples` keeps the tasks and draws as many of each one's examples: the interval holds for new examples of these
-very tasks, and how far apart the tasks are is not in it.
+`over_examples` keeps the tasks and draws of each one's examples one less than there are: the interval holds for new
+examples of these very tasks, and how far apart the tasks are is not in it. The mean of n - 1 draws varies as the mean
+of n new examples is estimated to (by the unbiased variance over n), that of n draws less, by half where n is 2. A
+task's single example says nothing of its spread, and adds no width.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,23 +27,23 @@ class Interval(NamedTuple):
     high: float
 
 
-def over_tasks(tasks: Sequence[Float[np.ndarray, "_"]], count: int = REPLICATES, seed: int = 0) -> np.ndarray:
+def over_tasks(tasks: Sequence[Float[np.ndarray, " _"]], count: int = REPLICATES, seed: int = 0) -> np.ndarray:
     """`count` draws of the mean over drawn tasks of the mean over examples; `tasks` holds each task's scores."""
-    return _draw(np.array([scores.mean() for scores in tasks]), count, np.random.default_rng(seed))
+    return _draw(np.array([scores.mean() for scores in tasks]), len(tasks), count, np.random.default_rng(seed))
 
 
-def over_examples(tasks: Sequence[Float[np.ndarray, "_"]], count: int = REPLICATES, seed: int = 0) -> np.ndarray:
+def over_examples(tasks: Sequence[Float[np.ndarray, " _"]], count: int = REPLICATES, seed: int = 0) -> np.ndarray:
     """`count` draws of the mean over all tasks of the mean over drawn examples."""
     rng = np.random.default_rng(seed)
-    return np.mean([_draw(scores, count, rng) for scores in tasks], axis=0)
+    return np.mean([_draw(scores, max(1, len(scores) - 1), count, rng) for scores in tasks], axis=0)
 
 
-def _draw(values: Float[np.ndarray, "_"], count: int, rng: np.random.Generator) -> np.ndarray:
-    """`count` means of as many values as there are, drawn with replacement."""
-    return values[rng.integers(len(values), size=(count, len(values)))].mean(axis=1)
+def _draw(values: Float[np.ndarray, " _"], size: int, count: int, rng: np.random.Generator) -> np.ndarray:
+    """`count` means of `size` values, drawn with replacement; of a single value there is no spread to draw."""
+    return values[rng.integers(len(values), size=(count, size))].mean(axis=1)
 
 
-def interval(tasks: Sequence[Float[np.ndarray, "_"]], draw: Callable[..., np.ndarray] = over_tasks) -> Interval:
+def interval(tasks: Sequence[Float[np.ndarray, " _"]], draw: Callable[..., np.ndarray] = over_tasks) -> Interval:
     """Mean over tasks, and its 95% percentile interval. The same scores give the same interval."""
     ends = (100 * (1 - LEVEL) / 2, 100 * (1 + LEVEL) / 2)
     low, high = np.percentile(draw(tasks), ends)

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 
 from t2l_jax.data.prompts import end_of_turn
 from t2l_jax.data.sources import TRAIN, read_tasks
-from t2l_jax.data.tasks import Task, spread
+from t2l_jax.data.tasks import Task, named_like, refuse_idle, spread
 from t2l_jax.environment import session
 from t2l_jax.errors import UserError
 from t2l_jax.evaluation import baselines, report, sandbox, store
@@ -50,6 +49,7 @@ def evaluate(model: Model, config: EvaluationConfig, folder: Path, given: Baseli
         sources = _sources(model, llm, splits, methods, config, given, own)
         planner = Planner(llm, sources, methods, config, given.named)
         rows = list(planner.rows(splits))
+        notes += planner.notes
         with locked(folder):  # only now, since what cannot be evaluated must leave nothing behind
             store.claim(folder, settings)
             found = answer_rows(llm, sources, rows, folder, config.batch_tokens)
@@ -66,14 +66,12 @@ def select(config: EvaluationConfig, every: dict[str, list[Task]]) -> tuple[dict
     for name in config.splits:
         if name not in every:
             raise UserError(f"{config.tasks}: has no split {name!r}: choose among {', '.join(every)}")
+    wanted = {name: tasks for name, tasks in every.items() if not config.splits or name in config.splits}
+    refuse_idle(config.only, [task for tasks in wanted.values() for task in tasks], f"{config.tasks}: only")
     chosen: dict[str, list[Task]] = {}
     notes: list[str] = []
-    named = 0
-    for name, tasks in every.items():
-        if config.splits and name not in config.splits:
-            continue
-        fit = [t for t in tasks if not config.only or any(fnmatchcase(t.name, pattern) for pattern in config.only)]
-        named += len(fit)
+    for name, tasks in wanted.items():
+        fit = named_like(tasks, config.only)
         if not config.run_code:
             code = [task.name for task in fit if task.metric == CODE_PASS]
             fit = [task for task in fit if task.metric != CODE_PASS]
@@ -96,9 +94,7 @@ def select(config: EvaluationConfig, every: dict[str, list[Task]]) -> tuple[dict
         if some:
             chosen[name] = some
     if not chosen:
-        patterns = " ".join(config.only)
-        reasons = notes if named else [f"no task is named like {patterns}" if config.only else "there are no tasks"]
-        raise UserError(f"{config.tasks}: there is nothing to evaluate: {'; '.join(reasons)}")
+        raise UserError(f"{config.tasks}: there is nothing to evaluate: {'; '.join(notes or ['there are no tasks'])}")
     return chosen, notes
 
 
@@ -112,8 +108,8 @@ def _methods(config: EvaluationConfig, given: Baselines, own: dict[str, Path]) -
         lacking["multitask"] = "--multitask FOLDER gives the shared LoRA"
     if not given.oracles:
         lacking["oracle"] = "--oracles FOLDER gives each task's own LoRA"
-    if not given.one_hot:
-        lacking["one-hot"] = "--one-hot FOLDER gives what a one-hot hypernetwork wrote"
+    if given.one_hot is None:
+        lacking["one-hot"] = "--one-hot RUN gives a hypernetwork of task identities"
     if not own:
         lacking["average"] = "--oracles FOLDER gives the LoRAs of training tasks, which are averaged"
     for name in config.methods:
@@ -136,8 +132,8 @@ def _partial_notes(methods: Sequence[str], splits: dict[str, list[Task]], given:
         bare = [task.name for task in tasks if not task.train]
         if "few-shot" in methods and bare:
             notes.append(f"{split}: {', '.join(bare)} without training examples, hence without few-shot")
-        for name, folders in given.named.items():
-            missing = sum(task.name not in folders for task in tasks)
+        for name, named in given.named.items():
+            missing = sum(task.name not in named for task in tasks)
             if name in methods and missing:
                 notes.append(f"{split}: {missing} of {len(tasks)} tasks have no {METHODS[name].title}")
     return notes
@@ -166,7 +162,7 @@ def _settings(
         "encoder": model.encoder.fingerprint if reads else None,
         "multitask": None if given.multitask is None else baselines.digest(given.multitask),
         "oracles": {name: baselines.digest(path) for name, path in given.oracles.items()},
-        "one_hot": {name: baselines.digest(path) for name, path in given.one_hot.items()},
+        "one_hot": None if given.one_hot is None else given.one_hot.model.fingerprint,
         "task_names": {split: [task.name for task in tasks] for split, tasks in splits.items()},
     }
 
@@ -196,8 +192,11 @@ def _sources(
         sources["multitask"] = baselines.multitask_source(llm, given.multitask)
     if "average" in methods:
         sources["average"] = baselines.average_source(llm, own)
-    named = {name: folders for name, folders in given.named.items() if name in methods}
-    return sources | {name: baselines.named_source(llm, folders) for name, folders in named.items()}
+    if "one-hot" in methods and given.one_hot is not None:
+        sources["one-hot"] = baselines.one_hot_source(llm, given.one_hot)
+    if "oracle" in methods:
+        sources["oracle"] = baselines.oracle_source(llm, given.oracles)
+    return sources
 
 
 def _others(tasks: Sequence[Task]) -> list[Task]:

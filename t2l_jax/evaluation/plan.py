@@ -85,7 +85,7 @@ class EvaluationConfig:
     evaluation/sandbox.py says what it protects from."""
     max_new_tokens: int = 256
     """Tokens of an answer at most; a task whose right answers are shorter gets as many as the longest needs, but for
-    programs."""
+    programs. Where right answers are longer the table says so."""
     max_prompt_tokens: int = 8192
     """Tokens of a prompt at most; a longer one is an error, not a wrong score."""
     batch_tokens: int = 4096
@@ -138,13 +138,18 @@ def adapter_text(method: Method, task: Task, other: Task, wording: int) -> str:
 
 @dataclass(frozen=True)
 class Planner:
-    """Makes the rows. `named` are, by source, the tasks that have an adapter of their own there."""
+    """Makes the rows. `named` are, by source, the tasks that have an adapter of their own there.
+
+    `notes` says, once the rows are made, which right answers are longer than what may be written, and which prompts
+    hold fewer examples than they should.
+    """
 
     llm: LLM
     sources: dict[str, Source]
     methods: Sequence[str]
     config: EvaluationConfig
     named: Mapping[str, Collection[str]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def rows(self, splits: dict[str, list[Task]]) -> Iterator[Row]:
         """Every question of an evaluation, task by task. Raises UserError for a prompt that is too long."""
@@ -162,7 +167,14 @@ class Planner:
         picks = [tuple(tuple(self._tokens(text)) for text in own) if chosen else () for own in options] * len(some)
         # A right number may stand behind a calculation, a right program repeat its head.
         least = {NUMERIC_MATCH: ROOM_TO_CALCULATE, CODE_PASS: config.max_new_tokens}.get(task.metric, 1)
-        limit = answer_limit(self.llm, some, least, config.max_new_tokens)
+        needed = [answer_tokens(self.llm, example) for example in some]
+        limit = min(config.max_new_tokens, max(least, -(-max(most for _, most in needed) // 8) * 8))
+        if cut := 0 if chosen else sum(fewest > limit for fewest, _ in needed):
+            self.notes.append(
+                f"{task.name}: {cut} of {len(some)} right answers have more than the {limit} tokens that may be "
+                "written and cannot be given: raise --max-new-tokens"
+            )
+        fewer: set[tuple[int, int]] = set()  # prompts with fewer examples than there should be
         prompts: dict[tuple[str, int, int], np.ndarray] = {}  # shared by the methods that ask the same
         wordings = min(config.wordings, len(task.unseen_descriptions or task.descriptions))
         for name in self.methods:
@@ -178,7 +190,10 @@ class Planner:
                     for number, example in enumerate(some):
                         key = ("shots" if method.shots else "plain", wording if described else -1, number)
                         if key not in prompts:
-                            prompts[key] = prompt = self._prompt(task, example, text, method.shots)
+                            prompts[key], shots = self._prompt(task, example, text, method.shots)
+                            prompt = prompts[key]
+                            if method.shots and shots < SHOTS:
+                                fewer.add((wording, number))
                             if len(prompt) > config.max_prompt_tokens:
                                 raise UserError(
                                     f"{task.name}: test example {number + 1} makes a prompt of {len(prompt)} tokens, "
@@ -187,6 +202,11 @@ class Planner:
                                 )
                         query = Query(method.source, adapter, prompts[key], limit, picks[number])
                         yield self._row(split, task, name, mode, wording, number, query)
+        if fewer:
+            why = (
+                f"more than {LONGEST_FEW_SHOT} tokens" if len(task.train) >= SHOTS else f"only {len(task.train)} there"
+            )
+            self.notes.append(f"{task.name}: {len(fewer)} prompts hold fewer than {SHOTS} examples ({why})")
 
     def _row(self, split: str, task: Task, method: str, mode: str, wording: int, number: int, query: Query) -> Row:
         example = task.test[number]
@@ -196,14 +216,15 @@ class Planner:
         digest.update(json.dumps(content).encode())
         return Row(split, task, method, mode, wording, number, query, digest.hexdigest()[:32])
 
-    def _prompt(self, task: Task, example: Example, text: str | None, shots: bool) -> np.ndarray:
+    def _prompt(self, task: Task, example: Example, text: str | None, shots: bool) -> tuple[np.ndarray, int]:
+        """The prompt's tokens, and how many examples it holds."""
         if not shots:
-            return np.asarray(render(self.llm.tokenizer, example.input, text), np.int32)
-        for count in range(SHOTS, -1, -1):
+            return np.asarray(render(self.llm.tokenizer, example.input, text), np.int32), 0
+        for count in range(min(SHOTS, len(task.train)), -1, -1):
             tokens = few_shot(self.llm, task, example, text or "", count)
             if len(tokens) <= LONGEST_FEW_SHOT:
                 break
-        return np.asarray(tokens, np.int32)
+        return np.asarray(tokens, np.int32), count
 
     def _tokens(self, text: str) -> list[int]:
         return self.llm.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -228,8 +249,8 @@ def few_shot(llm: LLM, task: Task, example: Example, description: str, count: in
         return llm.render(turns)
 
 
-def answer_limit(llm: LLM, examples: Sequence[Example], least: int, most: int) -> int:
-    """New tokens: room for the longest right answer and its end, in steps of 8, between `least` and `most`."""
-    texts = [text for example in examples for text in (example.output, *example.accepted)]
-    longest = max(len(tokens) for tokens in llm.tokenizer(texts, add_special_tokens=False)["input_ids"])
-    return min(most, max(least, -(-(longest + 1) // 8) * 8))
+def answer_tokens(llm: LLM, example: Example) -> tuple[int, int]:
+    """New tokens that the shortest and the longest right answer need, each with its end."""
+    texts = [example.output, *example.accepted]
+    sizes = [len(tokens) + 1 for tokens in llm.tokenizer(texts, add_special_tokens=False)["input_ids"]]
+    return min(sizes), max(sizes)

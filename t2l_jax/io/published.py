@@ -23,6 +23,8 @@ from t2l_jax.io.files import atomic_folder, explained, read_json
 from t2l_jax.io.peft import WEIGHTS_FILE
 from t2l_jax.lora import Adapter, LoraSpec
 
+MODEL_FOLDER = "model"  # of a run folder
+IDENTITIES_FILE = "tasks.json"  # of a one-hot run: which task is which entry of z
 ENCODER_FOLDER = "encoder"  # of a published folder: the text encoder's adapter
 PromptModes = Literal["instance", "instruction", "both"]  # see data/prompts.py
 

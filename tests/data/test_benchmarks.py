@@ -69,10 +69,11 @@ def test_options_are_chosen_among(tmp_path, monkeypatch, path):
     assert example.output in options
 
 
-def test_of_a_worked_solution_the_last_number_counts(tmp_path, monkeypatch):
+@pytest.mark.parametrize("path", ["gsm8k", "openai/gsm8k"])
+def test_of_a_worked_solution_the_last_number_counts(tmp_path, monkeypatch, path):
     fields = {"user_prompt_template": "{question}", "response_field": "answer", "assistant_prefill": "Step by step. "}
     row = {"question": "How many?", "answer": "4 and 1,200 make <<4+1200=1204>>1,204.\n#### 1,204"}
-    task = load(tmp_path, monkeypatch, "gsm8k", [row], fields)
+    task = load(tmp_path, monkeypatch, path, [row], fields)
     score = find_metric(task.metric)
     assert (score("So it is 1204.", task.train[0].accepted), score("So it is 1203.", task.train[0].accepted)) == (1, 0)
 
@@ -135,6 +136,15 @@ def test_the_function_that_is_tested_is_found(tmp_path, monkeypatch, code, test)
     assert [sandbox.passes(text) for text in programs] == [True, False]
 
 
+def test_mbpp_in_full_has_its_set_up_in_another_column(tmp_path, monkeypatch):
+    row, fields, (right, wrong) = CODE["google-research-datasets/mbpp"]
+    full = {name: value for name, value in row.items() if name != "test_imports"} | {"test_setup_code": "import math"}
+    (example,) = load(tmp_path, monkeypatch, "google-research-datasets/mbpp", [full], {**fields, **FENCED}).train
+    answers = (example.output, example.output.replace(right, wrong))
+    programs = [sandbox.program(example.input, answer, example.test, example.entry_point) for answer in answers]
+    assert [sandbox.passes(text) for text in programs] == [True, False]
+
+
 def test_a_row_whose_test_names_no_function_is_left_out(tmp_path, monkeypatch):
     row, fields, _ = CODE["google-research-datasets/mbpp"]
     rows = [row, {**row, "code": "x = 1"}, {**row, "test_imports": None}]
@@ -147,4 +157,4 @@ def test_metadata_wins(tmp_path, monkeypatch):
     row, fields, _ = ROWS["google/boolq"]
     task = load(tmp_path, monkeypatch, "google/boolq", [row], {**fields, "metric": "rouge_l", "labels": ["true", "no"]})
     assert (task.metric, task.kind, task.labels) == ("rouge_l", "classification", ("true", "no"))
-    assert set(SCORING) == {*ROWS, *CODE, "gsm8k"}
+    assert set(SCORING) == {*ROWS, *CODE, "gsm8k", "openai/gsm8k"}

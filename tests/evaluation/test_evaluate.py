@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from tiny_published import SPEC, HashEncoder, save_base, save_published, tiny_config
+from tiny_published import NET, SPEC, HashEncoder, save_base, save_published, tiny_config
 
 from t2l_jax import model as model_module
 from t2l_jax import save_peft
@@ -18,6 +18,7 @@ from t2l_jax.errors import UserError
 from t2l_jax.evaluation import baselines, evaluate, sandbox
 from t2l_jax.evaluation.baselines import Baselines, find_baselines
 from t2l_jax.evaluation.plan import METHODS, EvaluationConfig
+from t2l_jax.hypernet import TaskEncoderConfig
 from t2l_jax.io.files import locked
 from t2l_jax.lora import dense_delta, init_adapter, merge
 from t2l_jax.model import Model, load
@@ -58,13 +59,21 @@ def model(folder):
 
 
 @pytest.fixture
-def given(tmp_path):
-    """A shared LoRA, oracles of two training tasks and an unseen one, and one training task's of a one-hot model."""
+def given(model, tmp_path):
+    """A shared LoRA, oracles of two training tasks and an unseen one, a hypernetwork that knows one training task."""
     places = {name: tmp_path / "peft" / name for name in ("shared", "task1", "task2", "task4")}
     for seed, path in enumerate(places.values()):
         save_peft(some_adapter(seed), path)
     multitask = places.pop("shared")
-    return Baselines(multitask, places, {"task1": places["task2"]})
+    return Baselines(multitask, places, one_hot(tmp_path / "run", model, ["task1", "gone"]))
+
+
+def one_hot(folder, model, tasks):
+    """The run folder of a hypernetwork that reads the identities of these tasks."""
+    net = replace(NET, task=TaskEncoderConfig(dim=len(tasks)))
+    save_published(folder / "model", replace(model.config, hypernet=net, encoder="one-hot"))
+    (folder / "tasks.json").write_text(json.dumps({"tasks": tasks}))
+    return find_baselines(None, None, folder).one_hot
 
 
 def some_adapter(seed):
@@ -224,9 +233,9 @@ def test_code_is_run_only_when_asked(model, tmp_path, monkeypatch):
     ("options", "message"),
     [
         ({"splits": ("seen",)}, "no split 'seen': choose among train, unseen"),
-        ({"only": ("x*",)}, "nothing to evaluate: no task is named like x"),
+        ({"only": ("task*", "x*")}, "only: no task is named like 'x\\*': correct or remove it"),
         ({"methods": ("oracle",)}, "oracle has no material: --oracles FOLDER"),
-        ({"methods": ("one-hot",)}, "one-hot has no material: --one-hot FOLDER"),
+        ({"methods": ("one-hot",)}, "one-hot has no material: --one-hot RUN"),
         ({"examples": 0}, "examples must be at least 1, got 0"),
     ],
 )
@@ -257,11 +266,36 @@ def test_tasks_are_chosen_by_split_pattern_and_number():
 
 
 def test_folders_without_adapters_are_refused(given, tmp_path):
-    found = find_baselines(given.multitask, given.multitask.parent, given.multitask.parent)
-    assert sorted(found.oracles) == sorted(found.one_hot) == ["shared", "task1", "task2", "task4"]
+    found = find_baselines(given.multitask, given.multitask.parent)
+    assert sorted(found.oracles) == ["shared", "task1", "task2", "task4"]
     shutil.rmtree(given.multitask)
     with pytest.raises(UserError, match="--multitask takes the folder of one PEFT adapter"):
         find_baselines(given.multitask, None)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="holds no folder with a PEFT adapter"):
         find_baselines(None, tmp_path / "empty")
+
+
+def test_a_one_hot_hypernetwork_is_asked_for_the_tasks_it_knows(model, tmp_path):
+    known = one_hot(tmp_path / "run", model, ["task1", "task2"])
+    source = baselines.one_hot_source(model.load_base(), known)
+    found = source.fetch(["task2", "task1", "task2"])
+    expected = known.model.adapters(np.eye(2, dtype=np.float32)[[1, 0, 1]])
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    assert np.any(found.weights["q_proj"]["a"][0] != found.weights["q_proj"]["a"][1])
+
+
+@pytest.mark.parametrize(
+    ("tasks", "message"),
+    [
+        ('{"tasks": ["task1"]}', "its model does not read the 1 task identities of tasks.json"),
+        ('{"tasks": 1}', "tasks.json: the field `tasks`"),
+        (None, "tasks.json cannot be read|tasks.json is missing"),
+    ],
+)
+def test_a_run_that_is_none_of_task_identities_is_refused(model, tmp_path, tasks, message):
+    one_hot(tmp_path / "run", model, ["task1", "task2"])
+    path = tmp_path / "run" / "tasks.json"
+    path.unlink() if tasks is None else path.write_text(tasks)
+    with pytest.raises(UserError, match=message):
+        find_baselines(None, None, tmp_path / "run")

@@ -9,9 +9,10 @@ from tiny_published import save_base
 
 from t2l_jax.data.tasks import Example, Task
 from t2l_jax.errors import UserError
+from t2l_jax.evaluation import plan
 from t2l_jax.evaluation.engine import Source
 from t2l_jax.evaluation.metrics import CODE_PASS
-from t2l_jax.evaluation.plan import METHODS, EvaluationConfig, Planner, answer_limit, few_shot, misalign, random_text
+from t2l_jax.evaluation.plan import METHODS, EvaluationConfig, Planner, few_shot, misalign, random_text
 from t2l_jax.llm import LLM
 
 WORDS = ("red", "blue", "green", "white", "black")
@@ -95,10 +96,41 @@ def test_a_prompt_that_is_too_long_is_refused_with_its_task(llm):
 
 
 def test_an_answer_has_room_for_the_longest_right_one(llm):
-    assert answer_limit(llm, make_task("a").test, 1, 256) == 8
-    assert answer_limit(llm, make_task("a").test, 64, 256) == 64
-    assert answer_limit(llm, [Example("x", "one " * 8, ("one",))], 1, 256) == 16
-    assert answer_limit(llm, [Example("x", "one", ("one " * 20,))], 1, 20) == 20
+    def limit(example, metric="exact_match", most=256):
+        task = Task("c", ("d",), (), (example,), metric=metric)
+        return next(iter(rows(llm, ("base",), tasks=[task], max_new_tokens=most))).query.limit
+
+    assert limit(Example("x", "one", ("one",))) == 8
+    assert limit(Example("x", "one", ("one",)), "numeric_match") == 64
+    assert limit(Example("x", "one " * 8, ("one",))) == 16
+    assert limit(Example("x", "one", ("one " * 20,)), most=20) == 20
+
+
+def test_right_answers_that_cannot_be_given_are_noted(llm):
+    """Not where one of an example's answers is short enough, nor where the answer is chosen."""
+    long = "one " * 20
+    examples = (Example("x", long, (long,)), Example("x", long, ("one",)), Example("x", "one", ("one",)))
+    for task, notes in (
+        (Task("c", ("d",), (), examples), ["c: 1 of 2 right answers have more than the 16 tokens"]),
+        (Task("c", ("d",), (), examples[1:]), []),
+        (Task("c", ("d",), (), examples, labels=(long.strip(), "one"), kind="classification"), []),
+    ):
+        planner = Planner(llm, {"base": Source("base", llm.params)}, ("base",), CONFIG)
+        list(planner.rows({"unseen": [task]}))
+        assert [note.partition(" that may")[0] for note in planner.notes] == notes
+
+
+def test_prompts_with_fewer_examples_than_there_should_be_are_noted(llm, monkeypatch):
+    def notes(task):
+        planner = Planner(llm, {"base": Source("base", llm.params)}, ("few-shot",), replace(CONFIG, wordings=2))
+        list(planner.rows({"unseen": [task]}))
+        return planner.notes
+
+    task = make_task("a")
+    assert notes(task) == []
+    assert notes(replace(task, train=task.train[:2])) == ["a: 4 prompts hold fewer than 3 examples (only 2 there)"]
+    monkeypatch.setattr(plan, "LONGEST_FEW_SHOT", 20)
+    assert notes(task) == ["a: 4 prompts hold fewer than 3 examples (more than 20 tokens)"]
 
 
 def test_a_program_may_be_as_long_as_any_answer(llm):

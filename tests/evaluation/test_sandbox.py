@@ -4,6 +4,7 @@ import socket
 
 import pytest
 
+from t2l_jax.evaluation import sandbox
 from t2l_jax.evaluation.sandbox import passes, program
 
 PROMPT = 'from typing import List\n\ndef add(a: int, b: int) -> int:\n    """ Add. """\n'
@@ -46,16 +47,34 @@ def test_a_prompt_may_be_fenced_or_end_without_a_new_line():
     assert passes(program(fenced, answer, TEST, "add"))
 
 
-def test_a_program_reaches_no_server_of_this_machine():
+@pytest.mark.parametrize("isolated", [True, False])
+def test_a_program_reaches_no_server_of_this_machine(monkeypatch, isolated):
+    """Also where only Python's sockets are replaced."""
+    if not isolated:
+        monkeypatch.setattr(sandbox, "without_network", tuple)
     with socket.create_server(("127.0.0.1", 0)) as server:
         place = server.getsockname()
         with socket.create_connection(place), server.accept()[0]:
             pass  # it is there
-        body = f"import urllib.request as u; u.urlopen('http://{place[0]}:{place[1]}', timeout=1)"
-        assert not passes(body)
+        for body in (
+            f"import urllib.request as u; u.urlopen('http://{place[0]}:{place[1]}', timeout=1)",
+            f"import socket; socket.create_connection({place})",
+            f"import socket; socket.socket(socket.AF_INET).connect({place})",
+            f"import asyncio; asyncio.run(asyncio.open_connection(*{place}))",
+        ):
+            first, _, rest = body.partition(";")
+            assert passes(first)  # what fails is the connection
+            assert passes(f"{first}\ntry:\n    {rest}\nexcept OSError: pass")
+            assert not passes(body)
         server.settimeout(0)
         with pytest.raises(BlockingIOError):
             server.accept()
+
+
+def test_what_needs_no_network_passes():
+    """An event loop has a pair of sockets, and libraries make classes of them."""
+    assert passes("import asyncio\nassert asyncio.run(asyncio.sleep(0, 3)) == 3")
+    assert passes("import ssl, http.client, urllib.request, socketserver")
 
 
 @pytest.mark.parametrize(
