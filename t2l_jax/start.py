@@ -1,4 +1,4 @@
-"""Where a run begins that does not begin fresh: a published hypernetwork, or a PEFT folder for one LoRA of all."""
+"""Where a run begins that does not begin fresh: from a published hypernetwork, or from an adapter in a PEFT folder."""
 
 import hashlib
 import warnings
@@ -6,8 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from t2l_jax import hypernet
 from t2l_jax.baselines import ProducerName
 from t2l_jax.decoder import DecoderConfig
 from t2l_jax.embed import SHORT_NAMES
@@ -53,6 +55,18 @@ def _hypernetwork(start: str, model: ModelConfig, encoder_adapter: Path | None) 
     _refuse_other(start, "hypernet", replace(found.hypernet, dropout=model.hypernet.dropout), model.hypernet)
     _refuse_other(start, "lora", found.lora, model.lora)
     return variables
+
+
+def begin_as(offset: str, model: ModelConfig, fresh: Variables, base: DecoderConfig) -> Variables:
+    """Fresh variables with an offset by which the hypernetwork, whatever it reads, writes the PEFT folder's adapter.
+
+    The offset that is added is that adapter less what the hypernetwork writes without one: for SFT a fresh LoRA's A.
+    """
+    net = replace(model.hypernet, offset="none")
+    written = hypernet.generate(net, model.lora, fresh, jnp.zeros((1, net.task.dim)))[0]
+    added = jax.tree.map(jnp.subtract, _lora(offset, model.lora, base), written)
+    place = "params" if model.hypernet.offset == "learned" else "constants"
+    return {**fresh, place: {**fresh[place], "offset": added}}
 
 
 def _lora(start: str, spec: LoraSpec, base: DecoderConfig) -> Adapter:

@@ -121,6 +121,31 @@ def test_a_run_begins_from_a_published_model(recipe, tmp_path, monkeypatch):
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
+@pytest.mark.parametrize("offset", ["frozen", "learned"])
+def test_a_hypernetwork_with_an_offset_begins_as_the_offset(recipe, tmp_path, offset):
+    shared = run(replace(recipe, producer="multitask"), tmp_path / "shared")
+    net, still = replace(recipe.hypernet, offset=offset), OptimizerConfig(learning_rate=1e-12)
+    over = replace(recipe, hypernet=net, offset_from=str(shared), optimizer=still)
+    written = t2l_jax.load(run(over, tmp_path / offset)).generate(["say the last word"])[0]
+    for name, delta in dense_delta(load_peft(shared)).items():
+        assert np.any(delta)
+        np.testing.assert_allclose(dense_delta(written)[name], delta, atol=0.01 * np.abs(delta).max())  # of float16
+
+
+@pytest.mark.parametrize(
+    ("offset", "changes", "message"),
+    [
+        ("frozen", {}, "hypernet.offset is frozen: name the adapter with offset_from"),
+        ("none", {"offset_from": "x"}, "offset_from: hypernet.offset is none, make it frozen or learned"),
+        ("learned", {"offset_from": "x", "start": "y"}, "offset_from: the model of start has an offset of its own"),
+        ("learned", {"offset_from": "x", "producer": "multitask"}, "offset_from: multitask has no offset"),
+    ],
+)
+def test_an_offset_that_would_not_be_used_is_refused(recipe, offset, changes, message):
+    with pytest.raises(UserError, match=message):
+        replace(recipe, hypernet=replace(recipe.hypernet, offset=offset), **changes)
+
+
 def test_a_run_goes_on_with_the_start_it_began_from(recipe, tmp_path):
     first, other = (run(replace(recipe, loop=LoopConfig(steps=1, seed=seed)), tmp_path / str(seed)) for seed in (0, 1))
     begun = replace(recipe, start=str(tmp_path / "start"))
@@ -218,7 +243,7 @@ def test_of_each_task_the_first_wordings_are_trained_on():
 
 
 def test_tasks_without_training_examples_are_not_trained_on():
-    bare = Task("bare", ("do",), test=(Example("x", "y", ("y",)),))
+    bare = Task("bare", ("do",), train=(), test=(Example("x", "y", ("y",)),))
     splits = {"train": [bare, replace(bare, name="full", train=bare.test)]}
     found, weights = choose_tasks(splits, (2.0, 3.0), TaskChoice(), "multitask")
     assert ([task.name for task in found], weights) == (["full"], (3.0,))
