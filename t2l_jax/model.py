@@ -24,6 +24,7 @@ from t2l_jax.io.peft import CONFIG_FILE, WEIGHTS_FILE
 from t2l_jax.io.published import ENCODER_FOLDER, ModelConfig, load_model
 from t2l_jax.llm import LLM
 from t2l_jax.lora import Adapter, LoraSpec
+from t2l_jax.sizes import power_of_two
 
 PACKAGED = Path(str(files("t2l_jax"))) / "models"
 DEFAULT_MODEL = PACKAGED / "smollm2-family"
@@ -76,7 +77,7 @@ class Model:
     def adapters(self, z: Float[Array | np.ndarray, "T z"]) -> Adapter:
         """Adapters [T] of task embeddings. T is padded to a power of two, so that compilation happens rarely."""
         count = len(z)
-        padded = jnp.pad(jnp.asarray(z), ((0, (1 << (count - 1).bit_length()) - count), (0, 0)))
+        padded = jnp.pad(jnp.asarray(z), ((0, power_of_two(count) - count), (0, 0)))
         return _generate(self.config.hypernet, self.config.lora, self.variables, padded)[:count]
 
     def load_base(self, dtype: Any = jnp.float32) -> LLM:

@@ -10,7 +10,7 @@ from tiny_models import save_tiny
 
 from t2l_jax import generation
 from t2l_jax.errors import UserError
-from t2l_jax.generation import Sampling, bucket, generate, nucleus, stream
+from t2l_jax.generation import Sampling, generate, nucleus, stream
 from t2l_jax.io.base import load_base
 from t2l_jax.lora import Adapter, LoraSpec, init_adapter, merge, stack
 
@@ -122,10 +122,6 @@ def test_prompts_of_one_bucket_and_new_sampling_compile_once(base):
     assert [program._cache_size() for program in programs] == [1, 1, 1]
     generate(config, params, [[1] * 25, [2], [3]], sampling=Sampling(4))
     assert generation._generate._cache_size() == 2
-
-
-def test_buckets():
-    assert [bucket(n) for n in (1, 2, 3, 4, 5, 7, 9, 13, 17, 25, 33, 97)] == [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 128]
 
 
 @pytest.mark.parametrize("top_p", [1e-6, 0.3, 0.75, 0.999])

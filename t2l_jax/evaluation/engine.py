@@ -18,9 +18,10 @@ import numpy as np
 from jaxtyping import Int
 
 from t2l_jax.evaluation.choices import ChoiceBatch, choose_likeliest
-from t2l_jax.generation import NO_TOKEN, SHORTEST_BUCKET, Params, bucket, greedy
+from t2l_jax.generation import NO_TOKEN, SHORTEST_BUCKET, Params, greedy
 from t2l_jax.llm import LLM
 from t2l_jax.lora import Adapter
+from t2l_jax.sizes import bucket, power_of_two
 
 TIE = 1e-3  # in logits or nats: ten times the rounding of SmolLM2's logits in float32
 SEGMENT = 16  # new tokens of a row's first turn; four times as many at every further one: each is a program to compile
@@ -112,7 +113,7 @@ def _batches(
         for row in alike:
             by_adapter.setdefault(row.query.adapter, []).append(row)
         most = max(len(own) for own in by_adapter.values())
-        width = min(ROWS, room, 1 << (most - 1).bit_length())
+        width = min(ROWS, room, power_of_two(most))
         chunks = [own[i : i + width] for own in by_adapter.values() for i in range(0, len(own), width)]
         size = room // width
         for start in range(0, len(chunks), size):
@@ -146,11 +147,11 @@ def _advance(
 
 def _run(llm: LLM, source: Source, shape: Shape, batch: list[list[_Row]], end: int) -> tuple[list[Answer], np.ndarray]:
     """Answers and margins of a batch's rows, in order."""
-    adapter, size = source.adapter, (1 << (len(batch) - 1).bit_length())
+    adapter, size = source.adapter, power_of_two(len(batch))
     if source.fetch is not None:
         names = [task[0].query.adapter for task in batch]
         adapter = source.fetch(names + names[:1] * (size - len(names)))
-    width = 1 << (max(len(task) for task in batch) - 1).bit_length()
+    width = power_of_two(max(len(task) for task in batch))
     config = llm.config
     tokens, lengths = np.zeros((size, width, shape[2]), np.int32), np.zeros((size, width), np.int32)
     places = [(t, r) for t, task in enumerate(batch) for r in range(len(task))]
