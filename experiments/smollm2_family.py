@@ -58,19 +58,19 @@ combinations, one unseen wording each, from 32.8% exact (given the right tokens 
 wording_gap.py. Another wording: 28.8, 46.5, 34.7, 41.7%). A rate that falls to zero: most of a stage is gained in its
 last third. One real task in 21 (stage 5) unlearned them: 5.4 on unseen real tasks, where one in seven gave 15.0.
 What did not: a tenth stage of 560 steps of 24 x 128 tokens from stage 9 (one CPU core with AMX, 72 minutes; `--start
-runs/family9/model --task-weights 2 1 --batch.tasks 24 --batch.length 128 --steps 560 --seed 10 --optimizer.learning-rate
-3e-4 --compute.precision products --compute.remat`): with encoder7 the 100 training tasks fall to 75.3% [68.8, 81.5], the
-100 unseen combinations to 70.7 [63.7, 77.3], and unseen real tasks stay at a cross-entropy of 2.42 (before 2.39;
-real_loss.py). The multi-task LoRA, 560 steps on the same batches at a rate of 5e-4, goes from 2.54 to 2.52, with
-instruction from 2.18 to 2.09. The mean of the weights before and after: 77.3% [71.0, 83.3], 74.2 [67.2, 80.3] and 2.40.
-What 131 real tasks teach has been learned. z moved towards another task's by up to 0.4 of the way, so that unseen descriptions lie beside what was
-read (one run of 120 steps of 24 x 128 tokens from stage 9, with code that was not kept, family to real 3 to 1:
-cross-entropy of unseen real tasks 2.44, without 2.32, before 2.39; of unseen combinations 0.35 and 0.33); Muon at a
-rate of 3e-3 (the loss rose from 0.9 to 1.9 in 75 steps); other rates for the head than for the rest (60 steps from
-stage 5 on the same batches, head and rest: 3e-4 and 3e-4 end at 0.675, 5e-5 and 5e-4 at 0.684, 1e-4 and 1e-3 at 0.736);
-other modules (oracles.py with `--choice.splits train 'unseen combinations' --choice.most 8 --batch.tasks 16
---batch.length 64 --instruction-share 0 --steps 45`: steps 6 to 10 and 41 to 45 have a cross-entropy of 1.50 and 0.21
-with q and v, 0.78 and 0.21 with gate, up and down, 0.88 and 0.21 with v, o and down).
+runs/family9/model --task-weights 2 1 --batch.tasks 24 --batch.length 128 --steps 560 --seed 10
+--optimizer.learning-rate 3e-4 --compute.precision products --compute.remat`): with encoder7 the 100 training tasks fall
+to 75.3% [68.8, 81.5], the 100 unseen combinations to 70.7 [63.7, 77.3], and unseen real tasks stay at a cross-entropy
+of 2.42 (before 2.39; real_loss.py). The multi-task LoRA, 560 steps on the same batches at a rate of 5e-4, goes from
+2.54 to 2.52, with instruction from 2.18 to 2.09. The mean of the weights before and after: 77.3% [71.0, 83.3], 74.2
+[67.2, 80.3] and 2.40. What 131 real tasks teach has been learned. z moved towards another task's by up to 0.4 of the
+way, so that unseen descriptions lie beside what was read (one run of 120 steps of 24 x 128 tokens from stage 9, with
+code that was not kept, family to real 3 to 1: cross-entropy of unseen real tasks 2.44, without 2.32, before 2.39; of
+unseen combinations 0.35 and 0.33); Muon at a rate of 3e-3 (the loss rose from 0.9 to 1.9 in 75 steps); other rates for
+the head than for the rest (60 steps from stage 5 on the same batches, head and rest: 3e-4 and 3e-4 end at 0.675, 5e-5
+and 5e-4 at 0.684, 1e-4 and 1e-3 at 0.736); other modules (oracles.py with `--choice.splits train 'unseen combinations'
+--choice.most 8 --batch.tasks 16 --batch.length 64 --instruction-share 0 --steps 45`: steps 6 to 10 and 41 to 45 have a
+cross-entropy of 1.50 and 0.21 with q and v, 0.78 and 0.21 with gate, up and down, 0.88 and 0.21 with v, o and down).
 """
 
 from t2l_jax.baselines import TaskChoice
