@@ -16,10 +16,12 @@ Result: instance only, unseen wordings, exact match on 20 tasks each: training t
         Word tasks (words.md): seen 68.3%, unseen combinations 65.5%, 58.7 on the 24 of the 35 that are no training task
         here (stage 8: 72.1, 70.7 and 66.7: their wordings are other ones than the family's).
         15 unseen real tasks (real.md; three unseen wordings, eight examples): 19.3 [9.1, 31.2] instance only,
-        misaligned adapters 12.8 [2.9, 25.0], multi-task LoRA 18.2 [5.8, 33.4], base model with the description 16.0,
-        with three examples too 22.5 [9.3, 37.6], each task's own LoRA after 100 steps on it 38.5 [23.9, 52.9]; with
-        instruction 18.9 [7.7, 32.3], 12.9, 21.7 [9.7, 36.2] and 38.3. Ten benchmarks, six questions each
-        (benchmarks.md): 25.0 and 23.3, misaligned 30.0 and 26.7, multi-task LoRA 30.0 and 25.0, base model 28.3:
+        misaligned adapters 12.8 [2.9, 25.0], multi-task LoRA 18.2 [5.8, 33.4], the average of 30 training tasks' LoRAs
+        9.5, base model with the description 15.9, with three examples too 22.6 [9.4, 37.8], each task's own LoRA after
+        100 steps on it 38.5 [23.9, 52.9]; with instruction 18.9 [7.7, 32.3], 12.9, 21.7 [9.7, 36.2], 10.0 and 38.3.
+        With 30 examples, one wording and the instance alone (real_many.md) 18.2 [7.7, 31.7], 11.9 and 20.1 [6.7, 36.5],
+        for new examples of the same tasks [15.6, 20.6], [10.0, 13.7] and [18.0, 22.1].
+        Ten benchmarks, six questions each (benchmarks.md): 25.0 and 23.3, misaligned 30.0 and 26.7, multi-task LoRA 30.0 and 25.0, base model 28.3:
         chance, and 0 on three (gsm8k, humaneval and mbpp, with 64 new tokens)
 
 FOLDER holds real tasks in the layout that t2l_jax/data/tasks.py reads (`use: train` only); one of 132 has no example

@@ -111,7 +111,7 @@ def markdown(lines: Sequence[Entry], notes: Sequence[str], single: bool = True) 
         if single:
             parts.append(f"## Task by task, {title}\n\n" + _table("task", [e for e in own if e.task]))
     parts.append(
-        f'Percent, with 95% bootstrap intervals over tasks and, after "{SAME}", over examples.\n'
+        f'Percent, with 95% bootstrap intervals over tasks and, after "{SAME.strip()}", over examples.\n'
         + "".join(f"- {note}\n" for note in notes)
     )
     return "\n".join(parts)
