@@ -46,7 +46,7 @@ from t2l_jax.io.sources import cache_folder, version
 from t2l_jax.lora import LoraSpec
 from t2l_jax.objectives import Batch, SftConfig
 from t2l_jax.sharding import param_sharding, task_mesh
-from t2l_jax.start import begin_as, digest, starting_weights
+from t2l_jax.start import begin_as, starting_weights, weights_digest
 from t2l_jax.training import BestConfig, LoopConfig, OptimizerConfig, train
 from t2l_jax.training.log import import_wandb
 
@@ -315,7 +315,7 @@ def _claim(folder: Path, recipe: Recipe, material: Material, initial: Variables 
         "tasks": _digest(material.tasks),
         "base (sizes and times of its files)": version(recipe.base),
         "encoder": material.encoder_fingerprint,
-        "start": None if initial is None else digest(initial),
+        "start": None if initial is None else weights_digest(initial),
     }
     path, kept = folder / "recipe.json", folder / ENCODER_FOLDER
     with locked(folder):

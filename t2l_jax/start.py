@@ -85,7 +85,7 @@ def _refuse_other(start: str, name: str, there: object, here: object) -> None:
             raise UserError(f"{start}: {name}.{key} is {found}, the recipe's is {value}: make them equal")
 
 
-def digest(variables: Variables) -> str:
+def weights_digest(variables: Variables) -> str:
     """A hash of weights: a run that goes on from others would mix the two."""
     found = hashlib.sha256()
     for leaf in jax.tree.leaves(variables):
