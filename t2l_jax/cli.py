@@ -129,7 +129,8 @@ class Evaluate(Generic[Settings]):
     one_hot: Annotated[Path | None, arg(metavar="RUN")] = None
     """Run folder of a hypernetwork that was trained from task identities (t2l train --producer one-hot)."""
     out: Annotated[Path, arg(metavar="FOLDER")] = Path("evaluation")
-    """Folder for the answers, predictions.jsonl, and the table as .md, .csv, .json and .png."""
+    """Folder for the answers, predictions.jsonl, the table as .md, .csv, .json and .png, and environment.json: command,
+    machine and time."""
     trust_remote_code: bool = False
     """Let the text encoder's own Python code run (gte-large needs it)."""
 

@@ -39,7 +39,7 @@ class TaskEncoderConfig:
     (van den Oord et al., arXiv 1711.00937; its loss is sown into the collection "losses"), `softmax` by a soft mixture.
     """
 
-    dim: int = 384  # width of z
+    dim: int = 384  # width of z; a recipe takes its encoder's
     kind: Literal["linear", "discrete", "vq", "softmax"] = "linear"
     codebook: int = 64
 
@@ -59,7 +59,7 @@ class HypernetConfig:
     dropout: float = 0.05
     rotary_rows: bool = False  # S only: tell rows apart by rotation instead of a row embedding
     init: Literal["sft", "reconstruction"] = "sft"
-    offset: Literal["none", "frozen", "learned"] = "none"  # an adapter added to every output
+    offset: Literal["none", "frozen", "learned"] = "none"  # an adapter added to every output (offset_from)
 
     def __post_init__(self) -> None:
         if self.latent < 4 or self.latent % 4:

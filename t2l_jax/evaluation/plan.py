@@ -76,8 +76,8 @@ class EvaluationConfig:
     prompt: Literal["instance", "instruction", "both"] = "instance"
     """What adapters are tried with: the instance alone, the description before it, or first one then the other."""
     methods: Annotated[tuple[MethodName, ...], tyro.conf.arg(metavar="[METHOD ...]")] = ()
-    """Columns: base, description, few-shot, multitask, average, random, misaligned, aligned, one-hot, oracle. Default:
-    all that there is material for."""
+    """Some of base, description, few-shot, multitask, average, random, misaligned, aligned, one-hot, oracle, which are
+    the columns of the table. Default: all that there is material for."""
     choose: Literal["likelihood", "text"] = "likelihood"
     """How labels and options are answered: the likeliest one counts (label accuracy), or what the model writes does."""
     run_code: bool = False

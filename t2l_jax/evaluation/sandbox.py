@@ -2,8 +2,8 @@
 
 What it protects from: a program that loops, eats memory, fills the disk, prints without end, ends early or reaches for
 the network by accident. `unshare` takes the network away where the system allows it; elsewhere Python's sockets are
-replaced, which a program that means harm can undo. It is no jail: the program can read what you can read. Where the
-model is not trusted, run the evaluation in a container.
+replaced (but Unix ones), which a program that means harm can undo. It is no jail: the program can read what you can
+read. Where the model is not trusted, run the evaluation in a container.
 """
 
 import ast
