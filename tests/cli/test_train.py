@@ -1,0 +1,73 @@
+"""`t2l train`: the recipe of a file is run as it was asked for, or refused."""
+
+from pathlib import Path
+
+import pytest
+from command_line import ROOT, assert_refused, run
+
+from t2l_jax import cli, recipe
+from t2l_jax.recipe import Recipe
+
+
+def test_train_starts_from_the_recipe_of_the_file(capsys, place, monkeypatch):
+    runs, trusted = [], []
+
+    def note(*arguments, trust_remote_code):
+        runs.append(arguments)
+        trusted.append(trust_remote_code)
+        return arguments[1] / "model"
+
+    monkeypatch.setattr(recipe, "run", note)
+    assert run(capsys, "train", "exp.py", "--steps", "100", "--lora.alpha", "4")[0] == 0
+    assert run(capsys, "train", "--out", "x", "--head", "S", "exp.py")[0] == 2  # it is --hypernet.head
+    assert run(capsys, "train", "--out", "x", "--hypernet.head", "S", "exp.py")[1] == "written to x/model\n"
+    assert run(capsys, "train", "--steps", "5")[0] == 0
+    assert run(capsys, "train", "--wandb", "words", "--trust-remote-code")[0] == 0
+    (first, out, _), (second, x, _), (third, _, project), (_, _, words) = runs
+    assert (project, words) == (None, "words")
+    assert trusted == [False, False, False, True]
+    assert (first.loop.steps, first.batch.tasks, first.lora.rank, first.lora.alpha) == (100, 2, 3, 4.0)
+    assert (second.loop.steps, second.hypernet.head) == (7, "S")
+    assert (out, x) == (Path("runs/latest"), Path("x"))
+    assert third == Recipe(loop=third.loop)
+    assert third.loop.steps == 5
+
+
+def test_the_experiment_in_the_repository_is_one(capsys, monkeypatch):
+    assert cli.read_experiment(str(ROOT / "experiments" / "smollm2_words.py")).tasks == ("words",)
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("x = 1\n", "exp.py: an experiment file must define RECIPE"),
+        ("RECIPE = {'steps': 3}\n", "exp.py: an experiment file must define RECIPE"),
+        ("import os\nRECIPE = = 3\n", "exp.py, line 2: SyntaxError: invalid syntax"),
+        ("import os\n\nos.nothing()\n", "exp.py, line 3: AttributeError"),
+        ("from t2l_jax.training import LoopConfig\nLoopConfig(steps=0)\n", "steps must be at least 1, got 0"),
+    ],
+)
+def test_train_refuses_a_file_that_is_no_experiment(capsys, place, code, message):
+    Path("exp.py").write_text(code)
+    assert_refused(capsys, message, "train", "exp.py")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("nowhere.py",), "nowhere.py: no such experiment file"),
+        (("exp",), "exp: an experiment is a Python file"),
+        (("exp.py", "--steps", "0"), "steps must be at least 1, got 0"),
+        (("exp.py", "--tasks", "nowhere"), "nowhere: no such folder of tasks"),
+        (("./exp.py", "--tasks", "nowhere"), "nowhere: no such folder of tasks"),
+        (("exp.py", "--hypernet.latent", "6"), "hypernet.latent must be a multiple of 4 and above 0, got 6"),
+        (("exp.py", "--tasks", "full"), "neither a task.yaml nor folders of tasks"),
+        (("exp.py", "--tasks", "tasks", "--base", "nowhere"), "nowhere: no such model folder"),
+        (("exp.py", "--tasks", "tasks", "--base", "models/base", "--batch.tasks", "3"), "a batch of 3 tasks"),
+        (("exp.py", "--tasks", "tasks", "--base", "models/base", "--lora.rank", "0"), "LoRA needs rank"),
+        (("exp.py", "--tasks", "tasks", "--base", "models/base", "--lora.modules", "c_attn"), "no projection c_attn"),
+    ],
+)
+def test_train_refuses_and_leaves_no_run(capsys, place, monkeypatch, tmp_path_factory, arguments, message):
+    monkeypatch.setenv("T2L_CACHE", str(tmp_path_factory.mktemp("cache")))
+    assert_refused(capsys, message, "train", *arguments)
