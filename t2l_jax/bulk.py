@@ -38,7 +38,7 @@ def read_requests(path: Path) -> list[Request]:
     """The lines {"name": ..., "description": ...} of a JSONL file.
 
     Raises UserError, with file and line, for a line that is not that, a name that is no folder name or comes twice,
-    and a description that cannot be embedded.
+    and a description that `embed.prepare` refuses.
     """
     requests: list[Request] = []
     lines: dict[str, int] = {}
@@ -63,9 +63,7 @@ def read_requests(path: Path) -> list[Request]:
     return requests
 
 
-def generate_to_folder(
-    model: Model, requests: Sequence[Request], folder: Path, batch: int = 64, mesh: Mesh | None = None
-) -> int:
+def generate_to_folder(model: Model, requests: Sequence[Request], folder: Path, batch: int = 64) -> int:
     """Make the adapters that are not in `folder` yet; return how many were made.
 
     One PEFT folder per adapter, and a manifest (see `AdapterStore`). Killed and started again, it goes on.
@@ -82,7 +80,7 @@ def generate_to_folder(
         bar = progress.add_task("adapters", total=len(requests), completed=len(requests) - len(pending), rate="")
         chunks = [pending[i : i + batch] for i in range(0, len(pending), batch)]
         embedded = (model.encoder.embed([texts[i] for i in chunk]) for chunk in chunks)
-        for chunk, weights in zip(chunks, stream_adapters(model, embedded, batch, mesh), strict=True):
+        for chunk, weights in zip(chunks, stream_adapters(model, embedded, batch), strict=True):
             store.write([names[i] for i in chunk], [texts[i] for i in chunk], weights)
             progress.advance(bar, len(chunk))
     return len(pending)

@@ -150,6 +150,8 @@ class Evaluate(Generic[Settings]):
 class Chat:
     """Talk to the base model through an adapter, word by word as it writes. An empty line ends it.
 
+    Every line is answered by itself: nothing of what was said before is read again.
+
     Examples:
       t2l chat --description "Answer with the last word."
       t2l chat --adapter last/
@@ -200,6 +202,8 @@ class Chat:
 class Embed:
     """Embed texts: z, as the hypernetwork reads it, to an .npy file of float32 [texts, width].
 
+    The encoder is the hypernetwork's own, or any other one.
+
     Examples:
       t2l embed "Answer with the last word." "Translate to French" --out z.npy
     """
@@ -208,8 +212,11 @@ class Embed:
     """The texts."""
     out: Path = Path("z.npy")
     """File to write."""
-    encoder: str = "minilm"
-    """minilm, gte-large, last-token:SOURCE, any sentence-transformers source, or the folder of an adapter for one."""
+    model: ModelSource = None
+    """Hypernetwork whose encoder it is. Default: the one in the package."""
+    encoder: str | None = None
+    """Another encoder: minilm, gte-large, last-token:SOURCE, any sentence-transformers source, or the folder of an
+    adapter for one."""
     trust_remote_code: bool = False
     """Let the encoder's own Python code run (gte-large needs it)."""
 
@@ -218,12 +225,19 @@ class Embed:
 
         import numpy as np
 
+        from t2l_jax import load
         from t2l_jax.embed import load_encoder
         from t2l_jax.io.files import atomic_write
 
         if not self.texts:
             raise UserError("give at least one text")
-        z = load_encoder(self.encoder, trust_remote_code=self.trust_remote_code).embed(self.texts)
+        if self.encoder is not None and self.model is not None:
+            raise UserError("give --encoder or --model, not both")
+        if self.encoder is None:
+            encoder = load(self.model, trust_remote_code=self.trust_remote_code).encoder
+        else:
+            encoder = load_encoder(self.encoder, trust_remote_code=self.trust_remote_code)
+        z = encoder.embed(self.texts)
         buffer = io.BytesIO()
         np.save(buffer, z)
         atomic_write(self.out, buffer.getvalue())

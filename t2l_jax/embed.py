@@ -211,7 +211,10 @@ class LastTokenEncoder:
         tokens = self.tokenizer(texts, verbose=False)["input_ids"] if texts else []
         for index, ids in enumerate(tokens):
             if not 0 < len(ids) <= MAX_TOKENS:
-                raise UserError(f"description {index + 1} has {len(ids):,} tokens, not 1 to {MAX_TOKENS:,}: shorten it")
+                raise UserError(
+                    f"description {index + 1} has {len(ids):,} tokens, not 1 to {MAX_TOKENS:,}: shorten it; it begins "
+                    f"{texts[index][:60]!r}"
+                )
         embeddings = np.empty((len(texts), self.dim), np.float32)
         for chosen, padded, lengths in _progress(list(token_batches(tokens)), len(texts)):
             states = last_token_states(self.config, self.params, jnp.asarray(padded), jnp.asarray(lengths))

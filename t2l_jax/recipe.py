@@ -38,12 +38,13 @@ from t2l_jax.data.tasks import Task
 from t2l_jax.decoder import Decoder, DecoderConfig
 from t2l_jax.embed import load_encoder
 from t2l_jax.errors import UserError
-from t2l_jax.hypernet import HypernetConfig, TaskEncoderConfig, Variables
+from t2l_jax.hypernet import HypernetConfig, TaskEncoderConfig
 from t2l_jax.io.base import load_base, load_tokenizer
 from t2l_jax.io.encoder_adapter import copy_adapter
 from t2l_jax.io.files import atomic_write, locked, read_json, refuse_strangers
+from t2l_jax.io.peft import digest
 from t2l_jax.io.published import ENCODER_FOLDER, IDENTITIES_FILE, MODEL_FOLDER, ModelConfig, save_model
-from t2l_jax.io.sources import cache_folder, version
+from t2l_jax.io.sources import cache_folder, resolve, version
 from t2l_jax.lora import LoraSpec
 from t2l_jax.objectives import Batch, SftConfig
 from t2l_jax.sharding import param_sharding, task_mesh
@@ -146,6 +147,8 @@ class Recipe:
                 raise UserError("hypernet.offset is frozen: name the adapter with offset_from")
         elif self.producer not in ("hypernet", "one-hot"):
             raise UserError(f"offset_from: {self.producer} has no offset: leave it out")
+        elif self.hypernet.init == "reconstruction":
+            raise UserError("offset_from: with hypernet.init reconstruction the first output depends on z: make it sft")
         elif offset == "none":
             raise UserError("offset_from: hypernet.offset is none, make it frozen or learned")
         elif self.start is not None:
@@ -166,14 +169,16 @@ def run(recipe: Recipe, folder: Path, wandb: str | None = None, *, trust_remote_
     model = _model_config(recipe, material, config.lora_spec(**asdict(recipe.lora)))
     producer = make_producer(recipe.producer, model.hypernet, model.lora, len(material.tasks))
     initial = starting_weights(recipe.start, recipe.producer, model, material.encoder_adapter, config)
+    began = None if initial is None else weights_digest(initial)
     if recipe.offset_from is not None:
+        began = digest(resolve(recipe.offset_from))  # not of the fresh weights: their last bits are the backend's
         initial = begin_as(recipe.offset_from, model, producer.init(jax.random.key(recipe.loop.seed)), config)
     if mesh.size < jax.device_count():
         print(
             f"t2l: training on {mesh.size} of {jax.device_count()} devices: no more divide its tasks", file=sys.stderr
         )
     # Only now, since a recipe that cannot be run must leave nothing behind.
-    _claim(folder, recipe, material, initial)
+    _claim(folder, recipe, material, began)
     variables = train(
         producer,
         recipe.compute.decoder(config),
@@ -309,14 +314,14 @@ def _digest(tasks: Sequence[Task]) -> str:
     return read.hexdigest()
 
 
-def _claim(folder: Path, recipe: Recipe, material: Material, initial: Variables | None) -> None:
+def _claim(folder: Path, recipe: Recipe, material: Material, began: str | None) -> None:
     """Note the recipe and what it read in the run folder, or refuse a folder that others have begun or filled."""
     mine = json.loads(json.dumps(asdict(recipe)))
     mine["read"] = {
         "tasks": _digest(material.tasks),
         "base (sizes and times of its files)": version(recipe.base),
         "encoder": material.encoder_fingerprint,
-        "start": None if initial is None else weights_digest(initial),
+        "start": began,
     }
     path, kept = folder / "recipe.json", folder / ENCODER_FOLDER
     with locked(folder):

@@ -138,12 +138,17 @@ def test_a_hypernetwork_with_an_offset_begins_as_the_offset(recipe, tmp_path, of
         ("frozen", {}, "hypernet.offset is frozen: name the adapter with offset_from"),
         ("none", {"offset_from": "x"}, "offset_from: hypernet.offset is none, make it frozen or learned"),
         ("learned", {"offset_from": "x", "start": "y"}, "offset_from: the model of start has an offset of its own"),
+        (
+            "learned",
+            {"offset_from": "x", "hypernet": HypernetConfig(init="reconstruction", offset="learned")},
+            "offset_from: with hypernet.init reconstruction",
+        ),
         ("learned", {"offset_from": "x", "producer": "multitask"}, "offset_from: multitask has no offset"),
     ],
 )
 def test_an_offset_that_would_not_be_used_is_refused(recipe, offset, changes, message):
     with pytest.raises(UserError, match=message):
-        replace(recipe, hypernet=replace(recipe.hypernet, offset=offset), **changes)
+        replace(recipe, **{"hypernet": replace(recipe.hypernet, offset=offset), **changes})
 
 
 def test_a_run_goes_on_with_the_start_it_began_from(recipe, tmp_path):

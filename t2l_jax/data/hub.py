@@ -40,6 +40,7 @@ from t2l_jax.io.sources import HTTP_ERROR, cache_folder
 
 METADATA = "metadata.yaml"
 MAX_TEST = 100  # the last rows, a tenth of them at most
+FIELD = re.compile(r"(?!\d+(\[|$))[^.\[\]]+(\[[^.\[\]]+\])*")  # of a template: column, or column[item]
 WAITS = (1.0, 4.0, 16.0)  # seconds before a download is tried again
 DS_KWARGS = ("path", "name", "split", "data_files", "data_dir", "revision")
 SUPER_NI = re.compile(
@@ -157,8 +158,9 @@ def check_template(template: str, where: str) -> None:
     except ValueError as error:
         raise UserError(f"{where}: user_prompt_template: {error}: write {{{{ for a brace") from error
     for _, field, spec, conversion in parts:
-        if field is not None and (not field or "." in field or spec or conversion):
-            raise UserError(f"{where}: user_prompt_template: {{{field}}} must be a column, or a column[item]")
+        if field is not None and (not FIELD.fullmatch(field) or spec or conversion):
+            wanted = "must be a column, or a column[item]; write {{ for a brace"
+            raise UserError(f"{where}: user_prompt_template: {{{field}}} {wanted}")
 
 
 def _options(value: Any, path: Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from t2l_jax.errors import UserError
 from t2l_jax.evaluation.engine import Source
 from t2l_jax.generation import Params
 from t2l_jax.io.files import explained, read_json
-from t2l_jax.io.peft import CONFIG_FILE, WEIGHTS_FILE, load_peft
+from t2l_jax.io.peft import CONFIG_FILE, digest, load_peft
 from t2l_jax.io.published import IDENTITIES_FILE, MODEL_FOLDER
 from t2l_jax.io.sources import cache_folder
 from t2l_jax.llm import LLM
@@ -129,15 +129,6 @@ def training_oracles(oracles: dict[str, Path], training: Sequence[Task]) -> dict
     """The oracles of training tasks: the average may not know the others."""
     names = {task.name for task in training}
     return {name: path for name, path in oracles.items() if name in names}
-
-
-def digest(folder: Path) -> str:
-    """A hash of a PEFT folder's configuration and weights."""
-    found = hashlib.sha256()
-    for name in (CONFIG_FILE, WEIGHTS_FILE):
-        with explained(folder / name, "read"):
-            found.update((folder / name).read_bytes())
-    return found.hexdigest()
 
 
 def _added(params: Params, total: dict[str, np.ndarray], count: int) -> Params:

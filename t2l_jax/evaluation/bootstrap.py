@@ -27,14 +27,14 @@ class Interval(NamedTuple):
     high: float
 
 
-def over_tasks(tasks: Sequence[Float[np.ndarray, " _"]], count: int = REPLICATES, seed: int = 0) -> np.ndarray:
+def over_tasks(tasks: Sequence[Float[np.ndarray, " _"]], count: int = REPLICATES) -> np.ndarray:
     """`count` draws of the mean over drawn tasks of the mean over examples; `tasks` holds each task's scores."""
-    return _draw(np.array([scores.mean() for scores in tasks]), len(tasks), count, np.random.default_rng(seed))
+    return _draw(np.array([scores.mean() for scores in tasks]), len(tasks), count, np.random.default_rng(0))
 
 
-def over_examples(tasks: Sequence[Float[np.ndarray, " _"]], count: int = REPLICATES, seed: int = 0) -> np.ndarray:
+def over_examples(tasks: Sequence[Float[np.ndarray, " _"]], count: int = REPLICATES) -> np.ndarray:
     """`count` draws of the mean over all tasks of the mean over drawn examples."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     return np.mean([_draw(scores, max(1, len(scores) - 1), count, rng) for scores in tasks], axis=0)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from t2l_jax.data.prompts import end_of_turn
+from t2l_jax.data.prompts import PromptMode, end_of_turn
 from t2l_jax.data.sources import TRAIN, read_tasks
 from t2l_jax.data.tasks import Task, named_like, refuse_idle, spread
 from t2l_jax.environment import session
@@ -19,8 +19,9 @@ from t2l_jax.evaluation.baselines import Baselines
 from t2l_jax.evaluation.choices import choices
 from t2l_jax.evaluation.engine import Answer, Source, answer_all
 from t2l_jax.evaluation.metrics import CODE_PASS, find_metric
-from t2l_jax.evaluation.plan import EITHER, METHODS, EvaluationConfig, Mode, Planner, Row, adapter_text, misalign
+from t2l_jax.evaluation.plan import EITHER, METHODS, EvaluationConfig, Planner, Row, adapter_text, misalign
 from t2l_jax.io.files import locked
+from t2l_jax.io.peft import digest
 from t2l_jax.io.sources import version
 from t2l_jax.llm import LLM
 from t2l_jax.model import Model
@@ -50,6 +51,8 @@ def evaluate(model: Model, config: EvaluationConfig, folder: Path, given: Baseli
         planner = Planner(llm, sources, methods, config, given.named)
         rows = list(planner.rows(splits))
         notes += planner.notes
+        if not rows:
+            raise UserError(f"{config.tasks}: there is nothing to ask: {'; '.join(notes)}")
         with locked(folder):  # only now, since what cannot be evaluated must leave nothing behind
             store.claim(folder, settings)
             found = answer_rows(llm, sources, rows, folder, config.batch_tokens)
@@ -160,8 +163,8 @@ def _settings(
         "base": model.config.base,
         "base_version": version(model.config.base),
         "encoder": model.encoder.fingerprint if reads else None,
-        "multitask": None if given.multitask is None else baselines.digest(given.multitask),
-        "oracles": {name: baselines.digest(path) for name, path in given.oracles.items()},
+        "multitask": None if given.multitask is None else digest(given.multitask),
+        "oracles": {name: digest(path) for name, path in given.oracles.items()},
         "one_hot": None if given.one_hot is None else given.one_hot.model.fingerprint,
         "task_names": {split: [task.name for task in tasks] for split, tasks in splits.items()},
     }
@@ -259,7 +262,7 @@ def _record(row: Row, text: str, score: float) -> dict[str, Any]:
 
 
 def _collect(
-    rows: Sequence[Row], found: dict[str, float], modes: Sequence[Mode]
+    rows: Sequence[Row], found: dict[str, float], modes: Sequence[PromptMode]
 ) -> tuple[report.Scores, dict[str, str]]:
     """Scores [wordings, examples] of every cell, and what is measured on every task."""
     cells: dict[tuple[str, str, str, str], dict[tuple[int, int], float]] = {}

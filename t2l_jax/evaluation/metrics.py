@@ -28,7 +28,7 @@ def numeric_match(prediction: str, accepted: Sequence[str]) -> float:
 
 def last_number(text: str) -> Decimal | None:
     """The last number in a text, without thousands commas and dollar signs; None where there is none."""
-    found = _NUMBER.findall(text)
+    found = _NUMBER.findall(text.replace("\N{MINUS SIGN}", "-"))
     return Decimal(re.sub("[$,]", "", found[-1])) if found else None
 
 

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import numpy as np
 import tyro
 
-from t2l_jax.data.prompts import render
+from t2l_jax.data.prompts import PromptMode, render
 from t2l_jax.data.tasks import Example, Task
 from t2l_jax.errors import UserError
 from t2l_jax.evaluation.choices import choices
@@ -20,7 +20,6 @@ from t2l_jax.evaluation.engine import Query, Source
 from t2l_jax.evaluation.metrics import CODE_PASS, NUMERIC_MATCH
 from t2l_jax.llm import LLM
 
-Mode = Literal["instance", "instruction"]
 EITHER = ""  # the mode of what the base model answers: its prompt does not depend on the mode
 SHOTS = 3
 LONGEST_FEW_SHOT = 2048  # tokens of a prompt with examples: as many of the SHOTS as fit
@@ -97,7 +96,7 @@ class EvaluationConfig:
                 raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
 
     @property
-    def modes(self) -> tuple[Mode, ...]:
+    def modes(self) -> tuple[PromptMode, ...]:
         return ("instance", "instruction") if self.prompt == "both" else (self.prompt,)
 
 

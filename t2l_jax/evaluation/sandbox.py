@@ -80,14 +80,14 @@ def _is_program(text: str) -> bool:
     return True
 
 
-def passes(text: str, seconds: int = SECONDS, memory: int = MEMORY) -> bool:
-    """True where the program runs to its end within `seconds` and `memory` bytes, without an exception."""
+def passes(text: str, seconds: int = SECONDS) -> bool:
+    """True where the program runs to its end within `seconds` and MEMORY bytes, without an exception."""
     word = secrets.token_hex(16)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
         folder = Path(name)
         (folder / "program.py").write_text(text, encoding="utf-8", errors="replace")
         (folder / "child.py").write_text(_CHILD)
-        limits = [str(seconds), str(memory), str(FILE_BYTES)]
+        limits = [str(seconds), str(MEMORY), str(FILE_BYTES)]
         command = [*without_network(), sys.executable, "-I", "-B", "child.py", *limits, "note", word]
         process = subprocess.Popen(
             command,

@@ -37,6 +37,7 @@ from t2l_jax.io.peft import CONFIG_FILE, DESCRIPTION_FILE, WEIGHTS_FILE, HostWei
 
 STORE_FILE = "store.json"
 MANIFEST_FILE = "manifest.jsonl"
+WRITERS = 2  # threads
 QUEUE_BYTES = 2**28  # of adapters that wait for a writer
 
 
@@ -52,7 +53,7 @@ class AdapterStore:
     continued only with the same fingerprint and format.
     """
 
-    def __init__(self, folder: str | Path, files: PeftFormat, fingerprint: str, writers: int = 2) -> None:
+    def __init__(self, folder: str | Path, files: PeftFormat, fingerprint: str) -> None:
         self.folder = Path(folder)
         self.files = files
         self._header = {
@@ -61,9 +62,9 @@ class AdapterStore:
             "dtype": files.dtype,
             "spec": files.spec.to_dict(),
         }
-        self._pool = ThreadPoolExecutor(writers, thread_name_prefix="adapter-writer")
+        self._pool = ThreadPoolExecutor(WRITERS, thread_name_prefix="adapter-writer")
         self._queue: deque[Future[None]] = deque()
-        self._max_queued = max(writers, QUEUE_BYTES // files.num_bytes)
+        self._max_queued = max(WRITERS, QUEUE_BYTES // files.num_bytes)
         self._digests: dict[str, str] = {}
 
     def __enter__(self) -> "AdapterStore":

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import transformers
+from flax.traverse_util import unflatten_dict
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -103,7 +104,7 @@ def load_base(
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise UserError(f"{path}: the weights lack {', '.join(missing[:3])}{more}; download the model again")
-    return config, _nest(flat)
+    return config, unflatten_dict(flat, sep="/")
 
 
 def parameter_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
@@ -167,17 +168,6 @@ def _write(param: Array, rows: Array, corner: tuple[ArrayLike, ...], *, turned: 
     block = (rows.T if turned else rows).astype(param.dtype)
     block = block.reshape((1,) * (param.ndim - block.ndim) + block.shape)
     return jax.lax.with_sharding_constraint(jax.lax.dynamic_update_slice(param, block, corner), sharding)
-
-
-def _nest(flat: dict[str, Array]) -> Params:
-    nested: Params = {}
-    for path, leaf in flat.items():
-        *parents, last = path.split("/")
-        inner = nested
-        for parent in parents:
-            inner = inner.setdefault(parent, {})
-        inner[last] = leaf
-    return nested
 
 
 def load_tokenizer(source: str) -> PreTrainedTokenizerBase:

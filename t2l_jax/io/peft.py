@@ -9,6 +9,7 @@ each; an option that would change the forward pass in a way that our decoder doe
 Axes: L layers, r rank, i input width, o output width.
 """
 
+import hashlib
 import json
 import math
 import re
@@ -311,3 +312,12 @@ def setting(options: dict[str, Any], name: str, patterns: str, path: str) -> int
 def _module_path(layer: int, module: str) -> str:
     """A projection's place in a transformers model of the Llama family."""
     return f"model.layers.{layer}.{BLOCKS[module]}.{module}"
+
+
+def digest(folder: Path) -> str:
+    """A hash of a PEFT folder's configuration and weights."""
+    found = hashlib.sha256()
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        with explained(folder / name, "read"):
+            found.update((folder / name).read_bytes())
+    return found.hexdigest()

@@ -91,6 +91,8 @@ def load_model(folder: Path) -> tuple[ModelConfig, Variables]:
     Raises UserError where a file is missing, cut short, or of another shape than the config says.
     """
     path = folder / "config.json"
+    if not path.exists() and (folder / MODEL_FOLDER / "config.json").exists():
+        raise UserError(f"{folder}: a run folder, no model: give {folder / MODEL_FOLDER}")
     data = read_json(path)
     try:
         config = ModelConfig.from_dict(data)

@@ -130,8 +130,9 @@ def test_chat_refuses(capsys, place, arguments, message):
     assert_refused(capsys, message, "chat", *MODEL, *arguments)
 
 
-def test_embed(capsys, place):
-    assert run(capsys, "embed", "Say a", "Say b")[:2] == (0, "2 embeddings of width 12 written to z.npy\n")
+@pytest.mark.parametrize("source", [MODEL, ("--encoder", "another")])
+def test_embed(capsys, place, source):
+    assert run(capsys, "embed", "Say a", "Say b", *source)[:2] == (0, "2 embeddings of width 12 written to z.npy\n")
     np.testing.assert_array_equal(np.load("z.npy", allow_pickle=False), HashEncoder().embed(["Say a", "Say b"]))
 
 
@@ -139,9 +140,10 @@ def test_embed(capsys, place):
     ("arguments", "message"),
     [
         ((), "give at least one text"),
-        (("Say a.", ""), "description 2 is empty"),
-        (("Say a.", "--out", "file/z.npy"), "cannot be written"),
-        (("Say a.", "--out", "full"), "full cannot be written"),
+        (("Say a.", "--encoder", "minilm", *MODEL), "not both"),
+        (("Say a.", "", *MODEL), "description 2 is empty"),
+        (("Say a.", "--out", "file/z.npy", *MODEL), "cannot be written"),
+        (("Say a.", "--out", "full", *MODEL), "full cannot be written"),
     ],
 )
 def test_embed_refuses(capsys, place, arguments, message):

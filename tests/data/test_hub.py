@@ -136,6 +136,8 @@ def test_answers_of_other_types_and_what_stands_around_them(tmp_path):
         ({"user_prompt_template": "{question.__class__}"}, "must be a column"),
         ({"user_prompt_template": "{question!r}"}, "must be a column"),
         ({"user_prompt_template": "{question"}, "user_prompt_template: expected"),
+        ({"user_prompt_template": "x^{2} = {question}"}, r"\{2\} must be a column, .* write \{\{ for a brace"),
+        ({"user_prompt_template": "{question[]}"}, "must be a column"),
         ({"user_prompt_template": "{problem}"}, "no column 'problem', only answer, question"),
         ({"ds_kwargs": "data"}, "`ds_kwargs` must be a mapping"),
         ({"ds_kwargs": {"path": "data", "trust_remote_code": True}}, "ds_kwargs has trust_remote_code"),

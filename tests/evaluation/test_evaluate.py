@@ -246,6 +246,13 @@ def test_what_cannot_be_evaluated_is_refused_before_the_base_is_loaded(model, mo
     assert not (tmp_path / "out").exists()
 
 
+def test_without_a_single_question_nothing_is_written(model, tmp_path):
+    alone = EvaluationConfig(tasks="any", only=("task1",), methods=("misaligned",))
+    with pytest.raises(UserError, match=r"any: there is nothing to ask: .*task1 is the one task"):
+        evaluate.evaluate(model, alone, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_unknown_metric_is_refused_with_its_task():
     task = replace(SPLITS["train"][0], metric="bleu")
     with pytest.raises(UserError, match=f"{task.name}: there is no metric 'bleu'"):

@@ -29,6 +29,8 @@ def test_exact_match_forgives_blanks_at_the_ends_only(prediction, accepted, scor
         ("1200", ["He earns $1,200.00"], 1),
         ("-$5", ["-5"], 1),
         ("it is -.5", ["-0.5"], 1),
+        ("\N{MINUS SIGN}5", ["-5"], 1),
+        ("\N{MINUS SIGN}5", ["5"], 0),
         ("3-2", ["2"], 1),
         ("(1,2,3)", ["3"], 1),
         ("12 or 13", ["12"], 0),

@@ -122,6 +122,12 @@ def test_missing_files_are_named(folder, tmp_path):
         load_model(folder)
 
 
+def test_a_run_folder_is_told_from_its_model(folder, tmp_path):
+    folder.rename(tmp_path / "model")
+    with pytest.raises(UserError, match=rf"a run folder, no model: give {tmp_path / 'model'}"):
+        load_model(tmp_path)
+
+
 def test_a_config_that_is_no_json_is_named(folder):
     (folder / "config.json").write_text('{"hypernet": ')
     with pytest.raises(UserError, match=r"^[^:]*config\.json: not JSON"):
