@@ -21,7 +21,8 @@ Result: instance only, unseen wordings, exact match on 20 tasks each: training t
         100 steps on it 38.5 [23.9, 52.9]; with instruction 20.7 [8.2, 36.0], 13.8, 21.7 [9.7, 36.2], 10.0 and 38.3.
         With 40 examples and the instance alone (real_many.md) 22.8 [10.4, 37.7], 12.7 and 20.8 [7.0, 37.7], for new
         examples of the same tasks [20.8, 24.7], [11.4, 14.0] and [19.0, 22.5]; task by task 10.1 [2.2, 21.5] more than
-        misaligned, 2.0 [-2.6, 7.4] more than the multi-task LoRA.
+        misaligned, 2.0 [-2.6, 7.4] more than the multi-task LoRA; with instruction 22.1 and the multi-task LoRA 22.1
+        (real_many_instruction.md).
         Ten benchmarks, six questions each (benchmarks.md): 26.7 and 30.0, misaligned 30.0 and 28.3, multi-task LoRA
         30.0 and 25.0, base model 30.0, own LoRAs after 60 steps 29.6 and 25.9: chance, and of gsm8k, humaneval and
         mbpp, with 128 new tokens, nothing but one program of the base model and one of MBPP's own LoRA
