@@ -8,8 +8,8 @@ Result: cross-entropy 1.41 (the hypernetwork: 0.40). Of the family 2.5, 0.0 and 
         tasks, unseen combinations, unseen primitives) with the instance alone, which does not say what is asked, and
         32.5, 25.0 and 2.5 with instruction (results/smollm2_family/family_both.md).
         On 15 unseen real tasks 18.2 [5.8, 33.4] instance only and 21.7 [9.7, 36.2] with instruction, the hypernetwork's
-        adapters 19.3 and 18.9 (results/smollm2_family/real.md); with 30 examples, instance only, 20.1 and 18.2
-        (real_many.md)
+        adapters 20.2 and 20.7 (results/smollm2_family/real.md); with 40 examples 20.8 and 22.1, those 22.8 and 22.1
+        (real_many.md, real_many_instruction.md)
 
 FOLDER holds real tasks. Recipe and seed are those of the last stage in smollm2_family.py, so that both learn from the
 same examples in the same order; the learning rate is a LoRA's own. (The hypernetwork had stages before, with a sixth of

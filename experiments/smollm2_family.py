@@ -53,7 +53,7 @@ encoder10 have also read descriptions, and nothing else, of 376 tasks of the ori
 them, but two of other questions to the same texts are, lol_1581 (QASC) and lol_1565 (TriviaQA). encoder10 was chosen
 for being nearest to the means of 20 tasks that were held out of the registry. On the first 30 examples of real_many.md
 it gets 20.6%, encoder8 22.0 [10.1, 36.2], encoder7 (one wording) 17.9; most of that is ni_task034, with which encoder7
-got 10% through one unseen wording and 94 and 83 through two others, encoder10 44, 93 and 87.
+got 10% through one unseen wording and 94 and 83 (eight examples) through two others, encoder10 44, 93 and 87.
 Stages 3 and 4 read 128 wordings more than there were in stage 5, 97 of them close to unseen ones; the final encoder's
 adapter began from MiniLM and never saw those. Nine of the 328 unseen combinations ask what a training task of
 smollm2_words.py asked; of the 20 evaluated it is one (words.last.title.hashtag). Four of the 98 phrases of the word

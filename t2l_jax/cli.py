@@ -112,7 +112,7 @@ class Evaluate(Generic[Settings]):
     Killed and started again with the same words, it goes on where it was. It computes on one device, in float32.
 
     Examples:
-      t2l evaluate
+      t2l evaluate --max-tasks 4 --examples 4
       t2l evaluate runs/words/model --tasks words --splits 'unseen combinations' --examples 50 --out results/words
       t2l evaluate --tasks path/to/tasks --only 'sni_*' 'boolq' --prompt both --out results/real
       t2l evaluate --methods base aligned misaligned --examples 5
@@ -214,7 +214,7 @@ class Embed:
     """File to write."""
     model: ModelSource = None
     """Hypernetwork whose encoder it is. Default: the one in the package."""
-    encoder: str | None = None
+    encoder: ModelSource = None
     """Another encoder: minilm, gte-large, last-token:SOURCE, any sentence-transformers source, or the folder of an
     adapter for one."""
     trust_remote_code: bool = False
