@@ -35,10 +35,14 @@ def main(args: MeanWeights) -> None:
     with atomic_folder(args.out) as partial:
         shutil.copytree(args.folders[0], partial, dirs_exist_ok=True)
         for path in partial.rglob("*.safetensors"):
-            files = [load_file(folder / path.relative_to(partial)) for folder in args.folders]
+            first, *others = [load_file(folder / path.relative_to(partial)) for folder in args.folders]
+            shapes = {name: weight.shape for name, weight in first.items()}
+            for folder, other in zip(args.folders[1:], others, strict=True):
+                if {name: weight.shape for name, weight in other.items()} != shapes:
+                    raise SystemExit(f"{folder}: its {path.name} has other names or shapes than {args.folders[0]}'s")
             mean = {
-                name: np.mean([file[name] for file in files], axis=0, dtype=np.float32).astype(first.dtype)
-                for name, first in files[0].items()
+                name: np.mean([file[name] for file in (first, *others)], axis=0, dtype=np.float32).astype(weight.dtype)
+                for name, weight in first.items()
             }
             path.write_bytes(save(mean, metadata={"format": "pt"}))
 
