@@ -5,7 +5,8 @@ Result:  the adapter of the published text encoder. Weights that began from one 
          descriptions of tasks that no encoder has read are 0.109 (encoder8), 0.106 (encoder9) and 0.103 (the mean of
          both) from where encoder5 puts the mean of their task (wording_distance.py)
 
-Every file with the ending .safetensors is averaged, the others are those of the first folder.
+Every file with the ending .safetensors is averaged, the others (a model's config.json, with the adapters' alpha) are
+those of the first folder.
 """
 
 import shutil
@@ -32,10 +33,13 @@ class MeanWeights:
 
 def main(args: MeanWeights) -> None:
     """Write the folder."""
+    files = [{path.relative_to(folder) for path in folder.rglob("*.safetensors")} for folder in args.folders]
+    if len(files) < 2 or not files[0] or any(found != files[0] for found in files):
+        raise SystemExit("give two or more folders with the same .safetensors files")
     with atomic_folder(args.out) as partial:
         shutil.copytree(args.folders[0], partial, dirs_exist_ok=True)
-        for path in partial.rglob("*.safetensors"):
-            first, *others = [load_file(folder / path.relative_to(partial)) for folder in args.folders]
+        for path in files[0]:
+            first, *others = [load_file(folder / path) for folder in args.folders]
             shapes = {name: weight.shape for name, weight in first.items()}
             for folder, other in zip(args.folders[1:], others, strict=True):
                 if {name: weight.shape for name, weight in other.items()} != shapes:
@@ -44,7 +48,7 @@ def main(args: MeanWeights) -> None:
                 name: np.mean([file[name] for file in (first, *others)], axis=0, dtype=np.float32).astype(weight.dtype)
                 for name, weight in first.items()
             }
-            path.write_bytes(save(mean, metadata={"format": "pt"}))
+            (partial / path).write_bytes(save(mean, metadata={"format": "pt"}))
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ def starting_weights(
 
 
 def _hypernetwork(start: str, model: ModelConfig, encoder_adapter: Path | None) -> Variables:
-    """A published hypernetwork's variables; warnings where they were trained with another encoder or base model."""
+    """A published hypernetwork's variables; warnings where its encoder, base model or adapters' scale is another."""
     folder = resolve(start)
     found, variables = load_model(folder)
     same = (
@@ -53,7 +53,13 @@ def _hypernetwork(start: str, model: ModelConfig, encoder_adapter: Path | None) 
     if found.base != model.base:
         warnings.warn(f"{start} was trained for another base model, {found.base}", stacklevel=4)
     _refuse_other(start, "hypernet", replace(found.hypernet, dropout=model.hypernet.dropout), model.hypernet)
-    _refuse_other(start, "lora", found.lora, model.lora)
+    _refuse_other(start, "lora", _scaled_like(found.lora, model.lora), model.lora)
+    if (ratio := model.lora.scale / found.lora.scale) != 1:
+        warnings.warn(
+            f"{start} writes adapters of scale {found.lora.scale:.4g}: with lora.alpha {model.lora.alpha:g} they begin "
+            f"{ratio:.3g} times as strong",
+            stacklevel=4,
+        )
     return variables
 
 
@@ -73,9 +79,13 @@ def _lora(start: str, spec: LoraSpec, base: DecoderConfig) -> Adapter:
     """A PEFT folder's adapter as one of `spec`: where its scale is another, B makes up for it."""
     adapter = load_peft(resolve(start), base)
     there = adapter.spec
-    _refuse_other(start, "lora", replace(there, alpha=spec.alpha, rslora=spec.rslora), spec)
+    _refuse_other(start, "lora", _scaled_like(there, spec), spec)
     scale = there.scale / spec.scale
     return Adapter({name: {"a": pair["a"], "b": pair["b"] * scale} for name, pair in adapter.weights.items()}, spec)
+
+
+def _scaled_like(spec: LoraSpec, other: LoraSpec) -> LoraSpec:
+    return replace(spec, alpha=other.alpha, rslora=other.rslora)
 
 
 def _refuse_other(start: str, name: str, there: object, here: object) -> None:

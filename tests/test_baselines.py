@@ -170,6 +170,19 @@ def test_a_start_for_another_base_model_is_warned_of(recipe, tmp_path):
         run(replace(recipe, start=str(first), loop=LoopConfig(steps=1)), tmp_path / "second")
 
 
+def test_a_start_with_adapters_of_another_scale_is_warned_of(recipe, tmp_path):
+    """The weights are taken as they are: the packaged model's adapters are weaker than they were in training."""
+    first = run(replace(recipe, loop=LoopConfig(steps=1)), tmp_path / "first")
+    still = OptimizerConfig(learning_rate=1e-12)
+    lora = replace(recipe.lora, alpha=2 * recipe.lora.alpha)
+    with pytest.warns(UserWarning, match="they begin 2 times as strong"):
+        second = run(replace(recipe, start=str(first), lora=lora, optimizer=still), tmp_path / "second")
+    weak, strong = (dense_delta(t2l_jax.load(folder).generate(["say the last word"])[0]) for folder in (first, second))
+    for name, delta in weak.items():
+        assert np.any(delta)
+        np.testing.assert_allclose(strong[name], 2 * delta, atol=1e-6)
+
+
 def test_one_lora_for_all_tasks_begins_from_a_peft_folder(recipe, tmp_path):
     """Also where its scale is another's: what it does to the kernels stays the same."""
     first = run(replace(recipe, producer="multitask"), tmp_path / "first")
