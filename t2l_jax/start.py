@@ -20,6 +20,7 @@ from t2l_jax.io.peft import load_peft
 from t2l_jax.io.published import ENCODER_FOLDER, ModelConfig, load_model
 from t2l_jax.io.sources import resolve
 from t2l_jax.lora import Adapter, LoraSpec, stack
+from t2l_jax.model import model_folder
 
 
 def starting_weights(
@@ -38,7 +39,7 @@ def starting_weights(
 
 def _hypernetwork(start: str, model: ModelConfig, encoder_adapter: Path | None) -> Variables:
     """A published hypernetwork's variables; warnings where its encoder, base model or adapters' scale is another."""
-    folder = resolve(start)
+    folder = model_folder(start)
     found, variables = load_model(folder)
     same = (
         SHORT_NAMES.get(found.encoder, found.encoder) == model.encoder

@@ -10,6 +10,7 @@ from tiny_training import CONFIG
 
 from t2l_jax.errors import UserError
 from t2l_jax.io.published import load_model
+from t2l_jax.model import model_folder
 from t2l_jax.start import starting_weights
 
 
@@ -32,6 +33,11 @@ def test_nothing_to_begin_from():
 
 def test_the_weights_are_taken_whatever_the_dropout(published):
     assert_taken(published, begin(published, tiny_config(hypernet=replace(NET, dropout=0.5))))
+
+
+def test_a_packaged_model_is_known_by_its_name():
+    folder = model_folder("smollm2-family")
+    assert_taken(folder, begin("smollm2-family", load_model(folder)[0]))
 
 
 @pytest.mark.parametrize(
