@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from t2l_jax.data.prompts import PromptMode, end_of_turn
 from t2l_jax.data.sources import TRAIN, read_tasks
@@ -265,15 +264,11 @@ def _collect(
     rows: Sequence[Row], found: dict[str, float], modes: Sequence[PromptMode]
 ) -> tuple[report.Scores, dict[str, str]]:
     """Scores [wordings, examples] of every cell, and what is measured on every task."""
-    cells: dict[tuple[str, str, str, str], dict[tuple[int, int], float]] = {}
+    cells: report.Cells = {}
     metrics = {}
     for row in rows:
         metrics[row.task.name] = "label accuracy" if row.query.choices else row.task.metric
         for mode in modes if row.mode == EITHER else (row.mode,):
             cell = cells.setdefault((mode, row.split, row.task.name, row.method), {})
             cell[row.wording, row.example] = found[row.key]
-    scores = {}
-    for place, cell in cells.items():
-        shape = tuple(1 + max(index[axis] for index in cell) for axis in (0, 1))
-        scores[place] = np.array([[cell[w, e] for e in range(shape[1])] for w in range(shape[0])])
-    return scores, metrics
+    return report.gather(cells), metrics

@@ -22,6 +22,7 @@ from t2l_jax.io.files import atomic_write
 DIFFERENCES = (("aligned", "multitask"), ("aligned", "misaligned"))
 MODE_TITLES = {"instance": "instance only", "instruction": "with instruction"}
 SAME = "new examples of the same "
+TABLE_FILE = "table.json"
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,18 @@ class Entry:
     examples: int
 
 
-Scores = dict[tuple[str, str, str, str], np.ndarray]  # (mode, split, task, method) -> [wordings, examples]
+Place = tuple[str, str, str, str]  # mode, split, task, method
+Cells = dict[Place, dict[tuple[int, int], float]]  # -> (wording, example) -> score
+Scores = dict[Place, np.ndarray]  # -> [wordings, examples]
+
+
+def gather(cells: Cells) -> Scores:
+    """The same scores as arrays."""
+    scores = {}
+    for place, cell in cells.items():
+        wordings, examples = (1 + max(axis) for axis in zip(*cell, strict=True))
+        scores[place] = np.array([[cell[w, e] for e in range(examples)] for w in range(wordings)])
+    return scores
 
 
 def entries(scores: Scores, metrics: dict[str, str]) -> list[Entry]:
@@ -156,7 +168,7 @@ def write(folder: Path, lines: Sequence[Entry], notes: Sequence[str], settings: 
     writer.writerows(vars(line).values() for line in lines)
     atomic_write(folder / "table.csv", buffer.getvalue())
     data = {"settings": settings, "notes": list(notes), "entries": [vars(line) for line in lines]}
-    atomic_write(folder / "table.json", json.dumps(data, indent=1) + "\n")
+    atomic_write(folder / TABLE_FILE, json.dumps(data, indent=1) + "\n")
     atomic_write(folder / "table.png", picture(lines))
 
 
