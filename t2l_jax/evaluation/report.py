@@ -58,7 +58,7 @@ Scores = dict[Place, np.ndarray]  # -> [wordings, examples]
 
 
 def gather(cells: Cells) -> Scores:
-    """The same scores as arrays."""
+    """The same scores as arrays. Of each place every wording of every example must be there."""
     scores = {}
     for place, cell in cells.items():
         wordings, examples = (1 + max(axis) for axis in zip(*cell, strict=True))

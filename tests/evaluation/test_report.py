@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from t2l_jax.evaluation.bootstrap import interval, over_examples
-from t2l_jax.evaluation.report import entries, markdown, picture, write
+from t2l_jax.evaluation.report import entries, gather, markdown, picture, write
 
 RNG = np.random.default_rng(0)
 SCORES = {
@@ -25,6 +25,13 @@ def find(task, method, minus=""):
 
 def cell(task, method):
     return SCORES["instance", "unseen", task, method]
+
+
+def test_answers_in_any_order_become_the_same_array():
+    place, array = next(item for item in SCORES.items() if item[1].shape == (3, 4))
+    answers = list(np.ndenumerate(array))
+    found = gather({place: {index: float(score) for index, score in reversed(answers)}})
+    np.testing.assert_array_equal(found[place], array)
 
 
 def test_averages_and_their_intervals_are_over_tasks_of_mean_wordings():
