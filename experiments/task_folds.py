@@ -38,9 +38,9 @@ baseline; one for real tasks alone was not trained). Learning rates are those of
 at an alpha of 13.6 was settled before, on other tasks. The text encoder has read the family's descriptions and those of
 363 tasks of the registry, none of which is a task of FOLDER, though some ask other questions about the same data. The
 tasks are dealt out by chance, as in FOLDER itself: 90 of 132 have a task of the same data set among those trained on.
-Of a held-out task's first ten questions none stands with its answer among what was trained on, of three tasks some stand
-there with another (ii_synonyms, ii_translation_en_es, ni_task031; counted by a script that was not kept). Three more of
-FOLDER's training tasks are no JSON and left out.
+Of a held-out task's first ten questions none stands with its answer among what was trained on; of three tasks some
+stand there with another (ii_synonyms, ii_translation_en_es, ni_task031; counted by a script that was not kept). Three
+more of FOLDER's training tasks are no JSON and left out.
 
 The machine with the GPU had neither MiniLM nor the tasks: tokens and z were read here and sent there, z in float16, by
 a script that was not kept. The hypernetworks were stopped by SIGTERM after 1,090, 1,144 and 1,092 steps, validated, and
