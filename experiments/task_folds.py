@@ -117,6 +117,8 @@ class Pool:
 
     def run(self) -> None:
         """Gather the answers and tabulate them as `t2l evaluate` does, and what it does not: by data set."""
+        if not self.evaluations:
+            raise SystemExit("name the folders of the evaluations")
         cells: report.Cells = {}
         metrics: dict[str, str] = {}
         commonest: dict[str, float] = {}
@@ -140,9 +142,9 @@ class Pool:
         scores = report.gather(cells)
         lines = [line for line in report.entries(scores, metrics) if not line.task or line.split == HELD_OUT]
         notes.append(f"The commonest training label of each task in {len(commonest)} gets {mean(commonest):.1f}.")
-        text = report.markdown(lines, list(dict.fromkeys(notes))) + by_data_set(scores)
-        atomic_write(self.out, text)
-        print(text[: text.index("## Task by task")] + by_data_set(scores))
+        text, over_sets = report.markdown(lines, list(dict.fromkeys(notes))), by_data_set(scores)
+        atomic_write(self.out, text + over_sets)
+        print(text[: text.index("## Task by task")] + over_sets)
 
 
 def commonest_label(settings: dict[str, Any], metrics: dict[str, str]) -> dict[str, float]:
