@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 import t2l_jax
 from t2l_jax import hypernet
 from t2l_jax.hypernet import HypernetConfig
-from t2l_jax.io.sources import resolve
+from t2l_jax.io.locations import resolve
 from t2l_jax.lora import Adapter
 from t2l_jax.model import Model
 

@@ -18,8 +18,8 @@ from rich.table import Table
 import t2l_jax
 from t2l_jax.data import words
 from t2l_jax.data.family.split import combinations
+from t2l_jax.decoder.generation import Sampling
 from t2l_jax.evaluation.metrics import exact_match
-from t2l_jax.generation import Sampling
 
 NUM_TASKS, NUM_EXAMPLES = 6, 4
 

@@ -31,10 +31,10 @@ import tiny_training  # noqa: E402
 from safetensors.numpy import save_file  # noqa: E402
 from tiny_training import curves  # noqa: E402
 
-from t2l_jax.environment import cpu_name  # noqa: E402
-from t2l_jax.objectives import Batch  # noqa: E402
+from t2l_jax.io.session import cpu_name  # noqa: E402
 from t2l_jax.training import LoopConfig  # noqa: E402
 from t2l_jax.training.log import read_records  # noqa: E402
+from t2l_jax.training.objectives.sft import Batch  # noqa: E402
 
 STEPPING = "stepping"  # a file that says that this process has begun to take steps
 

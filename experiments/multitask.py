@@ -16,11 +16,11 @@ same examples in the same order; the learning rate is a LoRA's own. (The hyperne
 as many tokens.)
 """
 
-from t2l_jax.baselines import TaskChoice
 from t2l_jax.data.batches import BatchConfig
-from t2l_jax.objectives import SftConfig
-from t2l_jax.recipe import Recipe
 from t2l_jax.training import LoopConfig, OptimizerConfig
+from t2l_jax.training.baselines import TaskChoice
+from t2l_jax.training.objectives.sft import SftConfig
+from t2l_jax.training.recipe import Recipe
 
 RECIPE = Recipe(
     producer="multitask",

@@ -31,18 +31,18 @@ from stepper import stepper
 from transformers import AutoModelForCausalLM
 from turns import four_sides, print_ratios
 
-from t2l_jax.baselines import NoText
 from t2l_jax.data import family
 from t2l_jax.data.batches import BatchConfig, Sampler
 from t2l_jax.data.family.split import combinations
-from t2l_jax.data.material import training_tasks
 from t2l_jax.data.sources import TRAIN, read_tasks
 from t2l_jax.data.tasks import evenly
 from t2l_jax.decoder import Decoder
 from t2l_jax.io.base import load_base, load_tokenizer
-from t2l_jax.io.sources import cache_folder, resolve
-from t2l_jax.objectives import Batch
-from t2l_jax.producers import LoraTable
+from t2l_jax.io.locations import cache_folder, resolve
+from t2l_jax.training.baselines import NoText
+from t2l_jax.training.material import training_tasks
+from t2l_jax.training.objectives.sft import Batch
+from t2l_jax.training.producers import LoraTable
 
 
 @dataclass(frozen=True)

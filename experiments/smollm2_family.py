@@ -98,11 +98,11 @@ and 5e-4 at 0.684, 1e-4 and 1e-3 at 0.736); other modules (oracles.py with `--ch
 cross-entropy of 1.50 and 0.21 with q and v, 0.78 and 0.21 with gate, up and down, 0.88 and 0.21 with v, o and down).
 """
 
-from t2l_jax.baselines import TaskChoice
 from t2l_jax.data.batches import BatchConfig
-from t2l_jax.objectives import SftConfig
-from t2l_jax.recipe import ComputeConfig, Recipe
 from t2l_jax.training import LoopConfig, OptimizerConfig
+from t2l_jax.training.baselines import TaskChoice
+from t2l_jax.training.objectives.sft import SftConfig
+from t2l_jax.training.recipe import ComputeConfig, Recipe
 
 RECIPE = Recipe(
     encoder="runs/encoder5",

@@ -14,9 +14,9 @@ read one example of each task a step; a row of 64 tokens now holds two or three.
 
 from t2l_jax.data.batches import BatchConfig
 from t2l_jax.hypernet import HypernetConfig
-from t2l_jax.objectives import SftConfig
-from t2l_jax.recipe import Recipe
 from t2l_jax.training import LoopConfig, OptimizerConfig
+from t2l_jax.training.objectives.sft import SftConfig
+from t2l_jax.training.recipe import Recipe
 
 RECIPE = Recipe(
     tasks=("words",),

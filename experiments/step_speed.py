@@ -21,12 +21,12 @@ import tyro
 from stepper import stepper
 from turns import timed
 
-from t2l_jax.attention import AttentionConfig
 from t2l_jax.decoder import DecoderConfig
+from t2l_jax.decoder.attention import AttentionConfig
 from t2l_jax.hypernet import HypernetConfig
-from t2l_jax.objectives import Batch
-from t2l_jax.producers import HypernetProducer, LoraTable
-from t2l_jax.recipe import ComputeConfig
+from t2l_jax.training.objectives.sft import Batch
+from t2l_jax.training.producers import HypernetProducer, LoraTable
+from t2l_jax.training.recipe import ComputeConfig
 
 SHAPE = DecoderConfig(
     vocab_size=49152,

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from t2l_jax.decoder import Decoder
-from t2l_jax.objectives import Batch, SftConfig
-from t2l_jax.producers import Producer
 from t2l_jax.training import OptimizerConfig, TrainState, make_optimizer, make_step
+from t2l_jax.training.objectives.sft import Batch, SftConfig
+from t2l_jax.training.producers import Producer
 
 
 def stepper(producer: Producer, decoder: Decoder, base: Any, lora_dropout: float = 0.05) -> Callable[[Batch], None]:

@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from t2l_jax.baselines import TaskChoice
 from t2l_jax.data.batches import BatchConfig
 from t2l_jax.io.published import ENCODER_FOLDER
 from t2l_jax.model import PACKAGED
-from t2l_jax.objectives import SftConfig
-from t2l_jax.recipe import Recipe, run
 from t2l_jax.training import LoopConfig, OptimizerConfig
+from t2l_jax.training.baselines import TaskChoice
+from t2l_jax.training.objectives.sft import SftConfig
+from t2l_jax.training.recipe import Recipe, run
 
 ADAPTED = str(PACKAGED / "smollm2-family" / ENCODER_FOLDER)  # MiniLM as smollm2-family reads descriptions
 RECIPE = Recipe(

@@ -14,7 +14,7 @@ from dataclasses import replace
 import tyro
 from study import ADAPTED, RECIPE, Study, conduct
 
-from t2l_jax.baselines import TaskChoice
+from t2l_jax.training.baselines import TaskChoice
 
 ENCODERS = {
     "MiniLM": "minilm",

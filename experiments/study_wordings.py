@@ -14,7 +14,7 @@ from dataclasses import replace
 import tyro
 from study import RECIPE, Study, conduct
 
-from t2l_jax.baselines import TaskChoice
+from t2l_jax.training.baselines import TaskChoice
 
 VARIANTS = {
     str(count): replace(RECIPE, encoder="minilm", choice=TaskChoice(most=256, wordings=count))

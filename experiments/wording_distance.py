@@ -19,8 +19,8 @@ import tyro
 from wording_encoder import Described, WordingEncoder, other_tasks
 
 from t2l_jax.data.tasks import load_tasks, named_like
-from t2l_jax.embed import load_encoder
-from t2l_jax.io.sources import cache_folder
+from t2l_jax.encoder import load_encoder
+from t2l_jax.io.locations import cache_folder
 
 WORDINGS, UNSEEN = 16, 8
 

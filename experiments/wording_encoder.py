@@ -59,8 +59,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from t2l_jax.data.family import phrasing
 from t2l_jax.data.family.split import Combination, combinations
 from t2l_jax.data.tasks import MAX_TRAIN_DESCRIPTIONS, load_tasks
-from t2l_jax.embed import SHORT_NAMES, load_encoder, prepare
-from t2l_jax.io.sources import cache_folder
+from t2l_jax.encoder import SHORT_NAMES, load_encoder, prepare
+from t2l_jax.io.locations import cache_folder
 from t2l_jax.progress import progress_bar
 
 PARTS = ("select", "order", "transform", "format")
@@ -167,7 +167,7 @@ def mean_z(
 
 
 def embed(encoder: Any, tokenizer: Any, texts: list[str]) -> torch.Tensor:
-    """z as t2l_jax.embed makes it: mean of the last states, of length sqrt(d). Texts are cut at 128 word pieces.
+    """z as t2l_jax.encoder makes it: mean of the last states, of length sqrt(d). Texts are cut at 128 word pieces.
 
     Texts of similar length are read together: those of real tasks are many times as long.
     """

@@ -26,9 +26,9 @@ from t2l_jax.data.family.split import combinations
 from t2l_jax.data.tasks import evenly
 from t2l_jax.decoder import Decoder
 from t2l_jax.io.base import load_base, load_tokenizer
-from t2l_jax.io.sources import cache_folder
-from t2l_jax.objectives import SftConfig
-from t2l_jax.producers import HypernetProducer
+from t2l_jax.io.locations import cache_folder
+from t2l_jax.training.objectives.sft import SftConfig
+from t2l_jax.training.producers import HypernetProducer
 from t2l_jax.training.step import make_validation
 
 WORDINGS = 16

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 
 from t2l_jax import hypernet
-from t2l_jax.embed import prepare
+from t2l_jax.encoder import prepare
 from t2l_jax.errors import UserError
 from t2l_jax.io.adapter_store import AdapterStore
 from t2l_jax.io.files import check_name, read_jsonl

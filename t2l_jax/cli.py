@@ -17,7 +17,7 @@ import t2l_jax
 from t2l_jax.errors import Stopped, UserError
 
 if TYPE_CHECKING:  # importing it takes seconds: only `t2l train` waits for that
-    from t2l_jax.recipe import Recipe
+    from t2l_jax.training.recipe import Recipe
 
 ModelSource = Annotated[str | None, arg(metavar="SOURCE")]
 Settings = TypeVar("Settings")
@@ -57,7 +57,7 @@ class Generate:
 
     def _one(self, description: str) -> None:
         from t2l_jax import load, save_peft
-        from t2l_jax.embed import prepare
+        from t2l_jax.encoder import prepare
         from t2l_jax.io.files import refuse_existing
 
         prepare(description, "the description")
@@ -136,9 +136,9 @@ class Evaluate(Generic[Settings]):
 
     def run(self) -> None:
         from t2l_jax import load
-        from t2l_jax.evaluation.baselines import find_baselines
         from t2l_jax.evaluation.evaluate import evaluate
         from t2l_jax.evaluation.plan import EvaluationConfig
+        from t2l_jax.evaluation.weights import find_baselines
 
         assert isinstance(self.config, EvaluationConfig)
         baselines = find_baselines(self.multitask, self.oracles, self.one_hot)
@@ -178,7 +178,7 @@ class Chat:
         import jax
 
         from t2l_jax import load, load_peft
-        from t2l_jax.generation import Sampling
+        from t2l_jax.decoder.generation import Sampling
         from t2l_jax.io.base import load_config
 
         if self.description is not None and self.adapter is not None:
@@ -226,7 +226,7 @@ class Embed:
         import numpy as np
 
         from t2l_jax import load
-        from t2l_jax.embed import load_encoder
+        from t2l_jax.encoder import load_encoder
         from t2l_jax.io.files import atomic_write
 
         if not self.texts:
@@ -294,7 +294,7 @@ def parse(arguments: Sequence[str]) -> Command:
         if kind is Train:
             typed = Train[None]
             if chosen:
-                from t2l_jax.recipe import Recipe
+                from t2l_jax.training.recipe import Recipe
 
                 typed, options["default"] = Train[Recipe], Train(read_experiment(experiment))
         if kind is Evaluate:
@@ -317,7 +317,7 @@ def read_experiment(source: str | None) -> "Recipe":
 
     Raises UserError where there is no such file, no RECIPE in it, or where its code fails.
     """
-    from t2l_jax.recipe import Recipe
+    from t2l_jax.training.recipe import Recipe
 
     if source is None:
         return Recipe()
@@ -331,7 +331,7 @@ def read_experiment(source: str | None) -> "Recipe":
         line, reason = (error.lineno, error.msg) if isinstance(error, SyntaxError) else ([1, *own][-1], error)
         raise UserError(f"{path}, line {line}: {type(error).__name__}: {reason}") from error
     if not isinstance(recipe, Recipe):
-        raise UserError(f"{path}: an experiment file must define RECIPE, a t2l_jax.recipe.Recipe")
+        raise UserError(f"{path}: an experiment file must define RECIPE, a t2l_jax.training.recipe.Recipe")
     return recipe
 
 

@@ -17,8 +17,8 @@ from transformers import PreTrainedTokenizerBase
 
 from t2l_jax.data.prompts import end_of_turn, render
 from t2l_jax.decoder import Decoder, DecoderConfig, logits
+from t2l_jax.decoder.generation import GREEDY, Params, Sampling, generate, stream
 from t2l_jax.errors import UserError
-from t2l_jax.generation import GREEDY, Params, Sampling, generate, stream
 from t2l_jax.io.base import load_base, load_tokenizer
 from t2l_jax.io.stop_tokens import load_stop_ids
 from t2l_jax.lora import Adapter

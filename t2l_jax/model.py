@@ -15,18 +15,18 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from t2l_jax import hypernet
-from t2l_jax.embed import Encoder, load_encoder
+from t2l_jax.decoder.sizes import power_of_two
+from t2l_jax.encoder import Encoder, load_encoder
 from t2l_jax.errors import UserError
 from t2l_jax.hypernet import HypernetConfig, Variables
-from t2l_jax.io import sources
+from t2l_jax.io import locations
 from t2l_jax.io.base import load_config
 from t2l_jax.io.peft import CONFIG_FILE, WEIGHTS_FILE
 from t2l_jax.io.published import ENCODER_FOLDER, ModelConfig, load_model
 from t2l_jax.llm import LLM
 from t2l_jax.lora import Adapter, LoraSpec
-from t2l_jax.sizes import power_of_two
 
-PACKAGED = Path(str(files("t2l_jax"))) / "models"
+PACKAGED = Path(str(files("t2l_jax"))) / "pretrained"
 DEFAULT_MODEL = PACKAGED / "smollm2-family"
 ONE_HOT = "one-hot"  # the encoder of a model that was trained without text
 
@@ -104,9 +104,9 @@ def _generate(config: HypernetConfig, spec: LoraSpec, variables: Variables, z: F
 
 
 def model_folder(source: str) -> Path:
-    """Where a published hypernetwork lies: a packaged one by its name, any other as `sources.resolve` finds it."""
+    """Where a published hypernetwork lies: a packaged one by its name, any other as `locations.resolve` finds it."""
     named = {Path(path).name: Path(path) for path in packaged()}
-    return named[source] if source in named and not Path(source).exists() else sources.resolve(source)
+    return named[source] if source in named and not Path(source).exists() else locations.resolve(source)
 
 
 def packaged() -> list[str]:

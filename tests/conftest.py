@@ -20,7 +20,7 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
-from t2l_jax.io.sources import resolve  # noqa: E402
+from t2l_jax.io.locations import resolve  # noqa: E402
 
 
 @pytest.fixture(autouse=True)

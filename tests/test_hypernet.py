@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch.nn.functional import embedding, layer_norm, silu
 
-from t2l_jax.attention import AttentionConfig
 from t2l_jax.decoder import Decoder, DecoderConfig, logits
+from t2l_jax.decoder.attention import AttentionConfig
 from t2l_jax.errors import UserError
 from t2l_jax.hypernet import Hypernet, HypernetConfig, TaskEncoder, TaskEncoderConfig, Variables, generate, init
 from t2l_jax.lora import Adapter, LoraModule, LoraSpec, init_adapter

@@ -10,8 +10,8 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from t2l_jax.decoder.generation import Sampling
 from t2l_jax.errors import UserError
-from t2l_jax.generation import Sampling
 from t2l_jax.llm import LLM
 from t2l_jax.lora import Adapter, init_adapter, merge, stack
 

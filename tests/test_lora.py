@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t2l_jax.attention import AttentionConfig
 from t2l_jax.decoder import DecoderConfig
+from t2l_jax.decoder.attention import AttentionConfig
 from t2l_jax.errors import UserError
 from t2l_jax.lora import (
     PROJECTIONS,

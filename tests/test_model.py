@@ -143,5 +143,5 @@ def test_a_hypernetwork_starts_as_the_base_model(tmp_path):
 
 def test_what_is_packaged_is_small():
     """At most 20 MB with its text encoder's adapter: everybody who installs the package downloads it."""
-    folder = Path(t2l_jax.__file__).parent / "models"
+    folder = Path(t2l_jax.__file__).parent / "pretrained"
     assert 0 < sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= 20e6

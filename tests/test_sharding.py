@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from t2l_jax.attention import AttentionConfig
 from t2l_jax.decoder import Decoder, DecoderConfig, logits
+from t2l_jax.decoder.attention import AttentionConfig
 from t2l_jax.errors import UserError
 from t2l_jax.lora import Adapter, init_adapter
 from t2l_jax.sharding import batch_sharding, make_mesh, param_sharding, replicated

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from t2l_jax import hypernet
-from t2l_jax.embed import prepare
+from t2l_jax.encoder import prepare
 from t2l_jax.hypernet import HypernetConfig, TaskEncoderConfig
 from t2l_jax.io.published import ModelConfig, save_model
 from t2l_jax.lora import LoraModule, LoraSpec

@@ -9,14 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from t2l_jax.attention import AttentionConfig
 from t2l_jax.data.batches import BatchConfig, Sampler, TokenTable, TrainingTask, collate, pack
 from t2l_jax.data.prompts import Encoded
 from t2l_jax.decoder import Decoder, DecoderConfig
+from t2l_jax.decoder.attention import AttentionConfig
 from t2l_jax.hypernet import HypernetConfig, TaskEncoderConfig, Variables
-from t2l_jax.objectives import Batch, SftConfig
-from t2l_jax.producers import HypernetProducer
 from t2l_jax.training import LoopConfig, OptimizerConfig, train
+from t2l_jax.training.objectives.sft import Batch, SftConfig
+from t2l_jax.training.producers import HypernetProducer
 
 CONFIG = DecoderConfig(
     vocab_size=64, width=16, num_layers=2, mlp_width=24, attention=AttentionConfig(2, 1, 8, windows=(None, None))

@@ -23,7 +23,7 @@ from jaxtyping import Float, Int
 from t2l_jax.data.prompts import Encoded, PromptMode, Tokens
 from t2l_jax.decoder import SHARED
 from t2l_jax.errors import UserError
-from t2l_jax.objectives import Batch
+from t2l_jax.training.objectives.sft import Batch
 
 LOOKAHEAD = 8  # examples that may fail to fit before a task's rows count as full
 

@@ -36,7 +36,7 @@ from t2l_jax.data.tasks import (
 )
 from t2l_jax.errors import Unreachable, UserError
 from t2l_jax.io.files import check_name
-from t2l_jax.io.sources import HTTP_ERROR, cache_folder
+from t2l_jax.io.locations import HTTP_ERROR, cache_folder
 
 METADATA = "metadata.yaml"
 MAX_TEST = 100  # the last rows, a tenth of them at most

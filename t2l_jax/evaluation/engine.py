@@ -17,11 +17,11 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
+from t2l_jax.decoder.generation import NO_TOKEN, SHORTEST_BUCKET, Params, greedy
+from t2l_jax.decoder.sizes import bucket, power_of_two
 from t2l_jax.evaluation.choices import ChoiceBatch, choose_likeliest
-from t2l_jax.generation import NO_TOKEN, SHORTEST_BUCKET, Params, greedy
 from t2l_jax.llm import LLM
 from t2l_jax.lora import Adapter
-from t2l_jax.sizes import bucket, power_of_two
 
 TIE = 1e-3  # in logits or nats: ten times the rounding of SmolLM2's logits in float32
 SEGMENT = 16  # new tokens of a row's first turn; four times as many at every further one: each is a program to compile

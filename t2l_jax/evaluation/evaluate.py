@@ -11,17 +11,17 @@ import jax
 from t2l_jax.data.prompts import PromptMode, end_of_turn
 from t2l_jax.data.sources import TRAIN, read_tasks
 from t2l_jax.data.tasks import Task, named_like, refuse_idle, spread
-from t2l_jax.environment import session
 from t2l_jax.errors import UserError
-from t2l_jax.evaluation import baselines, report, sandbox, store
-from t2l_jax.evaluation.baselines import Baselines
+from t2l_jax.evaluation import report, sandbox, store, weights
 from t2l_jax.evaluation.choices import choices
 from t2l_jax.evaluation.engine import Answer, Source, answer_all
 from t2l_jax.evaluation.metrics import CODE_PASS, find_metric
 from t2l_jax.evaluation.plan import EITHER, METHODS, EvaluationConfig, Planner, Row, adapter_text, misalign
+from t2l_jax.evaluation.weights import Baselines
 from t2l_jax.io.files import locked
+from t2l_jax.io.locations import version
 from t2l_jax.io.peft import digest
-from t2l_jax.io.sources import version
+from t2l_jax.io.session import session
 from t2l_jax.llm import LLM
 from t2l_jax.model import Model
 from t2l_jax.progress import progress_bar
@@ -39,7 +39,7 @@ def evaluate(model: Model, config: EvaluationConfig, folder: Path, given: Baseli
     splits, notes = select(config, every)
     if any(task.metric == CODE_PASS for tasks in splits.values() for task in tasks) and not sandbox.without_network():
         notes.append("programs ran with Python's sockets replaced: this system lets nothing run without a network")
-    own = baselines.training_oracles(given.oracles, every.get(TRAIN, []))
+    own = weights.training_oracles(given.oracles, every.get(TRAIN, []))
     methods, more = _methods(config, given, own)
     notes += more + _partial_notes(methods, splits, given) + _mode_notes(model, config, methods)
     settings = _settings(model, config, splits, methods, given)
@@ -189,15 +189,15 @@ def _sources(
         for wording in range(config.wordings)
     ]
     if texts:
-        sources["hypernet"] = baselines.hypernet_source(model, llm, texts)
+        sources["hypernet"] = weights.hypernet_source(model, llm, texts)
     if "multitask" in methods and given.multitask is not None:
-        sources["multitask"] = baselines.multitask_source(llm, given.multitask)
+        sources["multitask"] = weights.multitask_source(llm, given.multitask)
     if "average" in methods:
-        sources["average"] = baselines.average_source(llm, own)
+        sources["average"] = weights.average_source(llm, own)
     if "one-hot" in methods and given.one_hot is not None:
-        sources["one-hot"] = baselines.one_hot_source(llm, given.one_hot)
+        sources["one-hot"] = weights.one_hot_source(llm, given.one_hot)
     if "oracle" in methods:
-        sources["oracle"] = baselines.oracle_source(llm, given.oracles)
+        sources["oracle"] = weights.oracle_source(llm, given.oracles)
     return sources
 
 

@@ -18,9 +18,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from t2l_jax.decoder import Decoder, DecoderConfig
 from t2l_jax.errors import UserError
-from t2l_jax.io import sources
+from t2l_jax.io import locations
 from t2l_jax.io.files import atomic_folder, read_json
-from t2l_jax.io.gguf_file import gguf_config
+from t2l_jax.io.gguf import gguf_config
 from t2l_jax.io.hf_config import decoder_config
 from t2l_jax.io.readers import Tensor, tensors, weight_files
 
@@ -61,7 +61,7 @@ class Slot:
 
 def load_config(source: str) -> DecoderConfig:
     """The decoder that a source describes, from its `config.json` or its GGUF file's metadata. Reads no weights."""
-    path = sources.resolve(source)
+    path = locations.resolve(source)
     weights = weight_files(path)[0]
     if weights.suffix == ".gguf":
         return gguf_config(weights)
@@ -77,7 +77,7 @@ def load_base(
     memory holds one block beside them. Raises UserError where the files are missing, cut short or of another model:
     every parameter must be found once, and everything found must have a place.
     """
-    path = sources.resolve(source)
+    path = locations.resolve(source)
     config = load_config(str(path))
     shapes = parameter_shapes(config)
     slots = checkpoint_slots(config, shapes)
@@ -175,7 +175,7 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
 
     The conversion from GGUF takes several seconds: its result is kept in the cache folder.
     """
-    path = sources.resolve(source)
+    path = locations.resolve(source)
     if path.is_dir() and any((path / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
         return _read_tokenizer(path)
     file = weight_files(path)[0]
@@ -183,7 +183,7 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
         raise UserError(f"{path}: has no tokenizer.json; download the model again, with its tokenizer")
     status = file.stat()
     identity = f"{file.resolve()} {status.st_size} {status.st_mtime_ns} {transformers.__version__}"
-    folder = sources.cache_folder() / "tokenizers" / hashlib.sha256(identity.encode()).hexdigest()[:16]
+    folder = locations.cache_folder() / "tokenizers" / hashlib.sha256(identity.encode()).hexdigest()[:16]
     if not folder.is_dir():
         tokenizer = _read_tokenizer(file.parent, gguf_file=file.name)
         try:

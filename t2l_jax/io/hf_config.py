@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from t2l_jax.attention import AttentionConfig, Llama3Scaling
-from t2l_jax.decoder import Activation, DecoderConfig
+from t2l_jax.decoder.attention import AttentionConfig, Llama3Scaling
+from t2l_jax.decoder.model import Activation, DecoderConfig
 from t2l_jax.errors import UserError
 
 # Attributes that are read for every family, and those of one family with what their absence means.

@@ -16,9 +16,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from t2l_jax import hypernet
+from t2l_jax.encoder.adapter import copy_adapter, is_adapter
 from t2l_jax.errors import UserError
 from t2l_jax.hypernet import HypernetConfig, TaskEncoderConfig, Variables
-from t2l_jax.io.encoder_adapter import copy_adapter, is_adapter
 from t2l_jax.io.files import atomic_folder, explained, read_json
 from t2l_jax.io.peft import WEIGHTS_FILE
 from t2l_jax.lora import Adapter, LoraSpec

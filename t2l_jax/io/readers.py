@@ -20,7 +20,7 @@ import numpy as np
 
 from t2l_jax.errors import UserError
 from t2l_jax.io.files import read_json
-from t2l_jax.io.gguf_file import gguf_tensors
+from t2l_jax.io.gguf import gguf_tensors
 
 WEIGHT_FILES = (
     "model.safetensors.index.json",

@@ -1,7 +1,7 @@
 """Which tokens end an answer: the tokenizer's end of sequence, and what the model's own files add to it."""
 
 from t2l_jax.errors import UserError
-from t2l_jax.io import sources
+from t2l_jax.io import locations
 from t2l_jax.io.files import read_json
 
 
@@ -11,7 +11,7 @@ def load_stop_ids(source: str, eos: int | None) -> tuple[int, ...]:
     Raises UserError for a file that names something else than token ids, and for a model that names none at all.
     """
     stops = set() if eos is None else {eos}
-    path = sources.resolve(source) / "generation_config.json"
+    path = locations.resolve(source) / "generation_config.json"
     if path.is_file():
         listed = read_json(path).get("eos_token_id")
         ids = listed if isinstance(listed, list) else [] if listed is None else [listed]

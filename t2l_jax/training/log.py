@@ -16,8 +16,8 @@ import numpy as np
 
 from t2l_jax.errors import Stopped, UserError
 from t2l_jax.io.files import atomic_write, explained, read_json
-from t2l_jax.objectives import Batch
 from t2l_jax.training.curves import draw_curves
+from t2l_jax.training.objectives.sft import Batch
 from t2l_jax.training.tensorboard import EventFile
 
 CURVES_EVERY = 30.0  # seconds, at least, from one drawing to the next

@@ -12,19 +12,19 @@ import numpy as np
 from jax.sharding import Mesh
 
 from t2l_jax.decoder import Decoder
-from t2l_jax.environment import session
 from t2l_jax.errors import Stopped, UserError
 from t2l_jax.hypernet import Variables
 from t2l_jax.io.checkpoint import Checkpoints
 from t2l_jax.io.files import locked
-from t2l_jax.objectives import Batch, SftConfig
-from t2l_jax.producers import Producer
+from t2l_jax.io.session import session
 from t2l_jax.progress import progress_bar
 from t2l_jax.sharding import make_mesh, place_base, place_batch, replicated
 from t2l_jax.training.best import Best, BestConfig
 from t2l_jax.training.loader import prefetch
 from t2l_jax.training.log import RunLog
+from t2l_jax.training.objectives.sft import Batch, SftConfig
 from t2l_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from t2l_jax.training.producers import Producer
 from t2l_jax.training.signals import stop_request
 from t2l_jax.training.step import TrainState, make_step, make_validation
 

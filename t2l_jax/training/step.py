@@ -15,9 +15,9 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
 from t2l_jax.decoder import Decoder
-from t2l_jax.objectives import Batch, SftConfig, sft_loss
-from t2l_jax.producers import Producer
 from t2l_jax.sharding import batch_sharding, replicated
+from t2l_jax.training.objectives.sft import Batch, SftConfig, sft_loss
+from t2l_jax.training.producers import Producer
 
 Metrics = dict[str, Any]
 

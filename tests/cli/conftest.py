@@ -6,15 +6,15 @@ import jax
 import pytest
 from tiny_published import SPEC, HashEncoder, save_base, save_published, tiny_config
 
-from t2l_jax import embed as embed_module
+from t2l_jax import encoder as embed_module
 from t2l_jax import model as model_module
-from t2l_jax import recipe
 from t2l_jax.io.peft import save_peft
 from t2l_jax.lora import LoraModule, LoraSpec, init_adapter
+from t2l_jax.training import recipe
 
 EXPERIMENT = """
 from t2l_jax.data.batches import BatchConfig
-from t2l_jax.recipe import LoraConfig, Recipe
+from t2l_jax.training.recipe import LoraConfig, Recipe
 from t2l_jax.training import LoopConfig
 RECIPE = Recipe(batch=BatchConfig(tasks=2), lora=LoraConfig(rank=3), loop=LoopConfig(steps=7))
 """

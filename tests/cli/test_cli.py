@@ -12,7 +12,7 @@ from tiny_published import HashEncoder
 
 import t2l_jax
 from t2l_jax import cli
-from t2l_jax.generation import Sampling
+from t2l_jax.decoder.generation import Sampling
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 from command_line import ROOT, assert_refused, run
 
-from t2l_jax import cli, recipe
-from t2l_jax.recipe import Recipe
+from t2l_jax import cli
+from t2l_jax.training import recipe
+from t2l_jax.training.recipe import Recipe
 
 
 def test_train_starts_from_the_recipe_of_the_file(capsys, place, monkeypatch):

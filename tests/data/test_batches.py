@@ -17,7 +17,7 @@ from t2l_jax.data.batches import (
 )
 from t2l_jax.data.prompts import Encoded
 from t2l_jax.errors import UserError
-from t2l_jax.objectives import ROW_FIELDS, Batch
+from t2l_jax.training.objectives.sft import ROW_FIELDS, Batch
 
 
 def training_task(index: int, examples: int = 40, weight: float = 1.0) -> TrainingTask:

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from tiny_published import SPEC, save_base
 
+from t2l_jax.decoder.generation import Sampling, generate, greedy, pad_prompts
 from t2l_jax.evaluation import engine
 from t2l_jax.evaluation.engine import Query, Source, answer_all
-from t2l_jax.generation import Sampling, generate, greedy, pad_prompts
 from t2l_jax.llm import LLM
 from t2l_jax.lora import Adapter, init_adapter
 

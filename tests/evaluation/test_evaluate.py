@@ -15,9 +15,9 @@ from t2l_jax import model as model_module
 from t2l_jax import save_peft
 from t2l_jax.data.tasks import Example, Task
 from t2l_jax.errors import UserError
-from t2l_jax.evaluation import baselines, evaluate, sandbox
-from t2l_jax.evaluation.baselines import Baselines, find_baselines
+from t2l_jax.evaluation import evaluate, sandbox, weights
 from t2l_jax.evaluation.plan import METHODS, EvaluationConfig
+from t2l_jax.evaluation.weights import Baselines, find_baselines
 from t2l_jax.hypernet import TaskEncoderConfig
 from t2l_jax.io.files import locked
 from t2l_jax.lora import dense_delta, init_adapter, merge
@@ -175,8 +175,8 @@ def test_another_evaluations_folder_is_refused(model, folder, given, tmp_path, m
     other = save_published(tmp_path / "other", load(folder).config, seed=1)
     with pytest.raises(UserError, match=r"another model .*\(model differ"):
         evaluate.evaluate(load(other), config, out)
-    for weights in Path(model.config.base).glob("*.safetensors"):
-        os.utime(weights, (1, 1))
+    for file in Path(model.config.base).glob("*.safetensors"):
+        os.utime(file, (1, 1))
     with pytest.raises(UserError, match=r"another model .*\(base_version differ"):
         evaluate.evaluate(model, config, out)
     (tmp_path / "mine").mkdir()
@@ -199,10 +199,10 @@ def test_an_aligned_answer_is_that_of_the_merged_model(model, tmp_path):
 
 
 def test_the_average_is_the_mean_change_of_the_training_oracles(model, given):
-    own = baselines.training_oracles(given.oracles, SPLITS["train"])
+    own = weights.training_oracles(given.oracles, SPLITS["train"])
     assert list(own) == ["task1", "task2"]
     llm = model.load_base()
-    found = baselines.average_source(llm, own).params["layers"]
+    found = weights.average_source(llm, own).params["layers"]
     deltas = [dense_delta(some_adapter(seed)) for seed in (1, 2)]
     for name in SPEC.names:
         kernel = llm.params["layers"][name]["kernel"]
@@ -285,7 +285,7 @@ def test_folders_without_adapters_are_refused(given, tmp_path):
 
 def test_a_one_hot_hypernetwork_is_asked_for_the_tasks_it_knows(model, tmp_path):
     known = one_hot(tmp_path / "run", model, ["task1", "task2"])
-    source = baselines.one_hot_source(model.load_base(), known)
+    source = weights.one_hot_source(model.load_base(), known)
     found = source.fetch(["task2", "task1", "task2"])
     expected = known.model.adapters(np.eye(2, dtype=np.float32)[[1, 0, 1]])
     jax.tree.map(np.testing.assert_array_equal, found, expected)

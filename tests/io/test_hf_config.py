@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tiny_models import FAMILIES
 
-from t2l_jax.attention import Llama3Scaling
+from t2l_jax.decoder.attention import Llama3Scaling
 from t2l_jax.errors import UserError
 from t2l_jax.io.hf_config import decoder_config
 

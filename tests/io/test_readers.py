@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_torch_file
 
 from t2l_jax.errors import UserError
-from t2l_jax.io.gguf_file import gguf_tensors
+from t2l_jax.io.gguf import gguf_tensors
 from t2l_jax.io.readers import flax_tensors, safetensors_tensors, tensors, weight_files
 
 RNG = np.random.default_rng(0)

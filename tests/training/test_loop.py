@@ -22,10 +22,10 @@ from t2l_jax.errors import Stopped, UserError
 from t2l_jax.hypernet import Variables
 from t2l_jax.io.checkpoint import Checkpoints
 from t2l_jax.io.files import locked
-from t2l_jax.objectives import Batch, SftConfig
-from t2l_jax.producers import LoraTable
 from t2l_jax.training import BestConfig, LoopConfig, TrainState, make_optimizer
 from t2l_jax.training.best import METRICS
+from t2l_jax.training.objectives.sft import Batch, SftConfig
+from t2l_jax.training.producers import LoraTable
 
 STEPS = ("loss", "cross_entropy", "exact", "weight_penalty", "producer_loss", "grad_norm", "learning_rate", "padding")
 PLAIN = SftConfig(label_smoothing=0.0, weight_l2=0.0, neftune=0.0, lora_dropout=0.0)

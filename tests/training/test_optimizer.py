@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from t2l_jax.errors import UserError
-from t2l_jax.objectives import SftConfig
 from t2l_jax.training import OptimizerConfig, make_optimizer, make_schedule
+from t2l_jax.training.objectives.sft import SftConfig
 
 
 @pytest.mark.parametrize("decay", ["linear", "cosine"])

@@ -11,10 +11,10 @@ import pytest
 from tiny_training import CONFIG, PAPER, SHAPE, SPEC, make_base, sampler
 
 from t2l_jax.decoder import Decoder
-from t2l_jax.objectives import SftConfig
-from t2l_jax.producers import LoraTable
 from t2l_jax.sharding import make_mesh, place_base, place_batch, replicated
 from t2l_jax.training import TrainState, make_step, make_validation
+from t2l_jax.training.objectives.sft import SftConfig
+from t2l_jax.training.producers import LoraTable
 
 PLAIN = SftConfig(label_smoothing=0.1, weight_l2=0.1, neftune=0.0, lora_dropout=0.0)
 TABLE = LoraTable(16, SPEC)  # compiled soon

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from random import Random
 
 from t2l_jax.data.family.primitive import Kind, select
-from t2l_jax.data.word_lists import CATEGORIES
+from t2l_jax.data.words.word_lists import CATEGORIES
 
 VOWELS = "AEIOU"
 NAMED = ("animal", "fruit", "colour", "job", "clothing")

@@ -10,7 +10,7 @@ from t2l_jax.data import family, words
 from t2l_jax.data.family import split
 from t2l_jax.data.family.split import KINDS, SPLITS
 from t2l_jax.data.family.wordings import wordings
-from t2l_jax.data.word_lists import CATEGORIES
+from t2l_jax.data.words.word_lists import CATEGORIES
 
 MEMBERS = {member.name: member for members in split.combinations().values() for member in members}
 

@@ -1,0 +1,314 @@
+"""Text generation: prefill and decoding with a key/value cache inside one jit, with an adapter per row or per task.
+
+Axes: T tasks (adapters), R rows of one task, S prompt (a bucket), N new tokens, V vocabulary, K stop tokens.
+
+Prompts are padded on the left, so that the next token of every row goes to the same cache slot. Their number and
+length are rounded up to a few sizes (`bucket`): a program is compiled for a size, not for a prompt.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from t2l_jax.decoder import Cache, Decoder, DecoderConfig, init_cache, logits
+from t2l_jax.decoder.sizes import bucket
+from t2l_jax.errors import UserError
+from t2l_jax.lora import Adapter
+
+NO_TOKEN = -1  # in place of a token in a row that has ended
+SHORTEST_BUCKET = 16  # tokens of a prompt
+
+Params = dict[str, Any]
+Prompt = Sequence[int]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How many tokens to generate at most, and how to choose each.
+
+    Temperature 0 is greedy. `top_p` samples from the smallest set of tokens whose probability reaches it (nucleus
+    sampling, arXiv 1904.09751).
+    """
+
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise UserError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
+        if self.temperature < 0:
+            raise UserError(f"temperature must be 0 (greedy) or above, got {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"top_p must be above 0 and at most 1, got {self.top_p}")
+
+
+GREEDY = Sampling()
+
+
+class Choice(NamedTuple):
+    """What chooses the next token, as arrays: a new temperature needs no new compilation."""
+
+    temperature: Float[Array, ""]
+    top_p: Float[Array, ""]
+    row_keys: PRNGKeyArray  # [T, R]: what a row draws does not depend on the rows beside it
+    stop_ids: Int[Array, " K"]
+
+
+@struct.dataclass
+class State:
+    """Between two decoding steps: the token chosen last (NO_TOKEN: the row has ended), its position, the cache.
+
+    `margin` is the smallest lead that a row's best token had over the second best so far.
+    """
+
+    step: Int[Array, ""]
+    token: Int[Array, "T R"]
+    position: Int[Array, "T R"]
+    margin: Float[Array, "T R"]
+    cache: Cache
+
+
+def generate(
+    config: DecoderConfig,
+    params: Params,
+    prompts: Sequence[Prompt] | Sequence[Sequence[Prompt]],
+    *,
+    adapter: Adapter | None = None,
+    sampling: Sampling = GREEDY,
+    stop_ids: Sequence[int] = (),
+    key: PRNGKeyArray | None = None,
+) -> list[Any]:
+    """The new tokens of each prompt, without the stop token that ended it.
+
+    `prompts` is a list of token lists, or one such list per task; the result is nested alike. An adapter without batch
+    axis, or None, serves all prompts. A batch of adapters takes one prompt each, or one list of prompts each. The same
+    `key` (default: key 0) draws the same tokens. Raises UserError for an empty prompt, a token outside the vocabulary,
+    an adapter of another base, and a batch of adapters that does not match the prompts.
+    """
+    grouped = any(not isinstance(item, int | np.integer) for prompt in prompts for item in prompt)
+    tasks: list[Any] = [list(group) for group in prompts] if grouped else [[prompt] for prompt in prompts]
+    flat = [prompt for task in tasks for prompt in task]
+    batched = adapter is not None and bool(adapter.batch_shape)
+    if adapter is not None:
+        config.check_adapter(adapter.spec)
+        check_batch(adapter, len(tasks))
+    if not flat:
+        return []
+    tokens, lengths = pad_prompts(tasks if batched else [flat], config.vocab_size)
+    if batched:
+        extra = tokens.shape[0] - len(tasks)
+        adapter = jax.tree.map(lambda leaf: jnp.pad(leaf, ((0, extra), *[(0, 0)] * (leaf.ndim - 1))), adapter)
+    choice, limits = _choice(sampling, stop_ids, key, lengths), np.full_like(lengths, sampling.max_new_tokens)
+    new, _ = _generate(config, sampling.max_new_tokens, params, tokens, lengths, limits, adapter, choice)
+    rows = [[int(token) for token in row if token != NO_TOKEN] for row in np.asarray(new)[lengths > 0]]
+    if not grouped:
+        return rows
+    rest = iter(rows)
+    return [[next(rest) for _ in group] for group in prompts]
+
+
+def stream(
+    config: DecoderConfig,
+    params: Params,
+    prompt: Prompt,
+    *,
+    adapter: Adapter | None = None,
+    sampling: Sampling = GREEDY,
+    stop_ids: Sequence[int] = (),
+    key: PRNGKeyArray | None = None,
+) -> Iterator[int]:
+    """The tokens that `generate` gives for this one prompt, one by one as they are chosen."""
+    if adapter is not None:
+        config.check_adapter(adapter.spec)
+        if adapter.batch_shape:
+            raise UserError(f"streaming takes one adapter, got a batch of shape {adapter.batch_shape}: index it first")
+    tokens, lengths = pad_prompts([[prompt]], config.vocab_size)
+    choice = _choice(sampling, stop_ids, key, lengths)
+    state = _start_jit(config, sampling.max_new_tokens, params, tokens, lengths, adapter, choice)
+    for left in reversed(range(sampling.max_new_tokens)):
+        token = int(state.token[0, 0])
+        if token == NO_TOKEN:
+            return
+        yield token
+        if left:
+            state = _advance_jit(config, params, adapter, choice, state)
+
+
+def greedy(
+    config: DecoderConfig,
+    params: Params,
+    tokens: Int[np.ndarray, "T R S"],
+    lengths: Int[np.ndarray, "T R"],
+    limits: Int[np.ndarray, "T R"],
+    room: int,
+    adapter: Adapter | None,
+    stop_ids: Sequence[int],
+) -> tuple[Int[Array, "T R N"], Float[Array, "T R"]]:
+    """Greedy tokens of padded prompts (see `pad_prompts`), and the smallest lead of each row's tokens in logits.
+
+    A row ends at a stop token, which is left out, or at its own limit, which is at most `room` (N); after its end
+    stands NO_TOKEN. A lead above the rounding of the logits says that no other batch would have changed the row. The
+    work is dispatched, not waited for.
+    """
+    choice = _choice(GREEDY, stop_ids, None, lengths)
+    return _generate(config, room, params, tokens, lengths, limits, adapter, choice)
+
+
+def check_batch(adapter: Adapter, prompts: int) -> None:
+    """Raise UserError unless the adapter serves that many prompts, or lists of prompts."""
+    if adapter.batch_shape not in ((), (prompts,)):
+        raise UserError(
+            f"adapters of batch shape {adapter.batch_shape} need one prompt, or list of prompts, each; got {prompts}"
+        )
+
+
+def pad_prompts(
+    tasks: Sequence[Sequence[Prompt]], vocab_size: int
+) -> tuple[Int[np.ndarray, "T R S"], Int[np.ndarray, "T R"]]:
+    """Prompts in buckets, padded on the left, and their lengths; length 0 is a row that only fills the bucket."""
+    sizes = [len(prompt) for task in tasks for prompt in task]
+    if 0 in sizes:
+        raise UserError(f"prompt {sizes.index(0)} is empty: the model needs at least one token to start from")
+    shape = bucket(len(tasks)), bucket(max(len(task) for task in tasks)), max(bucket(max(sizes)), SHORTEST_BUCKET)
+    tokens, lengths = np.zeros(shape, np.int32), np.zeros(shape[:2], np.int32)
+    for t, task in enumerate(tasks):
+        for r, prompt in enumerate(task):
+            tokens[t, r, -len(prompt) :] = prompt
+            lengths[t, r] = len(prompt)
+    if tokens.min() < 0 or tokens.max() >= vocab_size:
+        raise UserError(f"a prompt holds a token outside the vocabulary of {vocab_size}: it is another model's")
+    return tokens, lengths
+
+
+def choose(scores: Float[Array, "T R V"], choice: Choice, step: Int[Array, ""]) -> Int[Array, "T R"]:
+    """The next token of each row: the best one at temperature 0, else one drawn."""
+
+    def draw() -> Int[Array, "T R"]:
+        scaled = scores / choice.temperature
+        kept = jax.lax.cond(choice.top_p < 1, lambda: nucleus(scaled, choice.top_p), lambda: scaled)
+        keys = jax.vmap(jax.vmap(lambda row_key: jax.random.fold_in(row_key, step)))(choice.row_keys)
+        return jax.vmap(jax.vmap(jax.random.categorical))(keys, kept).astype(jnp.int32)
+
+    return jax.lax.cond(choice.temperature > 0, draw, lambda: jnp.argmax(scores, axis=-1).astype(jnp.int32))
+
+
+def nucleus(scores: Float[Array, "*B V"], top_p: Float[Array, ""]) -> Float[Array, "*B V"]:
+    """Scores with -inf outside the smallest set of best tokens whose probability reaches `top_p`."""
+    ranked = jnp.sort(scores, axis=-1, descending=True)
+    probs = jax.nn.softmax(ranked, axis=-1)
+    better = jnp.cumsum(probs, axis=-1) - probs  # the probability of what ranks above: 0 for the best token
+    worst_kept = jnp.min(jnp.where(better < top_p, ranked, jnp.inf), axis=-1, keepdims=True)
+    return jnp.where(scores >= worst_kept, scores, -jnp.inf)
+
+
+def lead(scores: Float[Array, "*B V"]) -> Float[Array, "*B"]:
+    """How far the best score is above the second best; 0 for a tie."""
+    best = jnp.argmax(scores, axis=-1, keepdims=True)
+    others = jnp.where(jnp.arange(scores.shape[-1]) == best, -jnp.inf, scores)
+    return jnp.max(scores, axis=-1) - jnp.max(others, axis=-1)
+
+
+def _choice(
+    sampling: Sampling, stop_ids: Sequence[int], key: PRNGKeyArray | None, lengths: Int[np.ndarray, "T R"]
+) -> Choice:
+    """Rows are numbered without the ones that fill the bucket, so that the bucket does not change what they draw."""
+    number = jnp.asarray(np.cumsum(lengths > 0).reshape(lengths.shape))
+    key = jax.random.key(0) if key is None else key
+    row_keys = jax.vmap(jax.vmap(lambda n: jax.random.fold_in(key, n)))(number)
+    stops = jnp.asarray(np.asarray(stop_ids, np.int32))
+    return Choice(jnp.float32(sampling.temperature), jnp.float32(sampling.top_p), row_keys, stops)
+
+
+def _read(
+    config: DecoderConfig, params: Params, tokens: Int[Array, "T R S"], adapter: Adapter | None, **places: Any
+) -> tuple[Float[Array, "T R V"], Cache]:
+    """Scores of what follows the last of these tokens, and the cache with all of them in it."""
+    decoder = Decoder(config, params["embedding"].dtype)
+    output: Any = decoder.apply({"params": params}, tokens, adapter, **places)
+    hidden, cache = output
+    return logits(config, params, hidden[..., -1, :]), cache
+
+
+def _start(
+    config: DecoderConfig,
+    max_new_tokens: int,
+    params: Params,
+    tokens: Int[Array, "T R S"],
+    lengths: Int[Array, "T R"],
+    adapter: Adapter | None,
+    choice: Choice,
+) -> State:
+    """Prefill: read the prompts into a cache and choose the first token. Logits of the last position only."""
+    size = tokens.shape[-1]
+    positions = jnp.arange(size) - (size - lengths[..., None])
+    scores, cache = _read(
+        config,
+        params,
+        tokens,
+        adapter,
+        segments=(positions >= 0).astype(jnp.int32),
+        positions=jnp.maximum(positions, 0),
+        cache=init_cache(config, tokens.shape[:-1], size + max_new_tokens, params["embedding"].dtype),
+    )
+    step = jnp.zeros((), jnp.int32)
+    token = choose(scores, choice, step)
+    ended = (lengths == 0) | jnp.isin(token, choice.stop_ids)
+    return State(step, jnp.where(ended, NO_TOKEN, token), lengths, lead(scores), cache)
+
+
+def _advance(config: DecoderConfig, params: Params, adapter: Adapter | None, choice: Choice, state: State) -> State:
+    """One decoding step: read the token chosen last, choose the next."""
+    last = jnp.maximum(state.token, 0)[..., None]
+    scores, cache = _read(config, params, last, adapter, positions=state.position[..., None], cache=state.cache)
+    step = state.step + 1
+    token = choose(scores, choice, step)
+    before = state.token == NO_TOKEN
+    margin = jnp.where(before, state.margin, jnp.minimum(state.margin, lead(scores)))
+    ended = before | jnp.isin(token, choice.stop_ids)
+    return State(step, jnp.where(ended, NO_TOKEN, token), state.position + 1, margin, cache)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _generate(
+    config: DecoderConfig,
+    max_new_tokens: int,
+    params: Params,
+    tokens: Int[Array, "T R S"],
+    lengths: Int[Array, "T R"],
+    limits: Int[Array, "T R"],
+    adapter: Adapter | None,
+    choice: Choice,
+) -> tuple[Int[Array, "T R N"], Float[Array, "T R"]]:
+    """Prefill, then decode until every row has ended or is full; NO_TOKEN after a row's end. And the margins."""
+    state = _start(config, max_new_tokens, params, tokens, lengths, adapter, choice)
+    new = jnp.full((*lengths.shape, max_new_tokens), NO_TOKEN).at[..., 0].set(state.token)
+    # The decoder scans an adapter batch along its layer axis, which XLA would bring to the front in every step. Brought
+    # there once outside the loop and taken back inside, the transposes of a step cancel out.
+    axis = 0 if adapter is None else len(adapter.batch_shape)
+    layers_first = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, axis, 0), adapter)
+
+    def more(carry: tuple[State, Array]) -> Array:
+        state, _ = carry
+        return jnp.any((state.token != NO_TOKEN) & (state.step < limits - 1))
+
+    def advance(carry: tuple[State, Array]) -> tuple[State, Array]:
+        state, new = carry
+        state = replace(state, token=jnp.where(state.step < limits - 1, state.token, NO_TOKEN))
+        turned = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, axis), layers_first)
+        state = _advance(config, params, turned, choice, state)
+        return state, new.at[..., state.step].set(state.token)
+
+    state, new = jax.lax.while_loop(more, advance, (state, new))
+    return new, state.margin
+
+
+_start_jit = partial(jax.jit, static_argnums=(0, 1))(_start)
+_advance_jit = partial(jax.jit, static_argnums=0, donate_argnums=4)(_advance)

@@ -1,0 +1,293 @@
+"""The base LLM: one scanned Flax decoder for the Llama family, with an adapter per task as an ordinary argument.
+
+Axes: B any batch axes (rows; or tasks, rows), S sequence, C cache slots, L layers, D model width, H query heads,
+K key/value heads, h head width, V vocabulary.
+
+The layers are one set of parameters stacked on a leading axis, so that compile time does not grow with depth. What
+differs between families (Llama, SmolLM2, Mistral, Gemma 2, Qwen 2 and 3) is data in `DecoderConfig`, never a subclass.
+"""
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax.ad_checkpoint import checkpoint_name
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+from t2l_jax.decoder.attention import LONG_ROW, AttentionConfig, attend, attend_causally, rope_frequencies, rotate
+from t2l_jax.decoder.precision import dense_product, product
+from t2l_jax.errors import UserError
+from t2l_jax.lora import Adapter, LoraModule, LoraSpec, lora_delta
+
+PROJECTION = "projection"  # the name under which rematerialisation knows what projections return
+Activation = Literal["silu", "gelu_tanh", "gelu"]
+SHARED = 1  # the segment that every other one of its row begins with
+GLOBAL_WINDOW = 2**30  # wider than any sequence: a layer that sees everything before it
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """A decoder of the Llama family. Every field changes the logits."""
+
+    vocab_size: int
+    width: int
+    num_layers: int
+    mlp_width: int
+    attention: AttentionConfig
+    activation: Activation = "silu"
+    mlp_bias: bool = False
+    norm_eps: float = 1e-6
+    norm_offset: float = 0.0  # added to every norm's scale (Gemma stores scale - 1)
+    post_norms: bool = False  # also normalise what attention and MLP return (Gemma 2)
+    embed_scale: float = 1.0
+    logit_softcap: float | None = None
+    tied_head: bool = True
+
+    def projection_widths(self) -> dict[str, tuple[int, int]]:
+        """Projection name -> (input width, output width), in the order of `lora.PROJECTIONS`."""
+        query = self.attention.num_heads * self.attention.head_dim
+        key_value = self.attention.num_kv_heads * self.attention.head_dim
+        return {
+            "q_proj": (self.width, query),
+            "k_proj": (self.width, key_value),
+            "v_proj": (self.width, key_value),
+            "o_proj": (query, self.width),
+            "gate_proj": (self.width, self.mlp_width),
+            "up_proj": (self.width, self.mlp_width),
+            "down_proj": (self.mlp_width, self.width),
+        }
+
+    def lora_spec(
+        self, modules: tuple[str, ...] = ("q_proj", "v_proj"), rank: int = 8, alpha: float = 16.0, rslora: bool = True
+    ) -> LoraSpec:
+        """The spec of an adapter for this decoder."""
+        widths = self.projection_widths()
+        unknown = [name for name in modules if name not in widths]
+        if unknown:
+            raise UserError(f"this decoder has no projection {', '.join(unknown)}: choose among {', '.join(widths)}")
+        return LoraSpec(
+            tuple(LoraModule(name, *widths[name]) for name in modules), self.num_layers, rank, alpha, rslora
+        )
+
+    def check_adapter(self, spec: LoraSpec) -> None:
+        """Raise UserError where a spec's layers or widths are another model's."""
+        widths = self.projection_widths()
+        if spec.num_layers != self.num_layers:
+            raise UserError(f"the adapter has {spec.num_layers} layers, the base model {self.num_layers}: not its base")
+        for module in spec.modules:
+            if (module.d_in, module.d_out) != widths[module.name]:
+                raise UserError(
+                    f"the adapter's {module.name} is {module.d_in} -> {module.d_out}, the base model's "
+                    f"{widths[module.name][0]} -> {widths[module.name][1]}: not its base"
+                )
+
+
+@struct.dataclass
+class Cache:
+    """Keys and values of the tokens seen so far, and what the mask needs to know about them.
+
+    `slot` is where the next tokens go; `segments` is 0 for a slot that holds nothing.
+    """
+
+    keys: Float[Array, "L *B K C h"]
+    values: Float[Array, "L *B K C h"]
+    positions: Int[Array, "*B C"]
+    segments: Int[Array, "*B C"]
+    slot: Int[Array, ""]
+
+
+def init_cache(config: DecoderConfig, batch_shape: tuple[int, ...], length: int, dtype: Any = jnp.float32) -> Cache:
+    """An empty cache with room for `length` tokens a row."""
+    kv = (config.num_layers, *batch_shape, config.attention.num_kv_heads, length, config.attention.head_dim)
+    blank = jnp.zeros((*batch_shape, length), jnp.int32)
+    return Cache(jnp.zeros(kv, dtype), jnp.zeros(kv, dtype), blank, blank, jnp.zeros((), jnp.int32))
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square normalisation in float32 over the last axis."""
+
+    config: DecoderConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*B d"]) -> Float[Array, "*B d"]:
+        scale = self.param("scale", nn.initializers.constant(1 - self.config.norm_offset), (x.shape[-1],))
+        x32 = x.astype(jnp.float32)
+        x32 = x32 * jax.lax.rsqrt(jnp.mean(x32**2, axis=-1, keepdims=True) + self.config.norm_eps)
+        return (x32 * (scale.astype(jnp.float32) + self.config.norm_offset)).astype(x.dtype)
+
+
+class Layer(nn.Module):
+    """One decoder layer. `lora` is this layer's slice of an adapter: name -> {a: [*T, r, i], b: [*T, o, r]}."""
+
+    config: DecoderConfig
+    lora_scale: float
+    lora_dropout: float
+    train: bool
+    narrow: DTypeLike | None
+    long_row: int
+
+    @nn.compact
+    def __call__(self, carry, lora, window, index, angles, places):
+        x, cache = carry
+        norm_in = RMSNorm(self.config, name="attn_norm")(x)
+        out, cache = self.attention(norm_in, cache, lora, window, index, angles, places)
+        x = x + (RMSNorm(self.config, name="post_attn_norm")(out) if self.config.post_norms else out)
+        out = self.mlp(RMSNorm(self.config, name="mlp_norm")(x), lora)
+        x = x + (RMSNorm(self.config, name="post_mlp_norm")(out) if self.config.post_norms else out)
+        return (x, cache), None
+
+    def project(self, name: str, x, dropped, lora, use_bias: bool = False):
+        """x W (+ bias) + scale * (dropped aᵀ) bᵀ, where `dropped` is x after LoRA dropout."""
+        d_out = self.config.projection_widths()[name][1]
+        times = partial(dense_product, narrow=self.narrow)
+        out = nn.Dense(d_out, use_bias=use_bias, dtype=x.dtype, dot_general=times, name=name)(x)
+        if name in lora:
+            weights = jax.tree.map(lambda leaf: leaf.astype(x.dtype), lora[name])
+            out = out + self.lora_scale * lora_delta(dropped, weights["a"], weights["b"])
+        return checkpoint_name(out, PROJECTION)
+
+    def drop(self, x):
+        """LoRA dropout. Projections of one input share its mask and the backward pass keeps it: drawing it is slow."""
+        if not self.train or not self.lora_dropout:
+            return x
+        keep = 1 - self.lora_dropout
+        mask = checkpoint_name(jax.random.bernoulli(self.make_rng("dropout"), keep, x.shape), PROJECTION)
+        return jnp.where(mask, x / keep, 0)
+
+    def attention(self, x, cache, lora, window, index, angles, places):
+        config = self.config.attention
+        dropped = self.drop(x)
+        q = self.project("q_proj", x, dropped, lora, config.qkv_bias).reshape(*x.shape[:-1], config.num_heads, -1)
+        k = self.project("k_proj", x, dropped, lora, config.qkv_bias).reshape(*x.shape[:-1], config.num_kv_heads, -1)
+        v = self.project("v_proj", x, dropped, lora, config.qkv_bias).reshape(*x.shape[:-1], config.num_kv_heads, -1)
+        if config.qk_norm:
+            q, k = RMSNorm(self.config, name="q_norm")(q), RMSNorm(self.config, name="k_norm")(k)
+        q, k, v = rotate(q, angles), rotate(k, angles).swapaxes(-3, -2), v.swapaxes(-3, -2)
+        distance, visible = places
+        mask = visible & (distance < window)
+        if cache is None:
+            out = attend_causally(q, k, v, mask, config, self.narrow, self.long_row)
+        else:
+            cache, k, v = write_cache(cache, k, v, index)
+            out = attend(q, k, v, mask, config, self.narrow)
+        return self.project("o_proj", out, self.drop(out), lora, config.out_bias), cache
+
+    def mlp(self, x, lora):
+        act = {"silu": nn.silu, "gelu_tanh": nn.gelu, "gelu": lambda h: nn.gelu(h, approximate=False)}
+        dropped, use_bias = self.drop(x), self.config.mlp_bias
+        gate = act[self.config.activation](self.project("gate_proj", x, dropped, lora, use_bias))
+        hidden = gate * self.project("up_proj", x, dropped, lora, use_bias)
+        return self.project("down_proj", hidden, self.drop(hidden), lora, use_bias)
+
+
+def write_cache(cache: Cache, k, v, index):
+    """Put new keys and values at the cache's slot of layer `index`; return the cache and that layer's whole k and v."""
+    start = (index, *(0,) * (k.ndim - 2), cache.slot, 0)
+    keys = jax.lax.dynamic_update_slice(cache.keys, k[None].astype(cache.keys.dtype), start)
+    values = jax.lax.dynamic_update_slice(cache.values, v[None].astype(cache.values.dtype), start)
+    layer = [jax.lax.dynamic_index_in_dim(array, index, keepdims=False) for array in (keys, values)]
+    return replace(cache, keys=keys, values=values), *layer
+
+
+class Decoder(nn.Module):
+    """Tokens [*B, S] to final hidden states [*B, S, D], and `logits` from hidden states.
+
+    An adapter with batch axes takes them from the first axes of the tokens: an adapter batch [T] with tokens [T, R, S]
+    serves R rows of each of T tasks, with tokens [T, S] one row each; an adapter without batch axes serves all rows.
+    """
+
+    config: DecoderConfig
+    dtype: Any = jnp.float32  # of the activations
+    lora_dropout: float = 0.0
+    train: bool = False  # dropout on
+    narrow: DTypeLike | None = None  # round the operands of matrix products to this; sums stay float32
+    long_row: int = LONG_ROW  # rows of at least so many tokens attend in blocks
+    remat: bool = True  # for the backward pass keep only what projections return, and recompute the rest
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: Int[Array, "*B S"],
+        adapter: Adapter | None = None,
+        *,
+        segments: Int[Array, "*B S"] | None = None,
+        positions: Int[Array, "*B S"] | None = None,
+        cache: Cache | None = None,
+        embed_noise: Float[Array, "*B S D"] | None = None,
+    ) -> tuple[Float[Array, "*B S D"], Cache | None]:
+        """Final hidden states, and the cache with these tokens in it.
+
+        `segments`: 0 is padding, equal numbers attend to each other, and all of them to segment 1, which holds what
+        they begin with (default: all is segment 1). Without a cache no token sees one that stands after it.
+        `positions` default to 0, 1, 2, ... `embed_noise` is added to the input embeddings (NEFTune).
+        """
+        config = self.config
+        segments = jnp.ones_like(tokens) if segments is None else segments
+        positions = jnp.broadcast_to(jnp.arange(tokens.shape[-1]), tokens.shape) if positions is None else positions
+        embedding = self.param("embedding", nn.initializers.normal(0.02), (config.vocab_size, config.width))
+        x = embedding[tokens].astype(self.dtype) * jnp.asarray(config.embed_scale, self.dtype)
+        if embed_noise is not None:
+            x = x + embed_noise.astype(self.dtype)
+        if cache is not None:
+            cache = _place(cache, positions, segments)
+        seen = (positions, segments) if cache is None else (cache.positions, cache.segments)
+        distance = positions[..., :, None] - seen[0][..., None, :]
+        mine, theirs = segments[..., :, None], seen[1][..., None, :]
+        visible = (distance >= 0) & (mine > 0) & ((mine == theirs) | (theirs == SHARED))
+        if cache is None:
+            visible &= jnp.tri(tokens.shape[-1], dtype=bool)  # what `attend_causally` relies on
+        angles = positions[..., None].astype(jnp.float32) * rope_frequencies(config.attention)
+        (x, cache), _ = self._layers(adapter)(
+            (x, cache),
+            {} if adapter is None else adapter.weights,
+            jnp.asarray([GLOBAL_WINDOW if w is None else w for w in config.attention.windows]),
+            jnp.arange(config.num_layers),
+            angles,
+            (distance, visible),
+        )
+        if cache is not None:
+            cache = replace(cache, slot=cache.slot + tokens.shape[-1])
+        if not config.tied_head:
+            self.param("head", nn.initializers.normal(0.02), (config.vocab_size, config.width))
+        return RMSNorm(config, name="final_norm")(x), cache
+
+    def _layers(self, adapter: Adapter | None) -> nn.Module:
+        """The stack of layers as one scanned module: parameters and the adapter's layer axis are scanned over."""
+        layer_axis = 0 if adapter is None else len(adapter.batch_shape)
+        policy = jax.checkpoint_policies.save_only_these_names(PROJECTION)
+        layer = nn.remat(Layer, prevent_cse=False, policy=policy) if self.remat else Layer
+        scanned = nn.scan(
+            layer,
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=(layer_axis, 0, 0, nn.broadcast, nn.broadcast),
+            length=self.config.num_layers,
+        )
+        scale = 1.0 if adapter is None else adapter.spec.scale
+        return scanned(self.config, scale, self.lora_dropout, self.train, self.narrow, self.long_row, name="layers")
+
+
+def logits(
+    config: DecoderConfig, params: dict[str, Any], hidden: Float[Array, "*B D"], narrow: DTypeLike | None = None
+) -> Float[Array, "*B V"]:
+    """Scores over the vocabulary, float32. Kept apart from the decoder so that they are computed where needed only."""
+    head = params["embedding"] if config.tied_head else params["head"]
+    scores = product("...d,vd->...v", hidden, head.astype(hidden.dtype), narrow)
+    if config.logit_softcap is not None:
+        scores = config.logit_softcap * jnp.tanh(scores / config.logit_softcap)
+    return scores
+
+
+def _place(cache: Cache, positions: Int[Array, "*B S"], segments: Int[Array, "*B S"]) -> Cache:
+    """Note positions and segments of the tokens about to be written at the cache's slot."""
+    start: tuple[Any, ...] = (*(0,) * (positions.ndim - 1), cache.slot)
+    return replace(
+        cache,
+        positions=jax.lax.dynamic_update_slice(cache.positions, positions.astype(jnp.int32), start),
+        segments=jax.lax.dynamic_update_slice(cache.segments, segments.astype(jnp.int32), start),
+    )

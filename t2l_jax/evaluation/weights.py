@@ -1,0 +1,140 @@
+"""Where the columns get their weights: the base model, hypernetworks, and PEFT folders of trained LoRAs.
+
+The average LoRA is the mean of the oracles' changes to the kernels, B A times the scale, and is added to the kernels of
+a copy of the base model. The mean of the As times the mean of the Bs is another matrix, and stacking K oracles into one
+adapter of rank K r costs more than the kernel itself.
+"""
+
+import hashlib
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from t2l_jax.data.tasks import Task, texts_field
+from t2l_jax.decoder.generation import Params
+from t2l_jax.errors import UserError
+from t2l_jax.evaluation.engine import Source
+from t2l_jax.io.files import explained, read_json
+from t2l_jax.io.locations import cache_folder
+from t2l_jax.io.peft import CONFIG_FILE, digest, load_peft
+from t2l_jax.io.published import IDENTITIES_FILE, MODEL_FOLDER
+from t2l_jax.llm import LLM
+from t2l_jax.lora import Adapter, dense_delta, stack
+from t2l_jax.model import ONE_HOT, Model, load
+
+
+@dataclass(frozen=True)
+class OneHot:
+    """A hypernetwork that was trained from task identities, and the tasks in the order of z's entries."""
+
+    model: Model
+    tasks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Baselines:
+    """PEFT folders of one LoRA for all tasks and, by task, of each one's own; and the run of a one-hot hypernetwork."""
+
+    multitask: Path | None = None
+    oracles: dict[str, Path] = field(default_factory=dict)
+    one_hot: OneHot | None = None
+
+    @property
+    def named(self) -> dict[str, Collection[str]]:
+        """The tasks that have an adapter of their own, by column."""
+        return {"one-hot": self.one_hot.tasks if self.one_hot else (), "oracle": self.oracles}
+
+
+def find_baselines(multitask: Path | None, oracles: Path | None, one_hot: Path | None = None) -> Baselines:
+    """What there is. Raises UserError where a named folder does not hold it."""
+    if multitask is not None and not (multitask / CONFIG_FILE).is_file():
+        raise UserError(f"{multitask}: holds no {CONFIG_FILE}: --multitask takes the folder of one PEFT adapter")
+    found: dict[str, Path] = {}
+    if oracles is not None:
+        with explained(oracles, "read"):
+            found = {path.name: path for path in sorted(oracles.iterdir()) if (path / CONFIG_FILE).is_file()}
+        if not found:
+            raise UserError(f"{oracles}: holds no folder with a PEFT adapter: --oracles takes one for each task's name")
+    return Baselines(multitask, found, None if one_hot is None else _one_hot(one_hot))
+
+
+def _one_hot(folder: Path) -> OneHot:
+    path = folder / IDENTITIES_FILE
+    tasks = texts_field(read_json(path).get("tasks"), "tasks", str(path))
+    model = load(folder / MODEL_FOLDER)
+    if model.config.encoder != ONE_HOT or model.config.hypernet.task.dim != len(tasks):
+        raise UserError(f"{folder}: its model does not read the {len(tasks)} task identities of {IDENTITIES_FILE}")
+    return OneHot(model, tasks)
+
+
+def hypernet_source(model: Model, llm: LLM, texts: Sequence[str]) -> Source:
+    """Adapters by description; the texts are embedded here, all at once."""
+    distinct = sorted(set(texts))
+    z = model.encoder.embed(distinct, cache_folder() / "embeddings")
+    places = {text: place for place, text in enumerate(distinct)}
+    return Source(
+        f"hypernet {model.fingerprint}",
+        llm.params,
+        fetch=lambda names: model.adapters(z[np.array([places[name] for name in names])]),
+    )
+
+
+def multitask_source(llm: LLM, folder: Path) -> Source:
+    """The same adapter for every row."""
+    return Source(f"{llm.source} {digest(folder)}", llm.params, load_peft(folder, llm.config))
+
+
+def one_hot_source(llm: LLM, one_hot: OneHot) -> Source:
+    """Adapters by the task's name, written from its identity. Raises UserError where they do not fit the base model."""
+    llm.config.check_adapter(one_hot.model.config.lora)
+    places = {name: place for place, name in enumerate(one_hot.tasks)}
+
+    def fetch(names: Sequence[str]) -> Adapter:
+        z = jax.nn.one_hot(jnp.asarray([places[name] for name in names]), len(places))
+        return one_hot.model.adapters(z)
+
+    return Source(f"one-hot {one_hot.model.fingerprint}", llm.params, fetch=fetch)
+
+
+def oracle_source(llm: LLM, folders: dict[str, Path]) -> Source:
+    """Adapters by the task's name, read when a batch needs them. Raises UserError where their shapes differ."""
+
+    def fetch(names: Sequence[str]) -> Adapter:
+        read = {name: load_peft(folders[name], llm.config) for name in sorted(set(names))}
+        first, *others = read.items()
+        for name, adapter in others:
+            if adapter.spec != first[1].spec:
+                raise UserError(f"{folders[name]}: its rank, scale or modules are not those of {folders[first[0]]}")
+        return stack([read[name] for name in names])
+
+    every = hashlib.sha256("".join(name + digest(path) for name, path in folders.items()).encode()).hexdigest()
+    return Source(f"{llm.source} {every}", llm.params, fetch=fetch)
+
+
+def average_source(llm: LLM, oracles: dict[str, Path]) -> Source:
+    """The base model with the mean of the oracles' changes in its kernels."""
+    total: dict[str, np.ndarray] = {}
+    for folder in oracles.values():
+        for name, delta in dense_delta(load_peft(folder, llm.config)).items():
+            total[name] = total.get(name, 0) + np.asarray(delta, np.float32)
+    every = hashlib.sha256("".join(digest(path) for path in oracles.values()).encode()).hexdigest()
+    return Source(f"average {llm.source} {every}", _added(llm.params, total, len(oracles)))
+
+
+def training_oracles(oracles: dict[str, Path], training: Sequence[Task]) -> dict[str, Path]:
+    """The oracles of training tasks: the average may not know the others."""
+    names = {task.name for task in training}
+    return {name: path for name, path in oracles.items() if name in names}
+
+
+def _added(params: Params, total: dict[str, np.ndarray], count: int) -> Params:
+    """Parameters with total / count added to the kernels."""
+    layers = dict(params["layers"])
+    for name, delta in total.items():
+        kernel = jax.device_get(layers[name]["kernel"])
+        layers[name] = {**layers[name], "kernel": jnp.asarray((kernel + delta / count).astype(kernel.dtype))}
+    return {**params, "layers": layers}
