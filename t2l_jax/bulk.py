@@ -10,18 +10,16 @@ from functools import partial
 from pathlib import Path
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float
 
-from t2l_jax import hypernet
 from t2l_jax.encoder import prepare
 from t2l_jax.errors import UserError
+from t2l_jax.hypernet import Condition, write_adapters
 from t2l_jax.io.adapter_store import AdapterStore
 from t2l_jax.io.files import check_name, read_jsonl
 from t2l_jax.io.peft import HostWeights, PeftFormat
 from t2l_jax.lora import Adapter
-from t2l_jax.model import Model
+from t2l_jax.model import Model, pad_tasks
 from t2l_jax.progress import progress_bar
 from t2l_jax.sharding import batch_sharding, make_mesh, replicated
 
@@ -38,7 +36,7 @@ def read_requests(path: Path) -> list[Request]:
     """The lines {"name": ..., "description": ...} of a JSONL file.
 
     Raises UserError, with file and line, for a line that is not that, a name that is no folder name or comes twice,
-    and a description that `embed.prepare` refuses.
+    and a description that `encoder.prepare` refuses.
     """
     requests: list[Request] = []
     lines: dict[str, int] = {}
@@ -79,17 +77,17 @@ def generate_to_folder(model: Model, requests: Sequence[Request], folder: Path, 
         pending = store.pending(names, texts)
         bar = progress.add_task("adapters", total=len(requests), completed=len(requests) - len(pending), rate="")
         chunks = [pending[i : i + batch] for i in range(0, len(pending), batch)]
-        embedded = (model.encoder.embed([texts[i] for i in chunk]) for chunk in chunks)
-        for chunk, weights in zip(chunks, stream_adapters(model, embedded, batch), strict=True):
+        conditions = (Condition(z=model.encoder.embed([texts[i] for i in chunk])) for chunk in chunks)
+        for chunk, weights in zip(chunks, stream_adapters(model, conditions, batch), strict=True):
             store.write([names[i] for i in chunk], [texts[i] for i in chunk], weights)
             progress.advance(bar, len(chunk))
     return len(pending)
 
 
 def stream_adapters(
-    model: Model, embedded: Iterator[Float[np.ndarray, "T z"]], batch: int, mesh: Mesh | None = None
+    model: Model, conditions: Iterator[Condition], batch: int, mesh: Mesh | None = None
 ) -> Iterator[HostWeights]:
-    """Batches of task embeddings to batches of adapters' weights in host memory, the next one computed during a copy.
+    """Batches of conditions to batches of adapters' weights in host memory, the next one computed during a copy.
 
     Adapters are sharded over the mesh's devices by task. Every batch is padded to one size, a multiple of the devices:
     rows past the end of a batch are padding.
@@ -97,11 +95,10 @@ def stream_adapters(
     mesh = mesh or make_mesh()
     size = -(-batch // mesh.size) * mesh.size
     variables = jax.device_put(model.variables, replicated(mesh))
-    run = jax.jit(partial(hypernet.generate, model.config.hypernet, model.config.lora))
+    run = jax.jit(partial(write_adapters, model.config.hypernet, model.config.lora))
     waiting: list[Adapter] = []
-    for z in embedded:
-        padded = np.pad(z, ((0, size - len(z)), (0, 0)))
-        adapters = run(variables, jax.device_put(padded, batch_sharding(mesh)))
+    for some in conditions:
+        adapters = run(variables, jax.device_put(pad_tasks(some, size), batch_sharding(mesh)))
         for leaf in jax.tree.leaves(adapters):
             leaf.copy_to_host_async()
         waiting.append(adapters)

@@ -19,7 +19,7 @@ from t2l_jax.errors import Stopped, UserError
 if TYPE_CHECKING:  # importing it takes seconds: only `t2l train` waits for that
     from t2l_jax.training.recipe import Recipe
 
-ModelSource = Annotated[str | None, arg(metavar="SOURCE")]
+ModelLocation = Annotated[str | None, arg(metavar="MODEL")]
 Settings = TypeVar("Settings")
 
 
@@ -36,11 +36,11 @@ class Generate:
 
     description: Positional[Annotated[str | None, arg(metavar="DESCRIPTION")]] = None
     """What the adapter shall make the base LLM do."""
-    source: Annotated[Path | None, arg(name="from", metavar="FILE")] = None
+    file: Annotated[Path | None, arg(name="from", metavar="FILE")] = None
     """A JSONL file with many descriptions, instead of one on the command line."""
     out: Path = Path("adapter")
     """Folder to write: one adapter, or with --from one folder per adapter and a manifest."""
-    model: ModelSource = None
+    model: ModelLocation = None
     """Hypernetwork: a folder, hf:org/name or pypi:package==version. Default: the one in the package."""
     batch: int = 64
     """Adapters computed at a time, with --from."""
@@ -48,10 +48,10 @@ class Generate:
     """Let the text encoder's own Python code run (gte-large needs it)."""
 
     def run(self) -> None:
-        if self.description is not None and self.source is None:
+        if self.description is not None and self.file is None:
             self._one(self.description)
-        elif self.source is not None and self.description is None:
-            self._many(self.source)
+        elif self.file is not None and self.description is None:
+            self._many(self.file)
         else:
             raise UserError("give a description or --from tasks.jsonl (one of the two)")
 
@@ -67,10 +67,10 @@ class Generate:
         save_peft(adapter, self.out, base_model=model.config.base_name, description=description)
         print(f"adapter for {model.config.base_name} written to {self.out}")
 
-    def _many(self, source: Path) -> None:
+    def _many(self, file: Path) -> None:
         from t2l_jax import bulk, load
 
-        requests = bulk.read_requests(source)
+        requests = bulk.read_requests(file)
         made = bulk.generate_to_folder(
             load(self.model, trust_remote_code=self.trust_remote_code), requests, self.out, self.batch
         )
@@ -79,29 +79,31 @@ class Generate:
 
 @dataclass(frozen=True)
 class Train(Generic[Settings]):
-    """Train a hypernetwork, or LoRAs to compare it with (--producer).
+    """Train a hypernetwork, or LoRAs to compare it with (--trainee). A run that was stopped continues.
 
-    An experiment file holds a RECIPE; every field of it can be set here.
+    A recipe file is Python and defines RECIPE; every field of it can be set by a flag.
 
     Examples:
-      t2l train experiments/smollm2_words.py --out runs/words --steps 100
+      t2l train experiments/recipes/smollm2_words.py --out runs/words --steps 100
+      t2l train --tasks my_tasks --batch.tasks 3 --out runs/mine
     """
 
     recipe: Annotated[Settings, arg(name="")]
     experiment: Positional[Annotated[Path | None, arg(metavar="FILE.py")]] = None
-    """A Python file that defines RECIPE; it is run. Without one, the defaults that --help shows: the word tasks."""
+    """Python file that defines RECIPE; it is run. Default: the values that --help shows, which train on word tasks."""
     out: Path = Path("runs/latest")
-    """Run folder: metrics, curves, checkpoints, at the end model/ or, of LoRAs, adapters/. What was stopped goes on."""
+    """Run folder: metrics, curves, checkpoints, at the end model/ or, of LoRAs, adapters/. A stopped run continues."""
     wandb: Annotated[str | None, arg(metavar="PROJECT")] = None
     """Report to this project at Weights & Biases too (pip install wandb)."""
     trust_remote_code: bool = False
     """Let the text encoder's own Python code run (gte-large needs it)."""
 
     def run(self) -> None:
-        from t2l_jax import recipe
+        from t2l_jax.training.recipe import Recipe
+        from t2l_jax.training.run import run
 
-        assert isinstance(self.recipe, recipe.Recipe)
-        written = recipe.run(self.recipe, self.out, self.wandb, trust_remote_code=self.trust_remote_code)
+        assert isinstance(self.recipe, Recipe)
+        written = run(self.recipe, self.out, self.wandb, trust_remote_code=self.trust_remote_code)
         print(f"written to {written}")
 
 
@@ -120,14 +122,14 @@ class Evaluate(Generic[Settings]):
     """
 
     config: Annotated[Settings, arg(name="")]
-    model: Positional[ModelSource] = None
+    model: Positional[ModelLocation] = None
     """Hypernetwork to evaluate. Default: the one in the package."""
     multitask: Annotated[Path | None, arg(metavar="FOLDER")] = None
     """PEFT folder of one LoRA that was trained on all tasks."""
     oracles: Annotated[Path | None, arg(metavar="FOLDER")] = None
     """Folder of PEFT folders, each a LoRA trained on one task and named like it."""
     one_hot: Annotated[Path | None, arg(metavar="RUN")] = None
-    """Run folder of a hypernetwork that was trained from task identities (t2l train --producer one-hot)."""
+    """Run folder of a hypernetwork that was trained from task identities (t2l train --trainee one-hot)."""
     out: Annotated[Path, arg(metavar="FOLDER")] = Path("evaluation")
     """Folder for the answers, predictions.jsonl, the table as .md, .csv, .json and .png, and environment.json: command,
     machine and time."""
@@ -161,7 +163,7 @@ class Chat:
     """Make an adapter from this sentence."""
     adapter: Annotated[Path | None, arg(metavar="FOLDER")] = None
     """Use this PEFT folder."""
-    model: ModelSource = None
+    model: ModelLocation = None
     """Hypernetwork, which names the base model. Default: the one in the package."""
     max_new_tokens: int = 256
     """Tokens of an answer at most."""
@@ -187,7 +189,7 @@ class Chat:
         model = load(self.model, trust_remote_code=self.trust_remote_code)
         adapter = None if self.description is None else model.generate([self.description])[0]
         if self.adapter is not None:
-            adapter = load_peft(self.adapter, load_config(model.config.base))
+            adapter = load_peft(self.adapter, load_config(model.base))
         llm = model.load_base()
         prompt = "> " if sys.stdin.isatty() else ""
         key = jax.random.key(self.seed)
@@ -212,11 +214,11 @@ class Embed:
     """The texts."""
     out: Path = Path("z.npy")
     """File to write."""
-    model: ModelSource = None
+    model: ModelLocation = None
     """Hypernetwork whose encoder it is. Default: the one in the package."""
-    encoder: ModelSource = None
-    """Another encoder: minilm, gte-large, last-token:SOURCE, any sentence-transformers source, or the folder of an
-    adapter for one."""
+    encoder: ModelLocation = None
+    """Another encoder: minilm, gte-large, last-token:LOCATION, the location of a sentence-transformers model, or the
+    folder of a LoRA adapter for one."""
     trust_remote_code: bool = False
     """Let the encoder's own Python code run (gte-large needs it)."""
 
@@ -253,13 +255,14 @@ class Models:
       t2l models runs/words/model
     """
 
-    sources: Positional[tuple[str, ...]] = ()
+    models: Positional[tuple[str, ...]] = ()
     """Hypernetworks to describe. Default: those in the package."""
 
     def run(self) -> None:
-        from t2l_jax.model import describe, packaged
+        from t2l_jax.io.published import pretrained_models
+        from t2l_jax.model import describe
 
-        print("\n\n".join(describe(source) for source in self.sources or packaged()))
+        print("\n\n".join(describe(model) for model in self.models or pretrained_models()))
 
 
 Command = Generate | Train[Any] | Evaluate[Any] | Chat | Embed | Models

@@ -5,7 +5,7 @@ Charakorn, Cetin, Tang, Lange, "Text-to-LoRA: Instant Transformer Adaption", ICM
 Axes: D latent width, L layers, M modules (adapted projections), r rank, i/o input/output width of a projection.
 
 Everything is written for one query (one task, one module, one layer; in S also one side and one row of A or B) and
-lifted by vmap. A batch of tasks is `jax.vmap` over z; see `generate`.
+lifted by vmap. A batch of tasks is `jax.vmap` over their conditions; see `write_adapters`.
 
     query      phi = [task, depth, type]                                        eq. (2): what is asked for
     trunk      x   = mixer(phi);  x = x + mlp1(x)
@@ -22,12 +22,25 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax import struct
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from t2l_jax.errors import UserError
 from t2l_jax.lora import Adapter, LoraModule, LoraSpec, init_adapter
 
 Variables = dict[str, Any]  # Linen collections: "params" are trained, "constants" are not; both are published
+
+
+@struct.dataclass
+class Condition:
+    """What is known of a task when its adapter is written. Leading axes mean many tasks.
+
+    A pytree, so that more (examples, a document) can stand beside the description; whatever pads, places or batches
+    conditions maps over its leaves. A field that nobody reads is None.
+    """
+
+    z: Float[Array, "*T z"] | None = None  # task embedding: of the description, float32
+    task: Int[Array, "*T"] | None = None  # the task's place among those of a run: its identity, where no text is read
 
 
 @dataclass(frozen=True)
@@ -59,7 +72,7 @@ class HypernetConfig:
     dropout: float = 0.05
     rotary_rows: bool = False  # S only: tell rows apart by rotation instead of a row embedding
     init: Literal["sft", "reconstruction"] = "sft"
-    offset: Literal["none", "frozen", "learned"] = "none"  # an adapter added to every output (offset_from)
+    offset: Literal["none", "frozen", "learned"] = "none"  # an adapter added to every output
 
     def __post_init__(self) -> None:
         if self.latent < 4 or self.latent % 4:
@@ -91,12 +104,12 @@ class TaskEncoder(nn.Module):
             return norm(nn.Dense(self.width, name="linear")(z))
         codebook = self.param("codebook", nn.initializers.normal(1.0), (size, self.width))
         if kind == "vq":
-            found = nn.Dense(self.width, name="linear")(z)
-            nearest = codebook[jnp.argmin(jnp.sum((codebook - found) ** 2, axis=-1))]
-            pull = jnp.mean((nearest - jax.lax.stop_gradient(found)) ** 2)
-            commit = jnp.mean((jax.lax.stop_gradient(nearest) - found) ** 2)
+            latent = nn.Dense(self.width, name="linear")(z)
+            nearest = codebook[jnp.argmin(jnp.sum((codebook - latent) ** 2, axis=-1))]
+            pull = jnp.mean((nearest - jax.lax.stop_gradient(latent)) ** 2)
+            commit = jnp.mean((jax.lax.stop_gradient(nearest) - latent) ** 2)
             self.sow("losses", "vq", pull + 0.25 * commit)
-            return norm(found + jax.lax.stop_gradient(nearest - found))
+            return norm(latent + jax.lax.stop_gradient(nearest - latent))
         weights = jax.nn.softmax(nn.Dense(size, name="linear")(z))
         if kind == "discrete":
             choice = jax.nn.one_hot(jnp.argmax(weights), size)
@@ -236,15 +249,15 @@ class Head(nn.Module):
 
 
 class Hypernet(nn.Module):
-    """z [d_z] -> one Adapter. `train` switches dropout on (rng "dropout")."""
+    """One task's Condition -> one Adapter. `train` switches dropout on (rng "dropout")."""
 
     config: HypernetConfig
     spec: LoraSpec
     train: bool = False
 
     @nn.compact
-    def __call__(self, z: Float[Array, " z"]) -> Adapter:
-        task = TaskEncoder(self.config.task, self.config.latent // 2, name="task")(z)
+    def __call__(self, condition: Condition) -> Adapter:
+        task = TaskEncoder(self.config.task, self.config.latent // 2, name="task")(condition.z)
         query = Query(self.config, self.spec, self.train, name="query")
         modules, layers = jnp.arange(len(self.spec.modules)), jnp.arange(self.spec.num_layers)
 
@@ -269,11 +282,11 @@ class Hypernet(nn.Module):
 
 def init(key: PRNGKeyArray, config: HypernetConfig, spec: LoraSpec) -> Variables:
     """The hypernetwork's variables; with init="sft" every adapter it writes leaves the base model as it is."""
-    variables = jax.jit(Hypernet(config, spec).init)(key, jnp.zeros(config.task.dim))
+    variables = jax.jit(Hypernet(config, spec).init)(key, Condition(z=jnp.zeros(config.task.dim)))
     return {name: variables[name] for name in ("params", "constants") if name in variables}
 
 
-def generate(config: HypernetConfig, spec: LoraSpec, variables: Variables, z: Float[Array, "T z"]) -> Adapter:
-    """Task embeddings to adapters with leading axis T: one vmapped forward pass. Pure: jit, grad and vmap it freely."""
+def write_adapters(config: HypernetConfig, spec: LoraSpec, variables: Variables, conditions: Condition) -> Adapter:
+    """Conditions of T tasks to adapters with leading axis T: one vmapped forward pass. Pure: jit, grad, vmap it."""
     net: Any = Hypernet(config, spec)  # to mypy, apply may return a pair
-    return jax.vmap(lambda one: net.apply(variables, one))(z)
+    return jax.vmap(lambda condition: net.apply(variables, condition))(conditions)

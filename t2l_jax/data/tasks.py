@@ -69,7 +69,7 @@ def named_like(tasks: Sequence[Task], patterns: Sequence[str]) -> list[Task]:
     return [task for task in tasks if not patterns or any(fnmatchcase(task.name, pattern) for pattern in patterns)]
 
 
-def refuse_idle(patterns: Sequence[str], tasks: Sequence[Task], field: str) -> None:
+def refuse_unmatched(patterns: Sequence[str], tasks: Sequence[Task], field: str) -> None:
     """Raise UserError with the first pattern that no task's name matches; `field` is where it was given."""
     for pattern in patterns:
         if not named_like(tasks, [pattern]):

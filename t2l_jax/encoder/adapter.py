@@ -1,55 +1,19 @@
-"""A LoRA adapter of a text encoder: a PEFT folder whose change is added to the encoder's weights when it is loaded.
-
-The folder's `adapter_config.json` names the encoder that it adapts, as a source, in `base_model_name_or_path`.
-"""
+"""The LoRA adapter of a text encoder, added to the weights of a PyTorch model."""
 
 import math
-import re
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
 from t2l_jax.errors import UserError
-from t2l_jax.io.files import atomic_folder, explained, read_json
+from t2l_jax.io.files import explained, read_json
 from t2l_jax.io.peft import CONFIG_FILE, WEIGHTS_FILE, check_options, setting
 
-_REMOTE = re.compile("hf:|pypi:")
 _BEFORE, _A, _B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
 
 
-def is_adapter(path: Path) -> bool:
-    """Whether a folder holds an adapter alone: sentence-transformers writes some inside a model's folder."""
-    return (path / CONFIG_FILE).is_file() and not (path / "modules.json").exists()
-
-
-def adapted(path: Path) -> str:
-    """The source of the encoder that an adapter's folder is for. Raises UserError where it does not say."""
-    source = read_json(path / CONFIG_FILE).get("base_model_name_or_path")
-    if not isinstance(source, str) or not source or not (_REMOTE.match(source) or Path(source).is_dir()):
-        raise UserError(
-            f"{path / CONFIG_FILE}: base_model_name_or_path is {source!r}, which is no source of a text encoder: write "
-            "hf:org/name, pypi:package==version or a folder there"
-        )
-    return source
-
-
-def copy_adapter(source: Path, target: Path) -> None:
-    """A copy of an adapter's files in a new folder, whole or not there at all."""
-    with explained(source, "read"):
-        files = {name: (source / name).read_bytes() for name in (CONFIG_FILE, WEIGHTS_FILE)}
-    with atomic_folder(target) as folder:
-        for name, data in files.items():
-            (folder / name).write_bytes(data)
-
-
-def same_adapter(one: Path, other: Path) -> bool:
-    """Whether two folders hold the same adapter."""
-    with explained(one, "read"):
-        return all((one / name).read_bytes() == (other / name).read_bytes() for name in (CONFIG_FILE, WEIGHTS_FILE))
-
-
-def merge(model: Any, folder: Path) -> None:
+def add_adapter(model: Any, folder: Path) -> None:
     """Add to the weights of a PyTorch model what the adapter of a folder changes: W += scale * B A.
 
     Raises UserError where a file is missing or damaged, an option is not supported, or a tensor fits no linear layer.

@@ -10,7 +10,7 @@ import jax
 
 from t2l_jax.data.prompts import PromptMode, end_of_turn
 from t2l_jax.data.sources import TRAIN, read_tasks
-from t2l_jax.data.tasks import Task, named_like, refuse_idle, spread
+from t2l_jax.data.tasks import Task, named_like, refuse_unmatched, spread
 from t2l_jax.errors import UserError
 from t2l_jax.evaluation import report, sandbox, store, weights
 from t2l_jax.evaluation.choices import choices
@@ -19,7 +19,6 @@ from t2l_jax.evaluation.metrics import CODE_PASS, find_metric
 from t2l_jax.evaluation.plan import EITHER, METHODS, EvaluationConfig, Planner, Row, adapter_text, misalign
 from t2l_jax.evaluation.weights import Baselines
 from t2l_jax.io.files import locked
-from t2l_jax.io.locations import version
 from t2l_jax.io.peft import digest
 from t2l_jax.io.session import session
 from t2l_jax.llm import LLM
@@ -69,7 +68,7 @@ def select(config: EvaluationConfig, every: dict[str, list[Task]]) -> tuple[dict
         if name not in every:
             raise UserError(f"{config.tasks}: has no split {name!r}: choose among {', '.join(every)}")
     wanted = {name: tasks for name, tasks in every.items() if not config.splits or name in config.splits}
-    refuse_idle(config.only, [task for tasks in wanted.values() for task in tasks], f"{config.tasks}: only")
+    refuse_unmatched(config.only, [task for tasks in wanted.values() for task in tasks], f"{config.tasks}: only")
     chosen: dict[str, list[Task]] = {}
     notes: list[str] = []
     for name, tasks in wanted.items():
@@ -160,7 +159,7 @@ def _settings(
         "methods": methods,
         "model": model.fingerprint,
         "base": model.config.base,
-        "base_version": version(model.config.base),
+        "base_files": model.base.identity,
         "encoder": model.encoder.fingerprint if reads else None,
         "multitask": None if given.multitask is None else digest(given.multitask),
         "oracles": {name: digest(path) for name, path in given.oracles.items()},
@@ -179,7 +178,7 @@ def _sources(
     own: dict[str, Path],
 ) -> dict[str, Source]:
     """The weights that the methods need."""
-    sources = {"base": Source(f"base {llm.source}", llm.params)}
+    sources = {"base": Source(f"base {llm.location}", llm.params)}
     texts = [
         adapter_text(METHODS[name], task, other, wording)
         for tasks in splits.values()

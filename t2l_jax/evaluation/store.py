@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from t2l_jax.errors import UserError
-from t2l_jax.io.files import atomic_write, explained, read_json, read_jsonl, refuse_strangers
+from t2l_jax.io.files import atomic_write, explained, read_json, read_jsonl, refuse_nonempty
 
 SETTINGS_FILE = "settings.json"
 PREDICTIONS_FILE = "predictions.jsonl"
@@ -26,7 +26,7 @@ def check(folder: Path, settings: dict[str, Any]) -> None:
                 f"({', '.join(changed)} differ): give another --out"
             )
     else:
-        refuse_strangers(folder, "evaluation")
+        refuse_nonempty(folder, "evaluation")
 
 
 def claim(folder: Path, settings: dict[str, Any]) -> None:

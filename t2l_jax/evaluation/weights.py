@@ -18,13 +18,14 @@ from t2l_jax.data.tasks import Task, texts_field
 from t2l_jax.decoder.generation import Params
 from t2l_jax.errors import UserError
 from t2l_jax.evaluation.engine import Source
+from t2l_jax.hypernet import Condition
 from t2l_jax.io.files import explained, read_json
 from t2l_jax.io.locations import cache_folder
 from t2l_jax.io.peft import CONFIG_FILE, digest, load_peft
 from t2l_jax.io.published import IDENTITIES_FILE, MODEL_FOLDER
 from t2l_jax.llm import LLM
 from t2l_jax.lora import Adapter, dense_delta, stack
-from t2l_jax.model import ONE_HOT, Model, load
+from t2l_jax.model import Model, load
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def _one_hot(folder: Path) -> OneHot:
     path = folder / IDENTITIES_FILE
     tasks = texts_field(read_json(path).get("tasks"), "tasks", str(path))
     model = load(folder / MODEL_FOLDER)
-    if model.config.encoder != ONE_HOT or model.config.hypernet.task.dim != len(tasks):
+    if model.config.encoder is not None or model.config.hypernet.task.dim != len(tasks):
         raise UserError(f"{folder}: its model does not read the {len(tasks)} task identities of {IDENTITIES_FILE}")
     return OneHot(model, tasks)
 
@@ -79,13 +80,13 @@ def hypernet_source(model: Model, llm: LLM, texts: Sequence[str]) -> Source:
     return Source(
         f"hypernet {model.fingerprint}",
         llm.params,
-        fetch=lambda names: model.adapters(z[np.array([places[name] for name in names])]),
+        fetch=lambda names: model.adapters(Condition(z=z[np.array([places[name] for name in names])])),
     )
 
 
 def multitask_source(llm: LLM, folder: Path) -> Source:
     """The same adapter for every row."""
-    return Source(f"{llm.source} {digest(folder)}", llm.params, load_peft(folder, llm.config))
+    return Source(f"{llm.location} {digest(folder)}", llm.params, load_peft(folder, llm.config))
 
 
 def one_hot_source(llm: LLM, one_hot: OneHot) -> Source:
@@ -95,7 +96,7 @@ def one_hot_source(llm: LLM, one_hot: OneHot) -> Source:
 
     def fetch(names: Sequence[str]) -> Adapter:
         z = jax.nn.one_hot(jnp.asarray([places[name] for name in names]), len(places))
-        return one_hot.model.adapters(z)
+        return one_hot.model.adapters(Condition(z=z))
 
     return Source(f"one-hot {one_hot.model.fingerprint}", llm.params, fetch=fetch)
 
@@ -112,7 +113,7 @@ def oracle_source(llm: LLM, folders: dict[str, Path]) -> Source:
         return stack([read[name] for name in names])
 
     every = hashlib.sha256("".join(name + digest(path) for name, path in folders.items()).encode()).hexdigest()
-    return Source(f"{llm.source} {every}", llm.params, fetch=fetch)
+    return Source(f"{llm.location} {every}", llm.params, fetch=fetch)
 
 
 def average_source(llm: LLM, oracles: dict[str, Path]) -> Source:
@@ -122,7 +123,7 @@ def average_source(llm: LLM, oracles: dict[str, Path]) -> Source:
         for name, delta in dense_delta(load_peft(folder, llm.config)).items():
             total[name] = total.get(name, 0) + np.asarray(delta, np.float32)
     every = hashlib.sha256("".join(digest(path) for path in oracles.values()).encode()).hexdigest()
-    return Source(f"average {llm.source} {every}", _added(llm.params, total, len(oracles)))
+    return Source(f"average {llm.location} {every}", _added(llm.params, total, len(oracles)))
 
 
 def training_oracles(oracles: dict[str, Path], training: Sequence[Task]) -> dict[str, Path]:

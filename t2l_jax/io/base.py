@@ -1,4 +1,4 @@
-"""A base model's files as decoder parameters, tensor by tensor, and its tokenizer."""
+"""A base model's files as decoder parameters, tensor by tensor; its tokenizer, and the tokens that end an answer."""
 
 import hashlib
 import math
@@ -18,10 +18,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from t2l_jax.decoder import Decoder, DecoderConfig
 from t2l_jax.errors import UserError
-from t2l_jax.io import locations
 from t2l_jax.io.files import atomic_folder, read_json
 from t2l_jax.io.gguf import gguf_config
 from t2l_jax.io.hf_config import decoder_config
+from t2l_jax.io.locations import ModelFiles, cache_folder
 from t2l_jax.io.readers import Tensor, tensors, weight_files
 
 Params = dict[str, Any]
@@ -59,17 +59,17 @@ class Slot:
     shape: tuple[int, ...]  # in the checkpoint
 
 
-def load_config(source: str) -> DecoderConfig:
-    """The decoder that a source describes, from its `config.json` or its GGUF file's metadata. Reads no weights."""
-    path = locations.resolve(source)
-    weights = weight_files(path)[0]
+def load_config(files: ModelFiles) -> DecoderConfig:
+    """The decoder that a model's `config.json` or its GGUF file's metadata describes. Reads no weights."""
+    weights = weight_files(files.path)[0]
     if weights.suffix == ".gguf":
         return gguf_config(weights)
-    return decoder_config(read_json(path / "config.json"), path / "config.json")
+    path = files.path / "config.json"
+    return decoder_config(read_json(path), path)
 
 
 def load_base(
-    source: str, dtype: DTypeLike = jnp.float32, sharding: Placement | None = None
+    files: ModelFiles, dtype: DTypeLike = jnp.float32, sharding: Placement | None = None
 ) -> tuple[DecoderConfig, Params]:
     """A base model's config and parameters in `dtype`, each created where `sharding` places it.
 
@@ -77,14 +77,13 @@ def load_base(
     memory holds one block beside them. Raises UserError where the files are missing, cut short or of another model:
     every parameter must be found once, and everything found must have a place.
     """
-    path = locations.resolve(source)
-    config = load_config(str(path))
+    config = load_config(files)
     shapes = parameter_shapes(config)
     slots = checkpoint_slots(config, shapes)
     place = sharding or (lambda _: None)
     flat: dict[str, Array] = {}
     filled: dict[str, Path] = {}
-    for tensor in tensors(path):
+    for tensor in tensors(files.path):
         slot = slots.get(tensor.name)
         if slot is None:
             if _is_harmless(tensor, config):
@@ -103,7 +102,7 @@ def load_base(
     missing = sorted(set(slots) - set(filled))
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        raise UserError(f"{path}: the weights lack {', '.join(missing[:3])}{more}; download the model again")
+        raise UserError(f"{files.path}: the weights lack {', '.join(missing[:3])}{more}; download the model again")
     return config, unflatten_dict(flat, sep="/")
 
 
@@ -170,12 +169,12 @@ def _write(param: Array, rows: Array, corner: tuple[ArrayLike, ...], *, turned: 
     return jax.lax.with_sharding_constraint(jax.lax.dynamic_update_slice(param, block, corner), sharding)
 
 
-def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(files: ModelFiles) -> PreTrainedTokenizerBase:
     """The model's own tokenizer, with its chat template. Reads no weights and runs no code of the model's.
 
     The conversion from GGUF takes several seconds: its result is kept in the cache folder.
     """
-    path = locations.resolve(source)
+    path = files.path
     if path.is_dir() and any((path / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
         return _read_tokenizer(path)
     file = weight_files(path)[0]
@@ -183,7 +182,7 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
         raise UserError(f"{path}: has no tokenizer.json; download the model again, with its tokenizer")
     status = file.stat()
     identity = f"{file.resolve()} {status.st_size} {status.st_mtime_ns} {transformers.__version__}"
-    folder = locations.cache_folder() / "tokenizers" / hashlib.sha256(identity.encode()).hexdigest()[:16]
+    folder = cache_folder() / "tokenizers" / hashlib.sha256(identity.encode()).hexdigest()[:16]
     if not folder.is_dir():
         tokenizer = _read_tokenizer(file.parent, gguf_file=file.name)
         try:
@@ -201,3 +200,21 @@ def _read_tokenizer(folder: Path, **options: Any) -> PreTrainedTokenizerBase:
     except Exception as error:  # transformers lets through whatever its parsers raise
         reason = " ".join(str(error).split())
         raise UserError(f"{folder}: its tokenizer cannot be read ({reason:.200}); download the model again") from error
+
+
+def load_stop_ids(files: ModelFiles, eos: int | None) -> tuple[int, ...]:
+    """The tokens that end a turn, sorted: EOS, and what `generation_config.json` names beside it.
+
+    Raises UserError if the file names anything but token ids, or if the model has no such token at all.
+    """
+    stops = set() if eos is None else {eos}
+    path = files.path / "generation_config.json"
+    if path.is_file():
+        listed = read_json(path).get("eos_token_id")
+        ids = listed if isinstance(listed, list) else [] if listed is None else [listed]
+        if not all(type(token) is int for token in ids):
+            raise UserError(f"{path}: eos_token_id must be a token id or a list of them, got {listed!r}")
+        stops.update(ids)
+    if not stops:
+        raise UserError(f"{files.location}: no token ends an answer; the tokenizer needs an eos_token")
+    return tuple(sorted(stops))

@@ -118,7 +118,7 @@ def atomic_folder(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
             raise
 
 
-def refuse_strangers(folder: Path, kind: str) -> None:
+def refuse_nonempty(folder: Path, kind: str) -> None:
     """Raise UserError where a folder that is to hold a new `kind` (run, evaluation) holds files already."""
     if folder.exists():
         with explained(folder, "read"):

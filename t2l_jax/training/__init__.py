@@ -1,14 +1,17 @@
-"""Training a producer of adapters by SFT: the optimiser, the step, the loop, and what a run leaves behind."""
+"""Training: what is trained (trainees), what is minimised (objectives), the step, the loop, what a run leaves."""
 
 from t2l_jax.training.best import BestConfig
-from t2l_jax.training.loop import LoopConfig, train
+from t2l_jax.training.hooks import LoopConfig
+from t2l_jax.training.loop import Batches, RunConfig, train
 from t2l_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from t2l_jax.training.step import TrainState, make_step, make_validation
 
 __all__ = [
+    "Batches",
     "BestConfig",
     "LoopConfig",
     "OptimizerConfig",
+    "RunConfig",
     "TrainState",
     "make_optimizer",
     "make_schedule",

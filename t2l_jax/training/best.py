@@ -14,9 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from t2l_jax.errors import UserError
 from t2l_jax.io.checkpoint import Checkpoints
-
-METRICS = ("loss", "cross_entropy", "exact", "weight_penalty", "producer_loss")  # of `make_validation`
-RISING = ("exact",)  # metrics of which more is better; of all others less is
+from t2l_jax.training.objectives import Objective
 
 
 @dataclass(frozen=True)
@@ -24,30 +22,32 @@ class BestConfig:
     """What `best` means, and how long to wait for better."""
 
     by: str | None = None
-    """Validation metric: a validation set, / and a metric, such as seen/exact. Default: the cross-entropy on the first
-    validation set, which is of tasks trained on: tasks that results are reported on must not choose the weights."""
+    """Validation metric: a validation set, / and a metric, such as seen/exact. Default: the objective's own metric (of
+    SFT the cross-entropy) on the first validation set, which holds tasks trained on: tasks that results are reported on
+    must not choose the weights."""
     patience: int | None = None
-    """End the run after so many validations without an improvement. Default: never."""
+    """End the run after this many validations without an improvement. Default: never."""
 
     def __post_init__(self) -> None:
         if self.patience is not None and self.patience < 1:
             raise UserError(f"best.patience must be at least 1, got {self.patience}")
 
-    def metric(self, splits: tuple[str, ...]) -> str:
-        """The metric's name, given the names of the validation sets. Raises UserError where none has it."""
+    def metric(self, splits: tuple[str, ...], objective: Objective | type[Objective]) -> str:
+        """The metric's name, given the names of the validation sets. Raises UserError if none of them has it."""
         if self.by is None:
-            return f"{splits[0]}/cross_entropy"
+            return f"{splits[0]}/{objective.best}"
         split, _, metric = self.by.rpartition("/")
-        if split not in splits or metric not in METRICS:
+        metrics = ("loss", *objective.metrics, "trainee_loss")
+        if split not in splits or metric not in metrics:
             raise UserError(
                 f"best.by is {self.by!r}: write a validation set ({', '.join(splits)}), / and a metric "
-                f"({', '.join(METRICS)})"
+                f"({', '.join(metrics)})"
             )
         return self.by
 
 
 @struct.dataclass
-class Kept:
+class BestState:
     """The best parameters so far: after which step, and the metric's value there."""
 
     step: Int[Array, ""]
@@ -58,39 +58,41 @@ class Kept:
 class Best:
     """The best parameters of a run, in a folder of their own (two are kept, against damage)."""
 
-    def __init__(self, folder: Path, config: BestConfig, splits: tuple[str, ...], params: Any) -> None:
-        """Go on from what the folder holds. Nothing is kept, and no patience lost, without validation sets."""
-        self._config = config
-        self._metric = config.metric(splits) if splits else ""
-        self._rises = self._metric.rpartition("/")[2] in RISING
+    def __init__(
+        self, folder: Path, config: BestConfig, splits: tuple[str, ...], objective: Objective, params: Any
+    ) -> None:
+        """Go on from what the folder holds. Without validation sets nothing is kept, and no patience is lost."""
+        self._patience = config.patience if splits else None
+        self._metric = config.metric(splits, objective) if splits else ""
+        self._rises = self._metric.rpartition("/")[2] in objective.rising
         self._checkpoints = Checkpoints(folder)
         worst = jnp.asarray(-math.inf if self._rises else math.inf, jnp.float32)
         step = jax.device_put(jnp.zeros((), jnp.int32), jax.tree.leaves(params)[0].sharding)
-        self._kept = self._checkpoints.restore_latest(Kept(step, jax.device_put(worst, step.sharding), params))
-        self.step, self._value = int(self._kept.step), float(self._kept.value)
+        fresh = BestState(step, jax.device_put(worst, step.sharding), params)
+        self._state = self._checkpoints.restore_latest(fresh)
+        self.step, self._value = int(self._state.step), float(self._state.value)
 
     def consider(self, step: int, metrics: Mapping[str, float], params: Any) -> None:
         """Keep these parameters if their metric is better than every one before. A NaN is never better."""
         value = metrics[self._metric]
         if value > self._value if self._rises else value < self._value:
             self.step, self._value = step, value
-            place = self._kept.step.sharding
-            at, found = jax.device_put((jnp.asarray(step, jnp.int32), jnp.asarray(value, jnp.float32)), place)
+            place = self._state.step.sharding
+            scalars = jax.device_put((jnp.asarray(step, jnp.int32), jnp.asarray(value, jnp.float32)), place)
             # A copy: the training step will be given the originals' memory.
-            self._kept = Kept(at, found, jax.tree.map(jnp.copy, params))
-            self._checkpoints.save(step, self._kept)
+            self._state = BestState(*scalars, jax.tree.map(jnp.copy, params))
+            self._checkpoints.save(step, self._state)
 
-    def is_hopeless(self, step: int, every: int) -> bool:
-        """Whether the patience has run out after so many steps, with a validation every so many of them.
+    def out_of_patience(self, step: int, every: int) -> bool:
+        """True if `patience` validations, one every `every` steps, have brought nothing better by this step.
 
-        A function of the steps alone, so that a run that goes on counts as one that never stopped.
+        A function of the steps alone, so that a run that was interrupted counts as one that never was.
         """
-        patience = self._config.patience if self._metric else None
-        return patience is not None and step // every - self.step // every >= patience
+        return self._patience is not None and step // every - self.step // every >= self._patience
 
     def params(self, otherwise: Any) -> Any:
-        """The best parameters, or `otherwise` where none was ever kept."""
-        return self._kept.params if self.step else otherwise
+        """The best parameters, or `otherwise` if none was ever kept."""
+        return self._state.params if self.step else otherwise
 
     def wait(self) -> None:
         """Return when what was kept is on the disk."""

@@ -1,4 +1,4 @@
-"""Where a run begins that does not begin fresh: from a published hypernetwork, or from an adapter in a PEFT folder."""
+"""The variables that a run begins with if not fresh ones: a published hypernetwork's, or an adapter's."""
 
 import hashlib
 import warnings
@@ -9,96 +9,85 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from t2l_jax import hypernet
 from t2l_jax.decoder import DecoderConfig
 from t2l_jax.encoder import SHORT_NAMES
-from t2l_jax.encoder.adapter import same_adapter
 from t2l_jax.errors import UserError
-from t2l_jax.hypernet import Variables
+from t2l_jax.hypernet import Condition, HypernetConfig, Variables, write_adapters
+from t2l_jax.io.encoder_adapter import same_adapter
 from t2l_jax.io.locations import resolve
 from t2l_jax.io.peft import load_peft
-from t2l_jax.io.published import ENCODER_FOLDER, ModelConfig, load_model
-from t2l_jax.lora import Adapter, LoraSpec, stack
-from t2l_jax.model import model_folder
-from t2l_jax.training.baselines import ProducerName
+from t2l_jax.io.published import ENCODER_FOLDER, ModelConfig, load_model, model_folder
+from t2l_jax.lora import Adapter, LoraSpec
 
 
-def starting_weights(
-    start: str | None, producer: ProducerName, model: ModelConfig, encoder_adapter: Path | None, base: DecoderConfig
-) -> Variables | None:
-    """The variables of `start` for a run that will publish `model`; None where there is no start.
+def published_weights(location: str, model: ModelConfig, encoder_adapter: Path | None) -> Variables:
+    """A published hypernetwork's variables, for a run that will publish `model`.
 
-    Raises UserError that names the field where they are of another shape.
+    Warns if its encoder, base model or adapters' scale differ. Raises UserError that names the field if a shape does.
     """
-    if start is None:
-        return None
-    if producer == "hypernet":
-        return _hypernetwork(start, model, encoder_adapter)
-    return {"params": stack([_lora(start, model.lora, base)])}
-
-
-def _hypernetwork(start: str, model: ModelConfig, encoder_adapter: Path | None) -> Variables:
-    """A published hypernetwork's variables; warnings where its encoder, base model or adapters' scale is another."""
-    folder = model_folder(start)
-    found, variables = load_model(folder)
+    folder = model_folder(location)
+    there, variables = load_model(folder)
     same = (
-        SHORT_NAMES.get(found.encoder, found.encoder) == model.encoder
-        and found.encoder_adapter == model.encoder_adapter
+        there.encoder is not None
+        and SHORT_NAMES.get(there.encoder, there.encoder) == model.encoder
+        and there.encoder_adapter == model.encoder_adapter
     )
     if not same or (encoder_adapter is not None and not same_adapter(encoder_adapter, folder / ENCODER_FOLDER)):
         warnings.warn(
-            f"{start} was trained with another text encoder, {found.encoder}"
-            f"{' with an adapter' * found.encoder_adapter}: what z means is to be learned anew",
+            f"{location} was trained with another text encoder, {there.encoder or 'none'}"
+            f"{' with an adapter' * there.encoder_adapter}: what z means must be learned anew",
             stacklevel=4,
         )
-    if found.base != model.base:
-        warnings.warn(f"{start} was trained for another base model, {found.base}", stacklevel=4)
-    _refuse_other(start, "hypernet", replace(found.hypernet, dropout=model.hypernet.dropout), model.hypernet)
-    _refuse_other(start, "lora", _scaled_like(found.lora, model.lora), model.lora)
-    if (ratio := model.lora.scale / found.lora.scale) != 1:
+    if there.base != model.base:
+        warnings.warn(f"{location} was trained for another base model, {there.base}", stacklevel=4)
+    _refuse_other(location, "hypernet", replace(there.hypernet, dropout=model.hypernet.dropout), model.hypernet)
+    _refuse_other(location, "lora", _scaled_like(there.lora, model.lora), model.lora)
+    if (ratio := model.lora.scale / there.lora.scale) != 1:
         warnings.warn(
-            f"{start} writes adapters of scale {found.lora.scale:.4g}: with lora.alpha {model.lora.alpha:g} they begin "
-            f"{ratio:.3g} times as strong",
+            f"{location} writes adapters of scale {there.lora.scale:.4g}: with lora.alpha {model.lora.alpha:g} they "
+            f"begin {ratio:.3g} times as strong",
             stacklevel=4,
         )
     return variables
 
 
-def begin_as(offset: str, model: ModelConfig, fresh: Variables, base: DecoderConfig) -> Variables:
+def with_offset(
+    offset: Path, config: HypernetConfig, spec: LoraSpec, fresh: Variables, base: DecoderConfig
+) -> Variables:
     """Fresh variables with an offset by which the hypernetwork, whatever it reads, writes the PEFT folder's adapter.
 
-    The offset that is added is that adapter less what the hypernetwork writes without one: for SFT a fresh LoRA's A.
+    The offset is that adapter less what the hypernetwork writes without one: for SFT a fresh LoRA's A.
     """
-    net = replace(model.hypernet, offset="none")
-    written = hypernet.generate(net, model.lora, fresh, jnp.zeros((1, net.task.dim)))[0]
-    added = jax.tree.map(jnp.subtract, _lora(offset, model.lora, base), written)
-    place = "params" if model.hypernet.offset == "learned" else "constants"
+    net = replace(config, offset="none")
+    written = write_adapters(net, spec, fresh, Condition(z=jnp.zeros((1, net.task.dim))))[0]
+    added = jax.tree.map(jnp.subtract, adapter_at(offset, spec, base), written)
+    place = "params" if config.offset == "learned" else "constants"
     return {**fresh, place: {**fresh[place], "offset": added}}
 
 
-def _lora(start: str, spec: LoraSpec, base: DecoderConfig) -> Adapter:
-    """A PEFT folder's adapter as one of `spec`: where its scale is another, B makes up for it."""
-    adapter = load_peft(resolve(start), base)
+def adapter_at(location: str | Path, spec: LoraSpec, base: DecoderConfig) -> Adapter:
+    """A PEFT folder's adapter as one of `spec`: if its scale is another one, B makes up for it."""
+    adapter = load_peft(resolve(location).path, base)
     there = adapter.spec
-    _refuse_other(start, "lora", _scaled_like(there, spec), spec)
+    _refuse_other(location, "lora", _scaled_like(there, spec), spec)
     scale = there.scale / spec.scale
     return Adapter({name: {"a": pair["a"], "b": pair["b"] * scale} for name, pair in adapter.weights.items()}, spec)
+
+
+def weights_digest(variables: Variables) -> str:
+    """A hash of weights: a run that is continued from others would mix the two."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(variables):
+        digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()
 
 
 def _scaled_like(spec: LoraSpec, other: LoraSpec) -> LoraSpec:
     return replace(spec, alpha=other.alpha, rslora=other.rslora)
 
 
-def _refuse_other(start: str, name: str, there: object, here: object) -> None:
+def _refuse_other(location: str | Path, name: str, there: object, here: object) -> None:
     """Raise UserError with the first field in which two configurations differ."""
     for key, value in vars(here).items():
-        if (found := getattr(there, key)) != value:
-            raise UserError(f"{start}: {name}.{key} is {found}, the recipe's is {value}: make them equal")
-
-
-def weights_digest(variables: Variables) -> str:
-    """A hash of weights: a run that goes on from others would mix the two."""
-    found = hashlib.sha256()
-    for leaf in jax.tree.leaves(variables):
-        found.update(np.asarray(leaf).tobytes())
-    return found.hexdigest()
+        if (other := getattr(there, key)) != value:
+            raise UserError(f"{location}: {name}.{key} is {other}, the recipe's is {value}: make them equal")

@@ -1,88 +1,194 @@
-"""From tasks to what a run reads of them: encoded examples, embedded descriptions, batches to validate on."""
+"""What an SFT run reads: tasks chosen, embedded and encoded, the batches trained on, and those validated on."""
 
+import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from t2l_jax.data.batches import BatchConfig, Packed, TrainingTask, collate, pack
+from t2l_jax.data.batch import Batch
+from t2l_jax.data.batches import (
+    BatchConfig,
+    Packed,
+    Sampler,
+    TokenTable,
+    TrainingTask,
+    collate,
+    pack,
+    shortest,
+    stack_conditions,
+    take,
+)
 from t2l_jax.data.encoding import encode_all
 from t2l_jax.data.prompts import PromptMode
+from t2l_jax.data.selection import select_tasks
+from t2l_jax.data.sources import TRAIN, read_mixture
 from t2l_jax.data.tasks import Task, spread
 from t2l_jax.encoder import Encoder
 from t2l_jax.errors import UserError
-from t2l_jax.training.objectives.sft import Batch
+from t2l_jax.hypernet import Condition
+from t2l_jax.io.locations import cache_folder
+from t2l_jax.training.best import BestConfig
+from t2l_jax.training.objectives import Objective
+from t2l_jax.training.recipe import Recipe
+from t2l_jax.training.trainees import Trainee
 
-VALIDATION_TASKS = 64  # of each split, evenly spread
+SEEN = "seen"  # the validation set of tasks that are trained on
+VALIDATION_TASKS = 64  # of each split, evenly spaced
+
+
+@dataclass(frozen=True)
+class Material:
+    """The tasks trained on, their batches, and the batches validated on, by split."""
+
+    tasks: Sequence[Task]
+    sampler: Sampler
+    validation: Mapping[str, Sequence[Batch]]
+    modes: Sequence[PromptMode]
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How tasks become tokens and conditions. `cache` is a folder for what takes long; no encoder: no text is read."""
+
+    trainee: type[Trainee]
+    tokenizer: PreTrainedTokenizerBase
+    encoder: Encoder | None
+    modes: Sequence[PromptMode]
+    cache: Path
+
+    def conditions(self, wordings: Sequence[Sequence[str]], places: Sequence[int]) -> list[Condition]:
+        """What the trainee reads of tasks with these wordings, which stand at these places among those trained on."""
+        z = None
+        if self.encoder is not None:
+            embedded = self.encoder.embed([text for texts in wordings for text in texts], self.cache / "embeddings")
+            z = np.split(embedded, np.cumsum([len(texts) for texts in wordings])[:-1])
+        return self.trainee.conditions(wordings, places, z)
+
+    def examples(self, tasks: Sequence[Task]) -> list[Mapping[PromptMode, TokenTable]]:
+        """Every task's training examples, encoded in every mode.
+
+        With instruction, example i has the task's i-th training wording in its prompt, beginning again after the last.
+        """
+        modes = self.modes
+        jobs = [(task.train, task.descriptions if mode == "instruction" else ()) for task in tasks for mode in modes]
+        tables = encode_all(self.tokenizer, jobs, self.cache / "tokens")
+        return [dict(zip(modes, tables[n * len(modes) :], strict=False)) for n in range(len(tasks))]
+
+    def training_tasks(self, tasks: Sequence[Task], weights: Sequence[float], length: int) -> list[TrainingTask]:
+        """What training reads of the tasks that have an example that fits in a row; a warning names the others."""
+        examples = self.examples(tasks)
+        fits = _fitting(tasks, examples, length)
+        usable = list(compress(tasks, fits))
+        conditions = self.conditions([task.descriptions for task in usable], range(len(usable)))
+        return [
+            TrainingTask(task.name, own, tables, weight)
+            for task, own, tables, weight in zip(
+                usable, conditions, compress(examples, fits), compress(weights, fits), strict=True
+            )
+        ]
+
+    def validation_batches(
+        self, splits: Mapping[str, Sequence[Task]], shape: BatchConfig, places: Mapping[str, int]
+    ) -> dict[str, list[Batch]]:
+        """Test examples of each split, as many of each task as its rows hold, in batches of the shape of training's.
+
+        They are taken from the end of a task's test examples: an evaluation of a few reports on the first ones.
+
+        Description and instruction are a wording that is not trained on, if the task has one. If more than one mode
+        is trained, each split comes in each mode, its name followed by the mode's. All batches have as many tasks:
+        those of a split share its tasks evenly, and are filled up with tasks without examples.
+        """
+        batches: dict[str, list[Batch]] = {}
+        for name, tasks in splits.items():
+            some = spread(tasks, VALIDATION_TASKS)
+            if not some:
+                continue
+            held_out = [(task.held_out_wording(),) for task in some]
+            conditions = self.conditions(held_out, [places.get(task.name, -1) for task in some])
+            for mode in self.modes:
+                wordings = held_out if mode == "instruction" else [()] * len(some)
+                jobs = [(task.test, wording) for task, wording in zip(some, wordings, strict=True)]
+                tables = encode_all(self.tokenizer, jobs, self.cache / "tokens")
+                packed = [pack(table, np.arange(len(table))[::-1], shape.rows, shape.length) for table in tables]
+                if any(any(task.rows) for task in packed):
+                    key = name if len(self.modes) == 1 else f"{name}, {mode}"
+                    batches[key] = _share_evenly(packed, conditions, shape)
+        return batches
+
+
+def _share_evenly(packed: Sequence[Packed], conditions: Sequence[Condition], shape: BatchConfig) -> list[Batch]:
+    """Batches that share the tasks that have examples, each filled up with its own tasks, without examples."""
+    usable = [index for index, task in enumerate(packed) if any(task.rows)]
+    batches = []
+    for part in np.array_split(np.asarray(usable), -(-len(usable) // shape.tasks)):
+        members = np.resize(part, shape.tasks)
+        empty = Packed((), [[]] * shape.rows)
+        rows = [packed[index] if place < len(part) else empty for place, index in enumerate(members)]
+        first = stack_conditions([take(conditions[index], 0) for index in members])
+        batches.append(collate(rows, first, shape.length))
+    return batches
 
 
 def prompt_modes(instruction_share: float) -> tuple[PromptMode, ...]:
-    """The modes that occur where this share of the examples have an instruction in their prompt."""
+    """The modes that occur if this share of the examples have an instruction in their prompt."""
     if not 0 <= instruction_share <= 1:
         raise UserError(f"instruction_share must be between 0 and 1, got {instruction_share}")
     instance: tuple[PromptMode, ...] = ("instance",) if instruction_share < 1 else ()
     return (*instance, "instruction") if instruction_share > 0 else instance
 
 
-def training_tasks(
-    tasks: Sequence[Task],
-    weights: Sequence[float],
-    tokenizer: PreTrainedTokenizerBase,
-    encoder: Encoder,
-    modes: Sequence[PromptMode],
-    cache: Path,
-) -> list[TrainingTask]:
-    """The tasks with their training examples encoded in these modes; `cache` is a folder for what takes long.
+def read_material(
+    recipe: Recipe, trainee: type[Trainee], tokenizer: PreTrainedTokenizerBase, encoder: Encoder | None
+) -> Material:
+    """Read, choose, embed and encode the tasks of a recipe; warn of what does not fit in a row."""
+    splits, weights = read_mixture(recipe.tasks, recipe.task_weights, recipe.selection.splits)
+    tasks, weights = select_tasks(splits, weights, recipe.selection, trainee.takes_any_split)
+    modes = prompt_modes(recipe.instruction_share)
+    reader = Reader(trainee, tokenizer, encoder, modes, cache_folder())
+    rows = reader.training_tasks(tasks, weights, recipe.batch.length)
+    places = {row.name: place for place, row in enumerate(rows)}
+    tasks = [task for task in tasks if task.name in places]
+    sampler = Sampler(rows, recipe.batch, recipe.loop.seed, recipe.instruction_share)
+    too_long, count = sampler.too_long
+    if too_long:
+        share = f"{too_long:,} of {count:,} training examples ({too_long / count:.2%})"
+        warnings.warn(f"{share} are longer than a row of {recipe.batch.length} tokens and left out", stacklevel=3)
+    held_out: dict[str, Sequence[Task]] = {SEEN: tasks}
+    if trainee.takes_new_tasks:
+        held_out |= {name: others for name, others in splits.items() if name != TRAIN}
+    return Material(tasks, sampler, reader.validation_batches(held_out, recipe.batch, places), modes)
 
-    With instruction, example i has the task's i-th training wording in its prompt, beginning again after the last.
+
+def check_best(best: BestConfig, objective: type[Objective], validation: Mapping[str, Sequence[Batch]]) -> None:
+    """Raise UserError if the best weights cannot be chosen as `best` says, or would be by the tasks reported on."""
+    if best.by is None and validation and not next(iter(validation)).startswith(SEEN):
+        raise UserError(
+            "no training task has test examples, and the tasks that results are reported on must not choose the best "
+            f"weights: add some, or name a metric, such as --best.by '{next(iter(validation))}/{objective.best}'"
+        )
+    if validation:
+        best.metric(tuple(validation), objective)
+    elif best != BestConfig():
+        raise UserError("best: no task has test examples to validate on: add some, or leave best.* out")
+
+
+def _fitting(tasks: Sequence[Task], examples: Sequence[Mapping[PromptMode, TokenTable]], length: int) -> list[bool]:
+    """For each task, if one of its examples fits in a row; a warning counts and names those without.
+
+    Raises UserError if none has one.
     """
-    sizes = [len(task.descriptions) for task in tasks]
-    z = encoder.embed([text for task in tasks for text in task.descriptions], cache / "embeddings")
-    pieces = np.split(z, np.cumsum(sizes)[:-1])
-    jobs = [(task.train, task.descriptions if mode == "instruction" else ()) for task in tasks for mode in modes]
-    tables = encode_all(tokenizer, jobs, cache / "tokens")
-    return [
-        TrainingTask(task.name, piece, dict(zip(modes, tables[index * len(modes) :], strict=False)), weight)
-        for index, (task, piece, weight) in enumerate(zip(tasks, pieces, weights, strict=True))
-    ]
-
-
-def validation_batches(
-    splits: Mapping[str, Sequence[Task]],
-    shape: BatchConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    encoder: Encoder,
-    modes: Sequence[PromptMode],
-    cache: Path,
-) -> dict[str, list[Batch]]:
-    """Test examples of each split, as many of each task as its rows hold, in batches of the shape of training's.
-
-    They are taken from the end of a task's test examples: an evaluation of a few reports on the first ones.
-
-    Description and instruction are a wording that is not trained on, where the task has one. Where more than one mode
-    is trained, each split comes in each mode, its name followed by the mode's. All batches have as many tasks: those
-    of a split share its tasks evenly, and are filled up with tasks without examples.
-    """
-    found = {}
-    for name, tasks in splits.items():
-        some = spread(tasks, VALIDATION_TASKS)
-        if not some:
-            continue
-        z = encoder.embed([task.held_out_wording() for task in some], cache / "embeddings")
-        for mode in modes:
-            wordings = [(task.held_out_wording(),) if mode == "instruction" else () for task in some]
-            jobs = [(task.test, wording) for task, wording in zip(some, wordings, strict=True)]
-            tables = encode_all(tokenizer, jobs, cache / "tokens")
-            packed = [pack(table, np.arange(len(table))[::-1], shape.rows, shape.length) for table in tables]
-            usable = [index for index, task in enumerate(packed) if any(task.rows)]
-            parts = np.array_split(np.asarray(usable), -(-len(usable) // shape.tasks)) if usable else []
-            batches = []
-            for part in parts:
-                ids = np.resize(part, shape.tasks)  # a batch is filled up with its own tasks, without examples
-                empty = Packed((), [[]] * shape.rows)
-                filled = [packed[index] if place < len(part) else empty for place, index in enumerate(ids)]
-                batches.append(collate(filled, z[ids], ids, shape.length))
-            if batches:
-                found[name if len(modes) == 1 else f"{name}, {mode}"] = batches
-    return found
+    fits = [shortest(tables) <= length for tables in examples]
+    left_out = [task.name for task, fit in zip(tasks, fits, strict=True) if not fit]
+    if len(left_out) == len(tasks):
+        raise UserError(f"no task has an example that fits in a row of {length} tokens: raise --batch.length")
+    if left_out:
+        warnings.warn(
+            f"{len(left_out)} of {len(tasks)} training tasks are left out, since none of their examples fits in a row "
+            f"of {length} tokens: {', '.join(left_out)}",
+            stacklevel=4,
+        )
+    return fits

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import jax.numpy as jnp
@@ -57,7 +58,11 @@ def make_schedule(config: OptimizerConfig, steps: int, last: int | None = None) 
     return schedule
 
 
+@cache
 def make_optimizer(config: OptimizerConfig, steps: int, last: int | None = None) -> optax.GradientTransformation:
-    """The optimiser of a run whose schedule takes `steps` steps and which ends after `last` (default: all) of them."""
+    """The optimiser of a run whose schedule takes `steps` steps and which ends after `last` (default: all) of them.
+
+    Equal arguments give the same object, by which the compiled step is cached.
+    """
     schedule = make_schedule(config, steps, last)
     return optax.chain(optax.clip_by_global_norm(config.clip), optax.adamw(schedule, weight_decay=config.weight_decay))

@@ -4,7 +4,7 @@ Axes: T tasks of a batch.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -14,57 +14,57 @@ from flax import struct
 from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
-from t2l_jax.decoder import Decoder
 from t2l_jax.sharding import batch_sharding, replicated
-from t2l_jax.training.objectives.sft import Batch, SftConfig, sft_loss
-from t2l_jax.training.producers import Producer
+from t2l_jax.training.objectives import Objective
+from t2l_jax.training.trainees import Trainee
 
 Metrics = dict[str, Any]
+CACHED = 16  # compiled functions that are kept for further runs in this process
 
 
 @struct.dataclass
 class TrainState:
-    """What a checkpoint holds: the step, what is trained, the optimiser. Never the base LLM."""
+    """What a checkpoint holds: the step, what is trained, the optimiser. Never what is frozen."""
 
     step: Int[Array, ""]
     params: Any
     opt_state: Any
 
 
+@lru_cache(CACHED)
 def make_step(
-    producer: Producer,
-    decoder: Decoder,
-    sft: SftConfig,
+    trainee: Trainee,
     optimizer: optax.GradientTransformation,
     seed: int,
-    *,
     accumulate: int = 1,
     mesh: Mesh | None = None,
-) -> Callable[[TrainState, Any, Any, Batch], tuple[TrainState, Metrics]]:
-    """The jitted step (state, constants, base, batch) -> (state, metrics). The state is donated: use the new one.
+) -> Callable[[TrainState, Any, Objective, Any], tuple[TrainState, Metrics]]:
+    """The jitted step (state, constants, objective, batch) -> (state, metrics). The state is donated: use the new one.
 
     The batch is computed in `accumulate` parts of T / accumulate tasks, one after the other; the gradient is the whole
     batch's. With a mesh, tasks are spread over its devices and every device ends with the whole new state. Metrics
-    are those of `sft_loss`; `loss` is what is minimised, `producer_loss` the producer's own part of it.
+    are those of the objective; `loss` is what is minimised, `trainee_loss` the trainee's own part of it. Equal
+    arguments give the same function: a second run in this process does not compile again.
     """
 
-    def step(state: TrainState, constants: Any, base: Any, batch: Batch) -> tuple[TrainState, Metrics]:
+    def step(state: TrainState, constants: Any, objective: Objective, batch: Any) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
 
-        def gradient(part: Batch, key: Array) -> tuple[Any, Metrics]:
+        def gradient(part: Any, key: Array) -> tuple[Any, Metrics]:
             make_key, loss_key = jax.random.split(key)
 
-            def objective(params: Any) -> tuple[Array, Metrics]:
-                adapter, own = producer.adapters({"params": params, **constants}, part.z, part.task_ids, make_key)
-                loss, metrics = sft_loss(decoder, base, adapter, part, sft, loss_key, mesh)
-                return loss + own, {**metrics, "loss": loss + own, "producer_loss": own}
+            def total(params: Any) -> tuple[Array, Metrics]:
+                adapter, own = trainee.adapters({"params": params, **constants}, part.condition, make_key)
+                loss, metrics = objective.loss(adapter, part, loss_key)
+                return loss + own, {**metrics, "loss": loss + own, "trainee_loss": own}
 
-            return jax.grad(objective, has_aux=True)(state.params)
+            return jax.grad(total, has_aux=True)(state.params)
 
         if accumulate == 1:
             grads, metrics = gradient(batch, key)
         else:
-            grads, metrics = _mean(gradient, _parts(batch, accumulate, mesh), key, accumulate)
+            parts = _parts(objective.part(batch, accumulate), accumulate, mesh)
+            grads, metrics = _mean(gradient, parts, key, accumulate)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         return TrainState(state.step + 1, params, opt_state), {**metrics, "grad_norm": optax.tree.norm(grads)}
@@ -72,11 +72,8 @@ def make_step(
     return jax.jit(step, donate_argnums=0, out_shardings=None if mesh is None else replicated(mesh))
 
 
-def _parts(batch: Batch, count: int, mesh: Mesh | None) -> Batch:
-    """The batch with a leading axis of `count` parts, tasks dealt out in turn so that none changes its device.
-
-    A part's weights sum to about 1, as a batch's do: the mean over the parts is then the whole batch's loss.
-    """
+def _parts(batch: Any, count: int, mesh: Mesh | None) -> Any:
+    """The batch with a leading axis of `count` parts, tasks dealt out in turn so that none changes its device."""
 
     def deal(leaf: Array) -> Array:
         parts = leaf.reshape(-1, count, *leaf.shape[1:]).swapaxes(0, 1)
@@ -84,13 +81,13 @@ def _parts(batch: Batch, count: int, mesh: Mesh | None) -> Batch:
             return parts
         return jax.lax.with_sharding_constraint(parts, batch_sharding(mesh, leading=1))
 
-    return jax.tree.map(deal, replace(batch, weights=batch.weights * count))
+    return jax.tree.map(deal, batch)
 
 
-def _mean(gradient: Callable[[Batch, Array], Any], parts: Batch, key: Array, count: int) -> Any:
+def _mean(gradient: Callable[[Any, Array], Any], parts: Any, key: Array, count: int) -> Any:
     """The mean over the parts of what `gradient` returns, one part at a time in memory."""
 
-    def body(total: Any, part: tuple[Batch, Array]) -> tuple[Any, None]:
+    def body(total: Any, part: tuple[Any, Array]) -> tuple[Any, None]:
         batch, index = part
         return jax.tree.map(jnp.add, total, gradient(batch, jax.random.fold_in(key, index))), None
 
@@ -100,14 +97,13 @@ def _mean(gradient: Callable[[Batch, Array], Any], parts: Batch, key: Array, cou
     return jax.tree.map(lambda leaf: leaf / count, total)
 
 
-def make_validation(
-    producer: Producer, decoder: Decoder, sft: SftConfig, mesh: Mesh | None = None
-) -> Callable[..., Metrics]:
-    """The jitted (params, constants, base, batch) -> metrics, without dropout, noise or smoothing."""
+@lru_cache(CACHED)
+def make_validation(trainee: Trainee) -> Callable[[Any, Any, Objective, Any], Metrics]:
+    """The jitted (params, constants, objective, batch) -> metrics, without anything random."""
 
-    def validate(params: Any, constants: Any, base: Any, batch: Batch) -> Metrics:
-        adapter, own = producer.adapters({"params": params, **constants}, batch.z, batch.task_ids)
-        loss, metrics = sft_loss(decoder, base, adapter, batch, sft, None, mesh)
-        return {**metrics, "loss": loss + own, "producer_loss": own}
+    def validate(params: Any, constants: Any, objective: Objective, batch: Any) -> Metrics:
+        adapter, own = trainee.adapters({"params": params, **constants}, batch.condition)
+        loss, metrics = objective.loss(adapter, batch, None)
+        return {**metrics, "loss": loss + own, "trainee_loss": own}
 
     return jax.jit(validate)

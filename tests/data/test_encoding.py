@@ -10,6 +10,7 @@ from t2l_jax.data.encoding import encode_all, fingerprint
 from t2l_jax.data.prompts import encode
 from t2l_jax.data.tasks import Example
 from t2l_jax.io.base import load_tokenizer
+from t2l_jax.io.locations import resolve
 
 EXAMPLES = tuple(Example(text, text.upper(), (text,)) for text in ("one", "two words", "three"))
 JOBS = [(EXAMPLES, ()), (EXAMPLES, ("Shout.", "In capitals.")), ((), ())]
@@ -17,7 +18,7 @@ JOBS = [(EXAMPLES, ()), (EXAMPLES, ("Shout.", "In capitals.")), ((), ())]
 
 @pytest.fixture(scope="module")
 def tokenizer(smollm2):
-    return load_tokenizer(str(smollm2))
+    return load_tokenizer(resolve(smollm2))
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from t2l_jax.data.prompts import encode, end_of_turn, render
 from t2l_jax.data.tasks import Example
 from t2l_jax.errors import UserError
 from t2l_jax.io.base import load_tokenizer
+from t2l_jax.io.locations import resolve
 
 LIST = "tiger, apple, hammer, blue, piano"
 REFUSES_SYSTEM = (
@@ -18,7 +19,7 @@ REFUSES_SYSTEM = (
 
 @pytest.fixture(scope="module")
 def tokenizer(smollm2):
-    return load_tokenizer(str(smollm2))
+    return load_tokenizer(resolve(smollm2))
 
 
 def with_template(tokenizer, template):

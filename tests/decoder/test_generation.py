@@ -12,6 +12,7 @@ from t2l_jax.decoder.generation import Sampling, generate, nucleus, stream
 from t2l_jax.decoder.model import generation
 from t2l_jax.errors import UserError
 from t2l_jax.io.base import load_base
+from t2l_jax.io.locations import resolve
 from t2l_jax.lora import Adapter, LoraSpec, init_adapter, merge, stack
 
 NEW = 12
@@ -23,14 +24,14 @@ def models(request, tmp_path_factory):
     """A tiny transformers model and ours with the same weights."""
     folder = tmp_path_factory.mktemp("tiny")
     reference = save_tiny(request.param, folder)
-    return reference, *load_base(str(folder))
+    return reference, *load_base(resolve(folder))
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiny")
     save_tiny("smollm2, tied head", folder)
-    return load_base(str(folder))
+    return load_base(resolve(folder))
 
 
 def reference_greedy(model: transformers.PreTrainedModel, prompt: list[int], stop: int | None = None) -> list[int]:

@@ -18,6 +18,7 @@ from t2l_jax.decoder import Decoder, DecoderConfig, init_cache, logits
 from t2l_jax.decoder.attention import CAUSAL_BLOCKS, LONG_ROW, AttentionConfig, Llama3Scaling
 from t2l_jax.errors import UserError
 from t2l_jax.io.base import load_base, load_tokenizer
+from t2l_jax.io.locations import resolve
 from t2l_jax.lora import Adapter, init_adapter, merge, stack
 
 TOLERANCE = 1e-3  # on logits up to some 35, float32
@@ -88,17 +89,17 @@ def test_logits_are_those_of_transformers(family, tmp_path):
     tokens = random_tokens(2, LENGTH)
     theirs = torch_logits(model, tokens)
     assert 5 < theirs.abs().max() < 100
-    assert_same(run(*load_base(str(tmp_path)), jnp.asarray(tokens.numpy())), theirs, TOLERANCE)
+    assert_same(run(*load_base(resolve(tmp_path)), jnp.asarray(tokens.numpy())), theirs, TOLERANCE)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of transformers' GGUF reader
 def test_logits_of_smollm2_are_those_of_transformers(smollm2):
     text = "The Loire is the longest river of France. It rises in the Massif Central, not far from the Rhône, and runs "
-    tokens = load_tokenizer(str(smollm2))(2 * text + "north and then west to the Atlantic.").input_ids
+    tokens = load_tokenizer(resolve(smollm2))(2 * text + "north and then west to the Atlantic.").input_ids
     assert len(tokens) >= 64
     file = next(smollm2.glob("*.gguf")).name
     model = transformers.AutoModelForCausalLM.from_pretrained(smollm2, gguf_file=file, dtype=torch.float32)
-    ours = run(*load_base(str(smollm2)), jnp.asarray([tokens]))
+    ours = run(*load_base(resolve(smollm2)), jnp.asarray([tokens]))
     assert_same(ours, torch_logits(model, torch.tensor([tokens])), TOLERANCE)
 
 

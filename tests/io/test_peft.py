@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 from t2l_jax.decoder import Decoder, logits
 from t2l_jax.errors import UserError
 from t2l_jax.io.base import load_base
+from t2l_jax.io.locations import resolve
 from t2l_jax.io.peft import PeftFormat, load_peft, save_peft
 from t2l_jax.lora import PROJECTIONS, Adapter, stack
 
@@ -39,7 +40,7 @@ def base(tmp_path_factory):
     )
     torch.manual_seed(0)
     transformers.LlamaForCausalLM(config).save_pretrained(folder)
-    return folder, *load_base(str(folder))
+    return folder, *load_base(resolve(folder))
 
 
 def torch_model(base):

@@ -8,6 +8,7 @@ from t2l_jax.data.prompts import render
 from t2l_jax.data.tasks import Example, Task
 from t2l_jax.errors import UserError
 from t2l_jax.io.base import load_tokenizer
+from t2l_jax.io.locations import resolve
 from t2l_jax.training.material import prompt_modes, training_tasks, validation_batches
 
 TEXTS = ("red", "blue", "green")
@@ -33,7 +34,7 @@ def make_task(number: int, wordings: int = 1, last: str = "green") -> Task:
 
 @pytest.fixture(scope="module")
 def tokenizer(smollm2):
-    return load_tokenizer(str(smollm2))
+    return load_tokenizer(resolve(smollm2))
 
 
 def test_prompt_modes():

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from encoder_adapters import save_encoder_adapter
+from t2l_jax.training.baselines import TaskChoice
 from tiny_published import save_base, snapshot
 
 import t2l_jax
@@ -24,7 +25,6 @@ from t2l_jax.io.base import load_tokenizer
 from t2l_jax.io.files import atomic_write
 from t2l_jax.training import BestConfig, LoopConfig
 from t2l_jax.training import recipe as recipes
-from t2l_jax.training.baselines import TaskChoice
 from t2l_jax.training.recipe import ComputeConfig, LoraConfig, Recipe, run
 
 
@@ -298,7 +298,7 @@ def test_what_the_base_model_reads_in_each_prompt_mode(recipe, tmp_path, monkeyp
     monkeypatch.setattr(recipes, "train", look)
     with pytest.raises(KeyboardInterrupt):
         run(replace(recipe, instruction_share=share), tmp_path / "run")
-    tokenizer = load_tokenizer(recipe.base)
+    tokenizer = load_tokenizer(resolve(recipe.base))
     batches, validation = drawn
 
     def texts(batch, task: int) -> set[str]:

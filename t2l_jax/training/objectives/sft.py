@@ -4,18 +4,22 @@ Axes: T tasks, R rows of a task, S sequence, D model width, V vocabulary.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from t2l_jax.data.batch import ROW_FIELDS, Batch
 from t2l_jax.decoder import SHARED, Decoder
 from t2l_jax.errors import UserError
 from t2l_jax.lora import Adapter
+from t2l_jax.sharding import place_base
 from t2l_jax.training.answer_loss import Scoring, answer_loss
+from t2l_jax.training.objectives.base import FrozenBase, Objective
 
 
 @dataclass(frozen=True)
@@ -30,32 +34,18 @@ class SftConfig:
     def __post_init__(self) -> None:
         for name in ("label_smoothing", "lora_dropout"):
             if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"sft.{name} must be at least 0 and below 1, got {getattr(self, name)}")
+                raise UserError(f"objective.{name} must be at least 0 and below 1, got {getattr(self, name)}")
         for name in ("weight_l2", "neftune"):
             if getattr(self, name) < 0:
-                raise UserError(f"sft.{name} must be at least 0, got {getattr(self, name)}")
+                raise UserError(f"objective.{name} must be at least 0, got {getattr(self, name)}")
 
+    @property
+    def kind(self) -> type[Objective]:
+        return Sft
 
-@struct.dataclass
-class Batch:
-    """Rows of T tasks, R rows each, of several examples each, and where in them the answers are.
-
-    `segments` is 1 on what all examples of a row begin with, numbers them 2, 3, ... and is 0 on padding; `positions`
-    count from 0 in every example, what it shares included.
-    `targets[t, r, s]` is the token that the hidden state of place s of the row is to predict; `weights` sum to 1 over
-    the batch, equal for every task and for every example of a task, 0 where there is no target.
-    """
-
-    z: Float[Array, "T z"]
-    task_ids: Int[Array, " T"]
-    tokens: Int[Array, "T R S"]
-    segments: Int[Array, "T R S"]
-    positions: Int[Array, "T R S"]
-    targets: Int[Array, "T R S"]
-    weights: Float[Array, "T R S"]
-
-
-ROW_FIELDS = ("tokens", "segments", "positions", "targets", "weights")
+    def build(self, base: FrozenBase) -> "Sft":
+        """The objective of a run, with the base model's weights loaded."""
+        return Sft(base.params, base.decoder, self, base.mesh)
 
 
 def segment_sums(values: Float[Array, "*b n"], segments: Int[Array, "*b n"]) -> Float[Array, "*b n"]:
@@ -88,43 +78,63 @@ def weight_penalty(adapter: Adapter) -> Float[Array, ""]:
     return sum((jnp.mean(leaf**2) for leaf in jax.tree.leaves(adapter)), start=jnp.zeros(()))
 
 
-def sft_loss(
-    decoder: Decoder,
-    base: dict[str, Any],
-    adapter: Adapter,
-    batch: Batch,
-    config: SftConfig,
-    key: PRNGKeyArray | None,
-    mesh: Mesh | None = None,
-) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """Loss of the base model adapted per task, and its parts. Without a key nothing is random: no noise, no dropout.
+@struct.dataclass
+class Sft(Objective):
+    """Cross-entropy of answers by the frozen base model, adapted per task (paper, section 3.3)."""
 
-    `exact` is the share of examples, a mean over tasks, all of whose answer tokens are the likeliest, each given the
-    right ones before it.
-    Scores are computed at the supervised positions alone, some at a time. With a mesh, tasks are spread over it.
-    """
-    train = key is not None
-    if batch.tokens.shape[1] == 1:  # XLA's CPU reductions are ten times slower where an axis has length one
-        batch = replace(batch, **{name: getattr(batch, name)[:, 0] for name in ROW_FIELDS})
-    decoder = decoder.clone(train=train, lora_dropout=config.lora_dropout if train else 0.0)
-    noise, rngs = None, {}
-    if key is not None:
-        noise_key, dropout_key = jax.random.split(key)
-        rngs = {"dropout": dropout_key}
-        if config.neftune:
-            noise = neftune_noise(noise_key, batch.segments, decoder.config.width, config.neftune)
-    hidden, _ = decoder.apply(
-        {"params": base},
-        batch.tokens,
-        adapter,
-        segments=batch.segments,
-        positions=batch.positions,
-        embed_noise=noise,
-        rngs=rngs,
-    )
-    scoring = Scoring(decoder.config, decoder.narrow, config.label_smoothing if train else 0.0)
-    entropy, missed = answer_loss(scoring, base, hidden, batch.targets, batch.weights, mesh)
-    exact = jnp.sum(batch.weights * (segment_sums(missed.astype(jnp.float32), batch.segments) == 0))
-    penalty = weight_penalty(adapter)
-    loss = entropy + config.weight_l2 * penalty
-    return loss, {"loss": loss, "cross_entropy": entropy, "exact": exact, "weight_penalty": penalty}
+    base: dict[str, Any]  # the decoder's parameters
+    decoder: Decoder = struct.field(pytree_node=False)
+    config: SftConfig = struct.field(pytree_node=False, default=SftConfig())
+    mesh: Mesh | None = struct.field(pytree_node=False, default=None)  # over which tasks are spread
+
+    metrics: ClassVar[tuple[str, ...]] = ("cross_entropy", "exact", "weight_penalty")
+    rising: ClassVar[tuple[str, ...]] = ("exact",)
+    best: ClassVar[str] = "cross_entropy"
+
+    def place(self, mesh: Mesh) -> "Sft":
+        return replace(self, base=place_base(mesh, self.base), mesh=mesh)
+
+    def part(self, batch: Batch, count: int) -> Batch:
+        """Its weights sum to about 1, as a whole batch's do: the mean over the parts is the batch's loss."""
+        return replace(batch, weights=batch.weights * count)
+
+    def counts(self, batch: Batch) -> dict[str, int]:
+        tokens = int(np.sum(np.asarray(batch.segments) > 0))
+        return {"tokens": tokens, "supervised": int(np.sum(np.asarray(batch.weights) > 0))}
+
+    def batch_metrics(self, batch: Batch) -> dict[str, float]:
+        return {"padding": 1 - self.counts(batch)["tokens"] / batch.segments.size}
+
+    def loss(
+        self, adapter: Adapter, batch: Batch, key: PRNGKeyArray | None
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        """The loss and its parts. Without a key nothing is random: no noise, no dropout, no label smoothing.
+
+        `exact` is the share of examples, a mean over tasks, all of whose answer tokens are the likeliest, each given
+        the right ones before it. Logits are computed at the supervised positions alone, some at a time.
+        """
+        config, train = self.config, key is not None
+        if batch.tokens.shape[1] == 1:  # XLA's CPU reductions are ten times slower where an axis has length one
+            batch = replace(batch, **{name: getattr(batch, name)[:, 0] for name in ROW_FIELDS})
+        decoder = self.decoder.clone(train=train, lora_dropout=config.lora_dropout if train else 0.0)
+        noise, rngs = None, {}
+        if key is not None:
+            noise_key, dropout_key = jax.random.split(key)
+            rngs = {"dropout": dropout_key}
+            if config.neftune:
+                noise = neftune_noise(noise_key, batch.segments, decoder.config.width, config.neftune)
+        hidden, _ = decoder.apply(
+            {"params": self.base},
+            batch.tokens,
+            adapter,
+            segments=batch.segments,
+            positions=batch.positions,
+            embed_noise=noise,
+            rngs=rngs,
+        )
+        scoring = Scoring(decoder.config, decoder.narrow, config.label_smoothing if train else 0.0)
+        entropy, missed = answer_loss(scoring, self.base, hidden, batch.targets, batch.weights, self.mesh)
+        exact = jnp.sum(batch.weights * (segment_sums(missed.astype(jnp.float32), batch.segments) == 0))
+        penalty = weight_penalty(adapter)
+        loss = entropy + config.weight_l2 * penalty
+        return loss, {"cross_entropy": entropy, "exact": exact, "weight_penalty": penalty}

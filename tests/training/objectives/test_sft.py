@@ -15,6 +15,7 @@ from t2l_jax.data.batches import Packed, TokenTable, collate, pack
 from t2l_jax.data.prompts import Encoded
 from t2l_jax.decoder import Decoder, logits
 from t2l_jax.io.base import load_base
+from t2l_jax.io.locations import resolve
 from t2l_jax.lora import Adapter, dense_delta
 from t2l_jax.training.answer_loss import CHUNK
 from t2l_jax.training.objectives.sft import Batch, SftConfig, neftune_noise, segment_sums, sft_loss, weight_penalty
@@ -41,7 +42,7 @@ def llama(tmp_path_factory):
             param.copy_(torch.randn_like(param) * (1.0 if param.ndim == 1 else 2 * param.shape[1] ** -0.5))
     folder = tmp_path_factory.mktemp("llama")
     model.save_pretrained(folder)
-    decoder_config, params = load_base(str(folder))
+    decoder_config, params = load_base(resolve(folder))
     return model, Decoder(decoder_config), params
 
 

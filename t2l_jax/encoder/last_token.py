@@ -1,0 +1,103 @@
+"""A language model as a text encoder: its final hidden state at a text's last token, by our own decoder.
+
+Axes: n texts, d embedding width, R rows, S sequence.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Float32, Int
+
+from t2l_jax.decoder import Decoder, DecoderConfig
+from t2l_jax.decoder.sizes import power_of_two
+from t2l_jax.encoder.cache import embed_texts, fingerprint, with_progress
+from t2l_jax.encoder.text import prepare_all
+from t2l_jax.errors import UserError
+from t2l_jax.io.base import load_base, load_tokenizer
+from t2l_jax.io.locations import ModelFiles
+
+PREFIX = "last-token:"  # before the location of a language model: its last token is the embedding
+MAX_TOKENS = 4096
+
+
+@dataclass(frozen=True, eq=False)
+class LastTokenEncoder:
+    """A language model's final hidden state (after the last norm) at a text's last token, by our own decoder."""
+
+    name: str
+    path: Path
+    config: DecoderConfig
+    params: dict[str, Any]
+    tokenizer: Any
+    adapter: None = None
+
+    @classmethod
+    def load(cls, files: ModelFiles, dtype: Any = jnp.float32) -> "LastTokenEncoder":
+        """Load a base model's weights and tokenizer. Raises UserError if they cannot be read."""
+        config, params = load_base(files, dtype)
+        return cls(PREFIX + files.location, files.path, config, params, load_tokenizer(files))
+
+    @property
+    def dim(self) -> int:
+        return self.config.width
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return fingerprint("last-token", self.path)
+
+    def embed(self, texts: Sequence[str], cache: Path | None = None) -> Float32[np.ndarray, "n d"]:
+        """The z of each text; see `Encoder.embed`. A text of more than MAX_TOKENS tokens is a UserError."""
+        return embed_texts(self, self._encode, prepare_all(texts), cache)
+
+    def _encode(self, texts: list[str]) -> np.ndarray:
+        tokens = self.tokenizer(texts, verbose=False)["input_ids"] if texts else []
+        for index, ids in enumerate(tokens):
+            if not 0 < len(ids) <= MAX_TOKENS:
+                raise UserError(
+                    f"description {index + 1} has {len(ids):,} tokens, not 1 to {MAX_TOKENS:,}: shorten it; it begins "
+                    f"{texts[index][:60]!r}"
+                )
+        embeddings = np.empty((len(texts), self.dim), np.float32)
+        for chosen, padded, lengths in with_progress(list(token_batches(tokens)), len(texts)):
+            states = last_token_states(self.config, self.params, jnp.asarray(padded), jnp.asarray(lengths))
+            embeddings[chosen] = np.asarray(states, np.float32)[: len(chosen)]
+        return embeddings
+
+
+@partial(jax.jit, static_argnums=0)
+def last_token_states(
+    config: DecoderConfig, params: dict[str, Any], tokens: Int[Array, "R S"], lengths: Int[Array, " R"]
+) -> Float[Array, "R D"]:
+    """The final hidden state at each row's last token. Rows are padded on the right."""
+    segments = (jnp.arange(tokens.shape[1]) < lengths[:, None]).astype(jnp.int32)
+    hidden, _ = Decoder(config).apply({"params": params}, tokens, segments=segments)
+    return hidden[jnp.arange(len(tokens)), lengths - 1]
+
+
+def token_batches(
+    tokens: Sequence[Sequence[int]],
+) -> Iterator[tuple[list[int], Int[np.ndarray, "R S"], Int[np.ndarray, " R"]]]:
+    """Rows of similar length as (their indices, tokens, lengths), in few shapes so that compilation happens rarely.
+
+    R and S are powers of two and R x S is at most MAX_TOKENS; rows that are left over are blank.
+    """
+    buckets: dict[int, list[int]] = {}
+    for index, ids in enumerate(tokens):
+        buckets.setdefault(max(16, power_of_two(len(ids))), []).append(index)
+    for length, members in sorted(buckets.items()):
+        most = MAX_TOKENS // length
+        for start in range(0, len(members), most):
+            chosen = members[start : start + most]
+            rows = power_of_two(len(chosen))
+            padded = np.zeros((rows, length), np.int32)
+            lengths = np.zeros(rows, np.int32)
+            for row, index in enumerate(chosen):
+                lengths[row] = len(tokens[index])
+                padded[row, : lengths[row]] = tokens[index]
+            yield chosen, padded, lengths

@@ -1,0 +1,66 @@
+"""What every text encoder is: text to z, the description of a task as the hypernetwork sees it.
+
+z is the encoder's embedding, L2-normalised and multiplied by sqrt(d), in float32: its entries are of size one whatever
+the encoder.
+
+Axes: n texts, d embedding width.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float32
+
+from t2l_jax.errors import UserError
+
+MAX_CHARACTERS = 20_000
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """Text to z. `name` is where it was loaded from, `adapter` the folder of its LoRA, `dim` the width d of z."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def adapter(self) -> Path | None: ...
+
+    @property
+    def dim(self) -> int: ...
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of all its files, its adapter's included: equal fingerprints mean equal z."""
+        ...
+
+    def embed(self, texts: Sequence[str], cache: Path | None = None) -> Float32[np.ndarray, "n d"]:
+        """The z of each text. With a cache folder, a collection of texts is embedded once and then read from there.
+
+        Raises UserError for a text that `prepare` refuses.
+        """
+        ...
+
+
+def prepare(text: str, where: str) -> str:
+    """A description as encoders read it: trimmed, with a full stop where it ends in a letter.
+
+    Raises UserError, starting with `where`, for a text that is empty, too long, or not valid Unicode.
+    """
+    text = text.strip()
+    if not text:
+        raise UserError(f"{where} is empty: say in a sentence what the task is")
+    if len(text) > MAX_CHARACTERS:
+        raise UserError(f"{where} has {len(text):,} characters, at most {MAX_CHARACTERS:,} are read: shorten it")
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise UserError(f"{where} holds half of a surrogate pair, which is no character: save it as UTF-8")
+    return f"{text}." if text[-1].isalpha() else text
+
+
+def prepare_all(texts: Sequence[str]) -> list[str]:
+    """`prepare` of each text, which an error calls by its number."""
+    if isinstance(texts, str):
+        raise TypeError("embed takes a sequence of texts: put the one text into a list")
+    return [prepare(text, f"description {index + 1}") for index, text in enumerate(texts)]

@@ -1,0 +1,154 @@
+"""A training run from beginning to end: a recipe in, a run folder with a published model out."""
+
+import hashlib
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+from flax.traverse_util import flatten_dict
+
+from t2l_jax.data.tasks import Task
+from t2l_jax.encoder import Encoder, load_encoder
+from t2l_jax.errors import UserError
+from t2l_jax.hypernet import Variables
+from t2l_jax.io.base import load_config, load_tokenizer
+from t2l_jax.io.encoder_adapter import copy_adapter
+from t2l_jax.io.files import atomic_write, locked, read_json, refuse_nonempty
+from t2l_jax.io.locations import ModelFiles, resolve
+from t2l_jax.io.peft import digest
+from t2l_jax.io.published import ENCODER_FOLDER
+from t2l_jax.lora import LoraSpec
+from t2l_jax.training.initial import weights_digest
+from t2l_jax.training.loop import Batches, RunConfig, train
+from t2l_jax.training.material import Material, check_best, read_material
+from t2l_jax.training.objectives import FrozenBase
+from t2l_jax.training.recipe import Recipe
+from t2l_jax.training.trackers import TRACKERS, WeightsAndBiases, import_wandb
+from t2l_jax.training.trainees import TRAINEES, Release, Trainee
+
+RECIPE_FILE = "recipe.json"
+
+
+def run(recipe: Recipe, folder: Path, wandb: str | None = None, *, trust_remote_code: bool = False) -> Path:
+    """Train a recipe in `folder`, or continue an earlier run of the same recipe there; return what it wrote.
+
+    The folder gets `recipe.json`, what `train` writes and, at the end, what the trainee publishes: `model/`, or
+    `adapters/` of a LoRA. `wandb` names a project to report to. The text encoder's own code runs only with
+    `trust_remote_code`.
+    """
+    if wandb:
+        import_wandb()  # or say now that it is not installed
+    kind = TRAINEES[recipe.trainee]
+    mesh = recipe.compute.mesh(recipe.batch.tasks)
+    files = resolve(recipe.base)
+    encoder = load_encoder(recipe.encoder, trust_remote_code=trust_remote_code) if kind.reads_text else None
+    material = read_material(recipe, kind, load_tokenizer(files), encoder)
+    check_best(recipe.best, recipe.objective.kind, material.validation)
+    config = load_config(files)
+    base = FrozenBase(files, config, recipe.compute.decoder, recipe.compute.base_dtype(), mesh)
+    spec = config.lora_spec(**asdict(recipe.lora))
+    trainee = kind.make(recipe.hypernet, spec, encoder.dim if encoder else None, len(material.tasks))
+    release = _release(recipe, material, encoder, spec)
+    initial, began = _begin(recipe, trainee, release, base)
+    objective = recipe.objective.build(base)
+    if mesh.size < jax.device_count():
+        print(
+            f"t2l: training on {mesh.size} of {jax.device_count()} devices: no more divide its tasks", file=sys.stderr
+        )
+    # Only now, since a recipe that cannot be run must leave nothing behind.
+    _claim(folder, recipe, material, encoder, files, began)
+    trackers = (*TRACKERS, partial(WeightsAndBiases, wandb)) if wandb else TRACKERS
+    how = RunConfig(recipe.loop, recipe.optimizer, recipe.best, recipe.compute.accumulate, mesh, trackers)
+    variables = train(trainee, objective, Batches(material.sampler.draw, material.validation), folder, how, initial)
+    return trainee.publish(folder, variables, release)
+
+
+def _begin(recipe: Recipe, trainee: Trainee, release: Release, base: FrozenBase) -> tuple[Variables | None, str | None]:
+    """The variables to begin with, None for fresh ones; and a hash of what they were made from."""
+    if recipe.init_from is not None:
+        weights = trainee.begin_from(recipe.init_from, release, base.config)
+        return weights, weights_digest(weights)
+    if recipe.offset_init is not None:
+        offset = resolve(recipe.offset_init).path
+        fresh = trainee.init(jax.random.key(recipe.loop.seed))
+        # The hash is not of the fresh weights: their last bits are the backend's.
+        return trainee.begin_as(offset, fresh, base.config), digest(offset)
+    return None, None
+
+
+def _release(recipe: Recipe, material: Material, encoder: Encoder | None, spec: LoraSpec) -> Release:
+    """What is published beside the weights."""
+    prompt = material.modes[0] if len(material.modes) == 1 else "both"
+    tasks = tuple(task.name for task in material.tasks)
+    card = model_card(recipe, encoder, spec, prompt, len(tasks))
+    return Release(recipe.base, recipe.base_name, encoder, prompt, tasks, card)
+
+
+def model_card(recipe: Recipe, encoder: Encoder | None, spec: LoraSpec, prompt: str, num_tasks: int) -> str:
+    """The README of a published folder."""
+    name = "none, one-hot task identities" if encoder is None else f"`{encoder.name}`"
+    adapter = f" with the adapter in {ENCODER_FOLDER}/" * (encoder is not None and encoder.adapter is not None)
+    return f"""# A Text-to-LoRA hypernetwork for {recipe.base_name}
+
+From one sentence that describes a task it writes a LoRA adapter (rank {spec.rank}, {", ".join(spec.names)}) for the
+base model `{recipe.base}`. Text encoder: {name}{adapter}.
+Architecture: {recipe.hypernet.head}. Prompt mode: {prompt}.
+
+Trained with t2l_jax on {num_tasks} tasks ({", ".join(recipe.tasks)}), at most {recipe.loop.last} steps of
+{recipe.batch.tasks} tasks x {recipe.batch.rows} rows of {recipe.batch.length} tokens.
+
+    import t2l_jax
+    model = t2l_jax.load("this folder")
+    adapters = model.generate(["Answer with the last word."])
+"""
+
+
+def _digest(tasks: Sequence[Task]) -> str:
+    """A hash of all that is learned from tasks: a run that is continued with others would mix the two."""
+    digest = hashlib.sha256()
+    for task in tasks:
+        content = [task.name, task.descriptions, [(example.input, example.output) for example in task.train]]
+        digest.update(json.dumps(content).encode())
+    return digest.hexdigest()
+
+
+def _claim(
+    folder: Path, recipe: Recipe, material: Material, encoder: Encoder | None, base: ModelFiles, began: str | None
+) -> None:
+    """Note the recipe and what it read in the run folder, or refuse a folder that others have begun or filled."""
+    mine = json.loads(json.dumps(asdict(recipe)))
+    mine["read"] = {
+        "tasks": _digest(material.tasks),
+        "base": base.identity,
+        "encoder": encoder and encoder.fingerprint,
+        "init": began,
+    }
+    path, own = folder / RECIPE_FILE, folder / ENCODER_FOLDER
+    with locked(folder):
+        if path.exists():
+            changed = _changed(read_json(path), mine, recipe)
+            if changed:
+                raise UserError(f"{path}: this folder holds a run of another recipe ({changed}); give another --out")
+        else:
+            refuse_nonempty(folder, "run")
+        atomic_write(path, json.dumps(mine, indent=2) + "\n")  # a run that is continued may log and end elsewhere
+        if encoder is not None and encoder.adapter is not None and not own.exists():
+            copy_adapter(encoder.adapter, own)
+
+
+def _changed(there: dict[str, Any], here: dict[str, Any], recipe: Recipe) -> str:
+    """The fields in which two recipes differ, in words, without those that may differ in a run that is continued."""
+    free = {"loop.log_every", "loop.checkpoint_every"}
+    if not recipe.optimizer.cooldown:
+        free.add("loop.stop_after")  # a run that ended early may be continued: its steps are the same
+    old, new = (flatten_dict(values, sep=".") for values in (there, here))
+    fields = sorted(key for key in (old.keys() | new.keys()) - free if old.get(key) != new.get(key))
+    return ", ".join(
+        f"{key} differs" if key.startswith("read.") else f"{key} is {old.get(key)} there, {new.get(key)} here"
+        for key in fields
+    )

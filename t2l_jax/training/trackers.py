@@ -1,0 +1,155 @@
+"""Where the metrics of a run go: trackers of one shape. A new one is a class with these methods and a line in TRACKERS.
+
+A tracker is opened with the run folder and the step that the run starts after; what an earlier process wrote of later
+steps must not show any more, since those steps come again.
+"""
+
+import importlib
+import json
+import math
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from t2l_jax.errors import UserError
+from t2l_jax.io.files import atomic_write, explained, read_json
+from t2l_jax.training.curves import draw_curves
+from t2l_jax.training.tensorboard import EventFile
+
+METRICS_FILE = "metrics.jsonl"
+DRAWINGS_SHARE = 0.01  # of the time of a run, at most, that is spent on drawing its curves
+
+
+class Tracker(Protocol):
+    """One place that metrics are written to."""
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Write the metrics of a step."""
+
+    def flush(self) -> None:
+        """Return when what was written would survive a kill: a checkpoint may follow, and no step comes twice."""
+
+    def close(self, failed: bool) -> None:
+        """The run ends, by an error if `failed`."""
+
+
+OpenTracker = Callable[[Path, int], Tracker]
+
+
+class JsonLines:
+    """metrics.jsonl: one record for each step, and one for each validation."""
+
+    def __init__(self, folder: Path, start: int) -> None:
+        self._path = folder / METRICS_FILE
+        records = [record for record in read_records(self._path) if record["step"] <= start]
+        atomic_write(self._path, "".join(json.dumps(record) + "\n" for record in records))
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        values = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        with explained(self._path), self._path.open("a") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+
+    def flush(self) -> None:
+        pass
+
+    def close(self, failed: bool) -> None:
+        pass
+
+
+class TensorBoard:
+    """The folder tensorboard/ with event files."""
+
+    def __init__(self, folder: Path, start: int) -> None:
+        self._folder = folder / "tensorboard"
+        self._file = EventFile(self._folder, start)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        with explained(self._folder):
+            self._file.add(step, metrics)
+
+    def flush(self) -> None:
+        with explained(self._folder):
+            self._file.flush()
+
+    def close(self, failed: bool) -> None:
+        self._file.close()
+
+
+class Curves:
+    """curves.png, drawn anew now and then from metrics.jsonl."""
+
+    def __init__(self, folder: Path, start: int) -> None:
+        self._folder = folder
+        self._drawn, self._took = time.perf_counter(), 0.5
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        pass
+
+    def flush(self) -> None:
+        if time.perf_counter() - self._drawn > self._took / DRAWINGS_SHARE:
+            self._draw()
+
+    def close(self, failed: bool) -> None:
+        self._draw()
+
+    def _draw(self) -> None:
+        began = time.perf_counter()
+        draw_curves(read_records(self._folder / METRICS_FILE), self._folder / "curves.png")
+        self._drawn = time.perf_counter()
+        self._took = self._drawn - began
+
+
+class WeightsAndBiases:
+    """A run of a project at Weights & Biases, with the recipe as its configuration; a later process continues it.
+
+    Raises UserError if W&B is not installed, or refuses.
+    """
+
+    def __init__(self, project: str, folder: Path, start: int) -> None:
+        wandb = import_wandb()
+        name, recipe = folder / "wandb_id.txt", folder / "recipe.json"
+        if not name.exists():
+            atomic_write(name, secrets.token_hex(4))
+        config = read_json(recipe) if recipe.exists() else {}
+        try:
+            self._run = wandb.init(
+                project=project, id=name.read_text(), name=folder.name, resume="allow", dir=str(folder), config=config
+            )
+        except Exception as error:  # no login, no network: of every kind
+            raise UserError(
+                f"--wandb: W&B does not begin a run ({error or type(error).__name__}): run `wandb login`, set "
+                "WANDB_MODE=offline, or leave the option out"
+            ) from error
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._run.log(dict(metrics), step=step)
+
+    def flush(self) -> None:
+        pass
+
+    def close(self, failed: bool) -> None:
+        self._run.finish(exit_code=int(failed))
+
+
+TRACKERS: tuple[OpenTracker, ...] = (JsonLines, TensorBoard, Curves)
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The records of a metrics.jsonl, without the half line that a killed run may have left at its end."""
+    records = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return records
+
+
+def import_wandb() -> Any:
+    """The wandb module; UserError where it is not installed."""
+    try:
+        return importlib.import_module("wandb")
+    except ImportError as error:
+        raise UserError("--wandb needs the package wandb: pip install wandb, or leave the option out") from error

@@ -1,0 +1,80 @@
+"""LoRAs that are trained as such, to compare the hypernetwork with: one for all tasks, or one for each task.
+
+Axes: T tasks of a batch, N tasks of a run.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PRNGKeyArray
+
+from t2l_jax.decoder import DecoderConfig
+from t2l_jax.hypernet import Condition, HypernetConfig, Variables
+from t2l_jax.io.peft import save_peft
+from t2l_jax.lora import Adapter, LoraSpec, init_adapter, stack
+from t2l_jax.training import initial
+from t2l_jax.training.trainees.base import Extra, Release, Trainee
+
+ADAPTERS_FOLDER = "adapters"  # of a run folder
+
+
+@dataclass(frozen=True)
+class LoraTable(Trainee):
+    """A table [N] with one LoRA for each task, all trained at once in one program: the task-specific "oracles"."""
+
+    num_tasks: int
+    spec: LoraSpec
+
+    takes_any_split = True
+
+    @classmethod
+    def make(cls, net: HypernetConfig, spec: LoraSpec, dim: int | None, num_tasks: int) -> "LoraTable":
+        return cls(num_tasks, spec)
+
+    def init(self, key: PRNGKeyArray) -> Variables:
+        keys = jax.random.split(key, self.num_tasks)
+        return {"params": jax.vmap(lambda key: init_adapter(key, self.spec))(keys)}
+
+    def adapters(
+        self, variables: Variables, conditions: Condition, key: PRNGKeyArray | None = None
+    ) -> tuple[Adapter, Extra]:
+        return variables["params"][conditions.task], jnp.zeros(())
+
+    def publish(self, folder: Path, variables: Variables, release: Release) -> Path:
+        """PEFT folders, one for each task; those of an earlier end of the run are replaced."""
+        target = folder / ADAPTERS_FOLDER
+        save_peft(variables["params"], target, base_model=release.base_name, names=release.tasks, replace=True)
+        return target
+
+
+@dataclass(frozen=True)
+class SharedLora(Trainee):
+    """One LoRA for all tasks: the multi-task baseline."""
+
+    spec: LoraSpec
+
+    takes_new_tasks = True
+    begins_from = "a PEFT folder"
+
+    @classmethod
+    def make(cls, net: HypernetConfig, spec: LoraSpec, dim: int | None, num_tasks: int) -> "SharedLora":
+        return cls(spec)
+
+    def init(self, key: PRNGKeyArray) -> Variables:
+        return LoraTable(1, self.spec).init(key)
+
+    def adapters(
+        self, variables: Variables, conditions: Condition, key: PRNGKeyArray | None = None
+    ) -> tuple[Adapter, Extra]:
+        return variables["params"][jnp.zeros_like(conditions.task)], jnp.zeros(())
+
+    def begin_from(self, location: str, release: Release, base: DecoderConfig) -> Variables:
+        return {"params": stack([initial.adapter_at(location, self.spec, base)])}
+
+    def publish(self, folder: Path, variables: Variables, release: Release) -> Path:
+        """A PEFT folder; that of an earlier end of the run is replaced."""
+        target = folder / ADAPTERS_FOLDER
+        save_peft(variables["params"][0], target, base_model=release.base_name, replace=True)
+        return target
