@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,16 @@ from torch.nn.functional import embedding, layer_norm, silu
 from t2l_jax.decoder import Decoder, DecoderConfig, logits
 from t2l_jax.decoder.attention import AttentionConfig
 from t2l_jax.errors import UserError
-from t2l_jax.hypernet import Hypernet, HypernetConfig, TaskEncoder, TaskEncoderConfig, Variables, generate, init
+from t2l_jax.hypernet import (
+    Condition,
+    Hypernet,
+    HypernetConfig,
+    TaskEncoder,
+    TaskEncoderConfig,
+    Variables,
+    init,
+    write_adapters,
+)
 from t2l_jax.lora import Adapter, LoraModule, LoraSpec, init_adapter
 
 MODULES = (LoraModule("q_proj", 12, 20), LoraModule("v_proj", 12, 8), LoraModule("down_proj", 20, 12))
@@ -27,7 +36,11 @@ HEADS = {
     "S-rotary": replace(TINY, head="S", rotary_rows=True),
 }
 heads = pytest.mark.parametrize("config", HEADS.values(), ids=HEADS)
-made = jax.jit(generate, static_argnums=(0, 1))
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def made(config, spec, variables, z):
+    return write_adapters(config, spec, variables, Condition(z=z))
 
 
 def with_task(config: HypernetConfig, **changes) -> HypernetConfig:
@@ -275,7 +288,9 @@ def test_gradients_reach_every_parameter(config):
     variables, wanted, z = random_variables(config), random_adapter(), embeddings(8)
 
     def loss(params: dict, one: jax.Array) -> jax.Array:
-        adapter, sown = Hypernet(config, SPEC).apply({**variables, "params": params}, one, mutable=["losses"])
+        adapter, sown = Hypernet(config, SPEC).apply(
+            {**variables, "params": params}, Condition(z=one), mutable=["losses"]
+        )
         return distance(adapter, wanted) + sum(jax.tree.leaves(sown))
 
     gradients = jax.jit(jax.grad(lambda params: jnp.sum(jax.vmap(loss, (None, 0))(params, z))))(variables["params"])
@@ -296,9 +311,9 @@ def test_the_loss_of_vector_quantisation_is_the_papers():
     np.testing.assert_allclose(jax.tree.leaves(sown), [1.25 * nearest], rtol=1e-5)
 
 
-def test_generate_is_the_module_vmapped_over_tasks():
+def test_write_adapters_is_the_module_vmapped_over_tasks():
     variables, z = random_variables(TINY), embeddings(2)
-    one = jax.jit(Hypernet(TINY, SPEC).apply)(variables, z[1])
+    one = jax.jit(Hypernet(TINY, SPEC).apply)(variables, Condition(z=z[1]))
     assert {name: {side: x.shape for side, x in w.items()} for name, w in one.weights.items()} == SPEC.shapes()
     many = made(TINY, SPEC, variables, z)[1]
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), many, one)
@@ -308,7 +323,9 @@ def test_generate_is_the_module_vmapped_over_tasks():
 def test_dropout_is_drawn_per_key(head):
     config = HEADS[head]
     variables, z = random_variables(config), jnp.asarray(embeddings(2)[0])
-    train = jax.jit(lambda key: Hypernet(config, SPEC, train=True).apply(variables, z, rngs={"dropout": key}))
+    train = jax.jit(
+        lambda key: Hypernet(config, SPEC, train=True).apply(variables, Condition(z=z), rngs={"dropout": key})
+    )
     first, again, other = (train(jax.random.key(seed)).weights["v_proj"] for seed in (0, 0, 1))
     still = made(config, SPEC, variables, embeddings(2))[0].weights["v_proj"]
     for side in ("a", "b"):
@@ -330,7 +347,9 @@ def test_dropout_is_drawn_per_query(head):
 
     def answers(train: bool) -> np.ndarray:
         net = Hypernet(config, spec, train=train)
-        adapter = jax.jit(net.apply)({"params": params}, embeddings(1)[0], rngs={"dropout": jax.random.key(0)})
+        adapter = jax.jit(net.apply)(
+            {"params": params}, Condition(z=embeddings(1)[0]), rngs={"dropout": jax.random.key(0)}
+        )
         a = np.stack([adapter.weights[module.name]["a"] for module in square])  # [M, L, r, i]
         return a.reshape(-1, 12) if head == "S" else a.reshape(9, -1)  # in S each row is a query of its own
 
@@ -353,7 +372,7 @@ def test_modules_may_be_listed_in_any_order():
 )
 def test_the_smallest_adapters_have_their_shapes(config, spec):
     variables = jax.eval_shape(lambda: init(jax.random.key(0), config, spec))
-    adapter = jax.eval_shape(lambda v, z: generate(config, spec, v, z), variables, embeddings(2))
+    adapter = jax.eval_shape(lambda v, z: write_adapters(config, spec, v, Condition(z=z)), variables, embeddings(2))
     for module in spec.modules:
         assert adapter.weights[module.name]["a"].shape == (2, spec.num_layers, spec.rank, module.d_in)
         assert adapter.weights[module.name]["b"].shape == (2, spec.num_layers, module.d_out, spec.rank)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,21 +10,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from t2l_jax.data.batches import BatchConfig, Sampler, TokenTable, TrainingTask, collate, pack
+from t2l_jax.data.batch import Batch
+from t2l_jax.data.batches import BatchConfig, Sampler, TokenTable, TrainingTask, collate, pack, stack_conditions, take
 from t2l_jax.data.prompts import Encoded
 from t2l_jax.decoder import Decoder, DecoderConfig
 from t2l_jax.decoder.attention import AttentionConfig
-from t2l_jax.hypernet import HypernetConfig, TaskEncoderConfig, Variables
-from t2l_jax.training import LoopConfig, OptimizerConfig, train
-from t2l_jax.training.objectives.sft import Batch, SftConfig
-from t2l_jax.training.producers import HypernetProducer
+from t2l_jax.hypernet import Condition, HypernetConfig, TaskEncoderConfig, Variables
+from t2l_jax.training import Batches, LoopConfig, OptimizerConfig, RunConfig, train
+from t2l_jax.training.objectives import Objective, Sft, SftConfig
+from t2l_jax.training.trainees import TextHypernetwork, Trainee
 
 CONFIG = DecoderConfig(
     vocab_size=64, width=16, num_layers=2, mlp_width=24, attention=AttentionConfig(2, 1, 8, windows=(None, None))
 )
 SPEC = CONFIG.lora_spec(rank=2)
 NET = HypernetConfig(TaskEncoderConfig(dim=4), latent=8, head_in=16)
-PRODUCER = HypernetProducer(NET, SPEC)
+TRAINEE = TextHypernetwork(NET, SPEC)
 PAPER = SftConfig()
 LOOP = LoopConfig(steps=8, log_every=4, validate_every=5, checkpoint_every=3, seed=1)
 SHAPE = BatchConfig(tasks=2, rows=1, length=12)
@@ -44,7 +46,7 @@ def make_tasks() -> list[TrainingTask]:
     return [
         TrainingTask(
             f"t{n}",
-            2 * np.eye(4, dtype=np.float32)[[n]],
+            Condition(2 * np.eye(4, dtype=np.float32)[[n]], np.asarray([n], np.int32)),
             {"instance": TokenTable.of([Encoded(p, (40 + n, 2)) for p in prompts])},
         )
         for n in range(4)
@@ -54,26 +56,35 @@ def make_tasks() -> list[TrainingTask]:
 def validation_batch() -> Batch:
     tasks = make_tasks()
     rows = [pack(task.examples["instance"], np.arange(2), 1, SHAPE.length) for task in tasks]
-    return collate(rows, np.concatenate([task.embeddings for task in tasks]), np.arange(4), SHAPE.length)
+    return collate(rows, stack_conditions([take(task.conditions, 0) for task in tasks]), SHAPE.length)
 
 
 def sampler(shape: BatchConfig = SHAPE, repeat: int = 1) -> Sampler:
-    """Batches of the tasks, each of which is there so many times."""
-    return Sampler(make_tasks() * repeat, shape, LOOP.seed)
+    """Batches of the tasks, each of which is there `repeat` times."""
+    tasks = [
+        replace(task, conditions=replace(task.conditions, task=np.asarray([place], np.int32)))
+        for place, task in enumerate(make_tasks() * repeat)
+    ]
+    return Sampler(tasks, shape, LOOP.seed)
 
 
-def run(folder: Path, draw: Callable[[int], Batch] | None = None, **changes: Any) -> Variables:
-    """Train in a folder, as LOOP and FAST say unless changed."""
-    loop = changes.get("loop", LOOP)
-    settings = {
-        "loop": loop,
-        "optimizer": FAST,
-        "sft": PAPER,
-        "validation": {"seen": [validation_batch()]},
-        **changes,
-    }
-    producer, base = settings.pop("producer", PRODUCER), settings.pop("base", None)
-    return train(producer, Decoder(CONFIG), base or make_base(), draw or sampler().draw, folder, **settings)
+def objective(config: SftConfig = PAPER, base: dict | None = None) -> Sft:
+    return Sft(base or make_base(), Decoder(CONFIG), config)
+
+
+def run(
+    folder: Path,
+    draw: Callable[[int], Batch] | None = None,
+    *,
+    trainee: Trainee = TRAINEE,
+    learn: Objective | None = None,
+    validation: dict[str, list[Batch]] | None = None,
+    **changes: Any,
+) -> Variables:
+    """Train in a folder, as LOOP and FAST say unless changed; {} for no validation."""
+    sets = {"seen": [validation_batch()]} if validation is None else validation
+    how = RunConfig(**{"loop": LOOP, "optimizer": FAST, **changes})
+    return train(trainee, learn or objective(), Batches(draw or sampler().draw, sets), folder, how)
 
 
 def curves(folder: Path) -> list[dict]:

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from t2l_jax.data.batch import ROW_FIELDS, Batch
 from t2l_jax.data.batches import (
     LOOKAHEAD,
     BatchConfig,
@@ -17,7 +18,7 @@ from t2l_jax.data.batches import (
 )
 from t2l_jax.data.prompts import Encoded
 from t2l_jax.errors import UserError
-from t2l_jax.training.objectives.sft import ROW_FIELDS, Batch
+from t2l_jax.hypernet import Condition
 
 
 def training_task(index: int, examples: int = 40, weight: float = 1.0) -> TrainingTask:
@@ -29,7 +30,11 @@ def training_task(index: int, examples: int = 40, weight: float = 1.0) -> Traini
         )
         for mode, mark in (("instance", 11), ("instruction", 12))
     }
-    return TrainingTask(f"t{index}", z, tables, weight)
+    return TrainingTask(f"t{index}", Condition(z, np.full(3, index, np.int32)), tables, weight)
+
+
+def conditions(count: int) -> Condition:
+    return Condition(np.zeros((count, 2), np.float32), np.arange(count, dtype=np.int32))
 
 
 def sampler(tasks: int = 6, shape: tuple[int, int, int] = (3, 2, 24), seed: int = 0, share: float = 0.0) -> Sampler:
@@ -45,7 +50,7 @@ def examples_of(batch: Batch) -> list[tuple[int, tuple[int, ...], tuple[int, ...
         for segment in range(2, segments.max() + 1):
             here = real & (segments == segment)
             tokens = (*shared, *batch.tokens[task, row][segments == segment])
-            found.append((int(batch.task_ids[task]), tuple(tokens), tuple(batch.targets[task, row][here])))
+            found.append((int(batch.condition.task[task]), tuple(tokens), tuple(batch.targets[task, row][here])))
     return found
 
 
@@ -62,10 +67,10 @@ def test_tasks_are_drawn_without_replacement_and_z_and_rows_are_theirs():
     counts, wordings, seen = np.zeros(6), set(), set()
     for step in range(60):
         batch = sampler().draw(step)
-        assert len(set(batch.task_ids)) == 3
-        np.testing.assert_array_equal(batch.z[:, 0], batch.task_ids)
-        counts[batch.task_ids] += 1
-        wordings |= set(batch.z[:, 1])
+        assert len(set(batch.condition.task)) == 3
+        np.testing.assert_array_equal(batch.condition.z[:, 0], batch.condition.task)
+        counts[batch.condition.task] += 1
+        wordings |= set(batch.condition.z[:, 1])
         examples = examples_of(batch)
         assert all(tokens[:2] == (task + 1, 11) for task, tokens, _ in examples)
         assert len({(task, tokens[2]) for task, tokens, _ in examples}) == len(examples)  # no example twice
@@ -77,7 +82,7 @@ def test_tasks_are_drawn_without_replacement_and_z_and_rows_are_theirs():
 
 def test_a_batch_of_every_task_holds_each_once():
     for step in range(20):
-        assert sorted(sampler(shape=(6, 1, 24)).draw(step).task_ids) == list(range(6))
+        assert sorted(sampler(shape=(6, 1, 24)).draw(step).condition.task) == list(range(6))
 
 
 def test_tasks_are_drawn_as_often_as_their_chances_say():
@@ -118,7 +123,7 @@ def test_what_all_prompts_begin_with_is_taken_once_in_a_row():
     packed = pack(table, np.arange(4), 1, 9)
     assert tuple(packed.shared) == (1, 2, 3)
     assert [tuple(example.prompt) for example in packed.rows[0]] == [(5,), (6,), (7,)]
-    batch = collate([packed], np.zeros((1, 2), np.float32), np.arange(1), 9)
+    batch = collate([packed], conditions(1), 9)
     np.testing.assert_array_equal(batch.tokens[0, 0], [1, 2, 3, 5, 9, 6, 9, 7, 9])
     np.testing.assert_array_equal(batch.segments[0, 0], [1, 1, 1, 2, 2, 3, 3, 4, 4])
     np.testing.assert_array_equal(batch.positions[0, 0], [0, 1, 2, 3, 4, 3, 4, 3, 4])
@@ -143,7 +148,7 @@ def test_filling_ends_after_so_many_examples_that_did_not_fit():
 def test_examples_longer_than_a_row_are_never_drawn_and_counted():
     lengths = [3, 30, 3, 9]
     examples = TokenTable.of([Encoded((index,) * (need - 1), (9, 2)) for index, need in enumerate(lengths)])
-    found = Sampler([TrainingTask("t", np.zeros((1, 2), np.float32), {"instance": examples})], BatchConfig(1, 2, 8), 0)
+    found = Sampler([TrainingTask("t", conditions(1), {"instance": examples})], BatchConfig(1, 2, 8), 0)
     assert found.too_long == (2, 4)
     for step in range(5):
         assert [len(tokens) for _, tokens, _ in examples_of(found.draw(step))] == [3, 3]
@@ -160,7 +165,7 @@ def test_a_table_gives_back_its_examples():
 def test_collate_places_tokens_and_targets():
     """By hand: two examples in a row, one in another, and an empty row."""
     rows = [[[Encoded((5, 6, 7), (8, 2)), Encoded((3,), (4, 4, 2))], []], [[Encoded((9,), (10, 11, 2))], []]]
-    batch = collate([Packed((), task) for task in rows], np.zeros((2, 4), np.float32), np.asarray([4, 1]), 16)
+    batch = collate([Packed((), task) for task in rows], conditions(2), 16)
     assert {getattr(batch, name).shape for name in ROW_FIELDS} == {(2, 2, 16)}
     np.testing.assert_array_equal(batch.tokens[0, 0, :8], [5, 6, 7, 8, 3, 4, 4, 0])
     np.testing.assert_array_equal(batch.segments[0, 0, :8], [2, 2, 2, 2, 3, 3, 3, 0])
@@ -172,7 +177,7 @@ def test_collate_places_tokens_and_targets():
     for array in (getattr(batch, name) for name in ROW_FIELDS):
         assert not array[:, 1].any()
         assert not array[0, 0, 7:].any()
-    np.testing.assert_array_equal(batch.task_ids, [4, 1])
+    np.testing.assert_array_equal(batch.condition.task, [0, 1])
 
 
 def random_rows(tasks: int, rows: int, length: int) -> list[Packed]:
@@ -188,7 +193,7 @@ def random_rows(tasks: int, rows: int, length: int) -> list[Packed]:
 
 def test_every_supervised_position_predicts_the_token_after_it():
     rows = random_rows(4, 3, 64)
-    batch = collate(rows, np.zeros((4, 2), np.float32), np.arange(4), 64)
+    batch = collate(rows, conditions(4), 64)
     found = examples_of(batch)
     expected = [(t, (*p, *a[:-1]), tuple(a)) for t, task in enumerate(rows) for row in task.rows for p, a in row]
     assert len(expected) > 30
@@ -198,7 +203,7 @@ def test_every_supervised_position_predicts_the_token_after_it():
 def test_tasks_weigh_the_same_and_so_do_the_examples_of_a_task():
     """Also beside a task without examples, with which validation fills a batch up."""
     rows = [*random_rows(4, 3, 64), Packed((), [[], [], []])]
-    batch = collate(rows, np.zeros((5, 2), np.float32), np.arange(5), 64)
+    batch = collate(rows, conditions(5), 64)
     np.testing.assert_allclose(batch.weights.sum((1, 2)), [1 / 4] * 4 + [0], rtol=1e-5)
     for task in range(4):
         count = sum(map(len, rows[task].rows))
@@ -210,9 +215,9 @@ def test_tasks_weigh_the_same_and_so_do_the_examples_of_a_task():
 
 def test_arrays_are_of_the_types_that_the_device_takes():
     batch = sampler().draw(0)
-    whole = (batch.tokens, batch.segments, batch.positions, batch.targets, batch.task_ids)
+    whole = (batch.tokens, batch.segments, batch.positions, batch.targets, batch.condition.task)
     assert {leaf.dtype for leaf in whole} == {np.dtype(np.int32)}
-    assert {leaf.dtype for leaf in (batch.z, batch.weights)} == {np.dtype(np.float32)}
+    assert {leaf.dtype for leaf in (batch.condition.z, batch.weights)} == {np.dtype(np.float32)}
 
 
 def test_a_batch_cannot_have_more_tasks_than_there_are():
@@ -245,5 +250,5 @@ def test_a_task_is_never_drawn_in_a_mode_that_none_of_its_examples_fits():
         "instance": TokenTable.of([Encoded((1, index), (9, 2)) for index in range(8)]),
         "instruction": TokenTable.of([Encoded((1, *[index] * 28), (9, 2)) for index in range(8)]),
     }
-    found = Sampler([TrainingTask("t", np.zeros((1, 2), np.float32), tables)], BatchConfig(1, 1, 12), 0, 0.9)
+    found = Sampler([TrainingTask("t", conditions(1), tables)], BatchConfig(1, 1, 12), 0, 0.9)
     assert all((batch.weights > 0).any() for batch in map(found.draw, range(10)))

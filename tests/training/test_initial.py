@@ -1,4 +1,4 @@
-"""What a run begins from, without the run (tests/test_baselines.py has runs)."""
+"""The weights that a run begins with, without the run (test_run.py has one)."""
 
 from dataclasses import replace
 
@@ -6,12 +6,10 @@ import jax
 import numpy as np
 import pytest
 from tiny_published import NET, SPEC, save_published, tiny_config
-from tiny_training import CONFIG
 
 from t2l_jax.errors import UserError
-from t2l_jax.io.published import load_model
-from t2l_jax.model import model_folder
-from t2l_jax.training.initial import starting_weights
+from t2l_jax.io.published import load_model, model_folder
+from t2l_jax.training.initial import published_weights
 
 
 @pytest.fixture(scope="module")
@@ -20,15 +18,11 @@ def published(tmp_path_factory):
 
 
 def begin(published, model):
-    return starting_weights(str(published), "hypernet", model, None, CONFIG)
+    return published_weights(str(published), model, None)
 
 
 def assert_taken(published, variables):
     jax.tree.map(np.testing.assert_array_equal, variables, load_model(published)[1])
-
-
-def test_nothing_to_begin_from():
-    assert starting_weights(None, "hypernet", tiny_config(), None, CONFIG) is None
 
 
 def test_the_weights_are_taken_whatever_the_dropout(published):

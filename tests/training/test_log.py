@@ -3,6 +3,7 @@
 import signal
 import struct
 import sys
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -10,18 +11,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
-from tiny_training import curves, sampler
+from tiny_training import curves, objective, sampler
 
 from t2l_jax.errors import Stopped, UserError
-from t2l_jax.training.log import RunLog, read_records
+from t2l_jax.training.log import RunLog
+from t2l_jax.training.trackers import TRACKERS, WeightsAndBiases, read_records
 
+OBJECTIVE = objective()
+WITH_WANDB = (*TRACKERS, partial(WeightsAndBiases, "words"))
 METRICS = {"loss": jnp.asarray(1.5), "grad_norm": jnp.asarray(2.0)}
 
 
 def test_lines_past_the_checkpoint_and_half_lines_are_dropped(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "loss": 3.0}\n{"step": 2, "loss": 2.0}\n{"step": 3, "loss": 1.0}\n{"step": 2, "lo')
-    with RunLog(tmp_path, start=2) as log:
+    with RunLog(tmp_path, 2, OBJECTIVE) as log:
         log.add(3, METRICS, 0.1, sampler().draw(0))
         assert log.flush().startswith("loss 1.500, ")
     assert [(r["step"], r["loss"]) for r in curves(tmp_path)] == [(1, 3.0), (2, 2.0), (3, 1.5)]
@@ -29,7 +33,7 @@ def test_lines_past_the_checkpoint_and_half_lines_are_dropped(tmp_path):
 
 def test_rates_count_tokens_supervised_ones_and_padding(tmp_path):
     batch = sampler().draw(0)
-    with RunLog(tmp_path, start=0) as log:
+    with RunLog(tmp_path, 0, OBJECTIVE) as log:
         log.add(1, METRICS, 0.1, batch)
         log.add(2, METRICS, 0.1, batch)
         log.flush()
@@ -41,7 +45,7 @@ def test_rates_count_tokens_supervised_ones_and_padding(tmp_path):
 
 
 def test_a_gradient_that_is_not_finite_is_refused_though_the_loss_is(tmp_path):
-    with RunLog(tmp_path, start=0) as log:
+    with RunLog(tmp_path, 0, OBJECTIVE) as log:
         log.add(1, METRICS, 0.1, sampler().draw(0))
         log.add(2, {**METRICS, "grad_norm": jnp.asarray(np.inf)}, 0.1, sampler().draw(1))
         log.add(3, METRICS, 0.1, sampler().draw(2))
@@ -70,7 +74,7 @@ def points(folder: Path) -> dict[tuple[int, str], float]:
 
 
 def test_tensorboard_has_every_metric(tmp_path):
-    with RunLog(tmp_path, start=4) as log:
+    with RunLog(tmp_path, 4, OBJECTIVE) as log:
         log.add(5, METRICS, 0.25, sampler().draw(0))
         log.flush()
         # While the log is open: a run that is killed now goes on after this step and never writes it again.
@@ -105,11 +109,11 @@ def wandb_runs(monkeypatch) -> list[StubRun]:
 
 def test_wandb_gets_the_metrics_and_the_recipe_and_goes_on_with_the_same_run(tmp_path, wandb_runs):
     (tmp_path / "recipe.json").write_text('{"base": "tiny"}')
-    with RunLog(tmp_path, 0, "words") as log:
+    with RunLog(tmp_path, 0, OBJECTIVE, WITH_WANDB) as log:
         log.validation(1, {"seen/exact": 0.5})
-    with pytest.raises(KeyboardInterrupt), RunLog(tmp_path, 1, "words"):
+    with pytest.raises(KeyboardInterrupt), RunLog(tmp_path, 1, OBJECTIVE, WITH_WANDB):
         raise KeyboardInterrupt
-    with pytest.raises(Stopped), RunLog(tmp_path, 1, "words"):
+    with pytest.raises(Stopped), RunLog(tmp_path, 1, OBJECTIVE, WITH_WANDB):
         raise Stopped(signal.SIGTERM, "after step 1")
     first, second, third = wandb_runs
     assert first.lines == [(1, {"seen/exact": 0.5})]
@@ -124,11 +128,11 @@ def test_a_refusal_of_wandb_says_what_to_do(tmp_path, wandb_runs, monkeypatch):
 
     monkeypatch.setattr(sys.modules["wandb"], "init", refuse)
     with pytest.raises(UserError, match=r"--wandb: .*\(no API key\): run `wandb login`"):
-        RunLog(tmp_path, 0, "words")
+        RunLog(tmp_path, 0, OBJECTIVE, WITH_WANDB)
 
 
 def test_what_cannot_be_written_is_explained(tmp_path):
-    with RunLog(tmp_path, 0) as log:
+    with RunLog(tmp_path, 0, OBJECTIVE) as log:
         (tmp_path / "metrics.jsonl").rename(tmp_path / "moved")
         (tmp_path / "metrics.jsonl").mkdir()
         with pytest.raises(UserError, match=r"metrics\.jsonl cannot be written: Is a directory"):
@@ -140,7 +144,7 @@ def test_everything_is_closed_though_the_curves_cannot_be_drawn(tmp_path, wandb_
     def fail(*_):
         raise UserError("no space left")
 
-    monkeypatch.setattr("t2l_jax.training.log.draw_curves", fail)
-    with pytest.raises(UserError, match="no space left"), RunLog(tmp_path, 0, "words"):
+    monkeypatch.setattr("t2l_jax.training.trackers.draw_curves", fail)
+    with pytest.raises(UserError, match="no space left"), RunLog(tmp_path, 0, OBJECTIVE, WITH_WANDB):
         pass
     assert wandb_runs[0].ended == 0

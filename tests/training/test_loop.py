@@ -16,18 +16,19 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 import tiny_training
-from tiny_training import LOOP, SPEC, curves, make_base, run, sampler, validation_batch
+from tiny_training import LOOP, SPEC, curves, make_base, objective, run, sampler, validation_batch
 
+from t2l_jax.data.batch import ROW_FIELDS, Batch
 from t2l_jax.errors import Stopped, UserError
 from t2l_jax.hypernet import Variables
 from t2l_jax.io.checkpoint import Checkpoints
 from t2l_jax.io.files import locked
 from t2l_jax.training import BestConfig, LoopConfig, TrainState, make_optimizer
-from t2l_jax.training.best import METRICS
-from t2l_jax.training.objectives.sft import Batch, SftConfig
-from t2l_jax.training.producers import LoraTable
+from t2l_jax.training.objectives import SftConfig
+from t2l_jax.training.trainees import LoraTable
 
-STEPS = ("loss", "cross_entropy", "exact", "weight_penalty", "producer_loss", "grad_norm", "learning_rate", "padding")
+METRICS = ("loss", "cross_entropy", "exact", "weight_penalty", "trainee_loss")
+STEPS = (*METRICS, "grad_norm", "learning_rate", "padding")
 PLAIN = SftConfig(label_smoothing=0.0, weight_l2=0.0, neftune=0.0, lora_dropout=0.0)
 
 
@@ -75,7 +76,7 @@ def test_the_loss_falls(tmp_path):
     """A table of LoRAs learns what each task answers; the base model is as it was."""
     base = make_base()
     loop = replace(LOOP, steps=40, validate_every=1, checkpoint_every=40)
-    run(tmp_path, producer=LoraTable(4, SPEC), loop=loop, base=base, sft=PLAIN)
+    run(tmp_path, trainee=LoraTable(4, SPEC), loop=loop, learn=objective(PLAIN, base))
     losses = [r["seen/cross_entropy"] for r in curves(tmp_path) if "seen/cross_entropy" in r]
     assert losses[-1] < 0.75 * losses[0]
     assert_equal(base, make_base())
@@ -183,8 +184,11 @@ def test_a_loss_that_is_not_a_number_stops_the_run_before_it_is_saved(tmp_path):
     assert [record["step"] for record in curves(tmp_path) if "loss" in record] == [1, 2, 3, 4, 5]
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["3"]
     with np.load(tmp_path / "batch_of_step_5.npz", allow_pickle=False) as saved:
-        for name, value in vars(draw(4)).items():
-            np.testing.assert_array_equal(saved[name], value)
+        batch = draw(4)
+        np.testing.assert_array_equal(saved["condition.z"], batch.condition.z)
+        np.testing.assert_array_equal(saved["condition.task"], batch.condition.task)
+        for name in ROW_FIELDS:
+            np.testing.assert_array_equal(saved[name], getattr(batch, name))
 
 
 def damage(folder: Path) -> None:
@@ -216,7 +220,7 @@ def values_of(folder: Path) -> dict[int, float]:
 
 
 WORSE = replace(LOOP, steps=40, validate_every=2, checkpoint_every=5)
-PATIENT = {"loop": WORSE, "producer": LoraTable(4, SPEC), "sft": PLAIN, "best": BestConfig(patience=3)}
+PATIENT = {"loop": WORSE, "trainee": LoraTable(4, SPEC), "learn": objective(PLAIN), "best": BestConfig(patience=3)}
 
 
 def other_answers() -> dict[str, list[Batch]]:
@@ -257,9 +261,9 @@ def test_patience_and_best_survive_a_stop(given_up, tmp_path):
 
 @pytest.mark.parametrize("patience", [None, 1])
 def test_without_validation_the_last_parameters_are_the_result(tmp_path, patience):
-    found = run(tmp_path, validation=None, best=BestConfig(patience=patience))
+    found = run(tmp_path, validation={}, best=BestConfig(patience=patience))
     assert not any((tmp_path / "best").iterdir())
-    fresh = tiny_training.PRODUCER.init(jax.random.key(0))["params"]
+    fresh = tiny_training.TRAINEE.init(jax.random.key(0))["params"]
     optimizer = make_optimizer(tiny_training.FAST, tiny_training.LOOP.steps)
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         state = checkpoints.restore_latest(TrainState(jnp.zeros((), jnp.int32), fresh, optimizer.init(fresh)))

@@ -1,7 +1,11 @@
 """What a run reads of its tasks, with a text encoder that is a table of numbers."""
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from tiny_recipe import make_recipe, write_task
 
 from t2l_jax.data.batches import BatchConfig
 from t2l_jax.data.prompts import render
@@ -9,7 +13,10 @@ from t2l_jax.data.tasks import Example, Task
 from t2l_jax.errors import UserError
 from t2l_jax.io.base import load_tokenizer
 from t2l_jax.io.locations import resolve
-from t2l_jax.training.material import prompt_modes, training_tasks, validation_batches
+from t2l_jax.training import BestConfig
+from t2l_jax.training.material import Reader, check_best, prompt_modes, read_material
+from t2l_jax.training.objectives import Sft
+from t2l_jax.training.trainees import TRAINEES, LoraTable, OneHotHypernetwork, TextHypernetwork
 
 TEXTS = ("red", "blue", "green")
 
@@ -24,6 +31,10 @@ class LengthEncoder:
 
     def embed(self, texts, cache=None):
         return np.asarray([[len(text)] for text in texts], np.float32)
+
+
+def reader(tokenizer, modes, cache) -> Reader:
+    return Reader(TextHypernetwork, tokenizer, LengthEncoder(), modes, cache)
 
 
 def make_task(number: int, wordings: int = 1, last: str = "green") -> Task:
@@ -51,10 +62,11 @@ def test_prompt_modes():
 def test_every_task_has_its_own_embeddings_and_tables(tokenizer, tmp_path):
     tasks = [make_task(number, wordings=number + 1) for number in range(3)]
     modes = prompt_modes(0.5)
-    found = training_tasks(tasks, (1.0, 2.0, 3.0), tokenizer, LengthEncoder(), modes, tmp_path)
+    found = reader(tokenizer, modes, tmp_path).training_tasks(tasks, (1.0, 2.0, 3.0), 64)
     assert [(task.name, task.weight) for task in found] == [("t0", 1.0), ("t1", 2.0), ("t2", 3.0)]
     for number, task in enumerate(found):
-        np.testing.assert_array_equal(task.embeddings[:, 0], [10 * number + n + 1 for n in range(number + 1)])
+        np.testing.assert_array_equal(task.conditions.z[:, 0], [10 * number + n + 1 for n in range(number + 1)])
+        np.testing.assert_array_equal(task.conditions.task, [number] * (number + 1))
         wordings = tasks[number].descriptions
         for index, text in enumerate(TEXTS):
             prompt = f"{number} {text}"
@@ -69,14 +81,16 @@ def test_validation_batches_share_the_tasks_evenly_and_are_filled_up(tokenizer, 
     whole = [make_task(number) for number in range(4)]
     unfit = Task("t4", ("x",), (), (Example(long, "a", ("a",)),))
     shape = BatchConfig(3, 1, 64)
-    found = validation_batches(
-        {"seen": [*whole, unfit], "unseen": []}, shape, tokenizer, LengthEncoder(), ("instance",), tmp_path
-    )
+    places = {f"t{number}": 3 - number for number in range(4)}
+    read = reader(tokenizer, ("instance",), tmp_path)
+    found = read.validation_batches({"seen": [*whole, unfit], "unseen": []}, shape, places)
     assert list(found) == ["seen"]
     first, second = found["seen"]
-    assert [list(batch.task_ids) for batch in (first, second)] == [[0, 1, 0], [2, 3, 2]]
+    assert [list(batch.condition.task) for batch in (first, second)] == [[3, 2, 3], [1, 0, 1]]
     for batch in (first, second):
-        np.testing.assert_array_equal(batch.z[:, 0], batch.task_ids + 1)  # the wordings that are not trained on
+        np.testing.assert_array_equal(
+            batch.condition.z[:, 0], 4 - batch.condition.task
+        )  # the wordings that are not trained on
         assert not batch.segments[2].any()
         assert batch.segments[:2].max() >= 2
         np.testing.assert_allclose(batch.weights.sum((1, 2)), [0.5, 0.5, 0], rtol=1e-5)
@@ -85,8 +99,113 @@ def test_validation_batches_share_the_tasks_evenly_and_are_filled_up(tokenizer, 
 def test_each_mode_that_is_trained_is_validated(tokenizer, tmp_path):
     splits = {"seen": [make_task(1)], "unseen tasks": [make_task(2)]}
     shape = BatchConfig(1, 1, 64)
-    found = validation_batches(splits, shape, tokenizer, LengthEncoder(), prompt_modes(0.5), tmp_path)
+    found = reader(tokenizer, prompt_modes(0.5), tmp_path).validation_batches(splits, shape, {"t1": 0})
     assert list(found) == ["seen, instance", "seen, instruction", "unseen tasks, instance", "unseen tasks, instruction"]
     (batch,) = found["unseen tasks, instruction"]
     start = tokenizer.decode(batch.tokens[0, 0][np.isin(batch.segments[0, 0], (1, 2))])
     assert "user\nyyy\n\n2 green" in start  # the last test example comes first
+    assert batch.condition.task == [-1]  # not one of those trained on
+
+
+# --- what a recipe reads, with a tiny base model
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    return make_recipe(tmp_path_factory.mktemp("recipe"))
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("T2L_CACHE", str(tmp_path / "cache"))
+
+
+def read(recipe, trainee=TextHypernetwork):
+    encoder = LengthEncoder() if trainee.reads_text else None
+    return read_material(recipe, trainee, load_tokenizer(resolve(recipe.base)), encoder)
+
+
+@pytest.mark.parametrize("trainee", [LoraTable, OneHotHypernetwork])
+def test_each_task_is_validated_by_its_own_identity(recipe, trainee):
+    """What a task answers in training it answers in validation, where the batch has the same number for it."""
+    material = read(recipe, trainee)
+    answers = {}
+    for batch in (material.sampler.draw(0), *material.validation["seen"]):
+        for row, task in enumerate(batch.condition.task):
+            used = batch.targets[row][batch.weights[row] > 0]
+            answers.setdefault(int(task), []).append(set(used.tolist()))
+    assert all(trained == tested for trained, tested in answers.values())
+    assert answers[0] != answers[1]
+    assert list(material.validation) == ["seen"]
+
+
+@pytest.mark.parametrize("name", ["hypernet", "multitask"])
+def test_who_can_be_asked_about_new_tasks_is_validated_on_them(recipe, name):
+    assert list(read(recipe, TRAINEES[name]).validation) == ["seen", "unseen tasks"]
+
+
+@pytest.mark.parametrize(
+    ("share", "modes"), [(0.0, ["instance"]), (1.0, ["instruction"]), (0.5, ["instance", "instruction"])]
+)
+def test_what_the_base_model_reads_in_each_prompt_mode(recipe, share, modes):
+    """The instance alone, or a wording of the task before it: a training wording in training, a new one after."""
+    material = read(replace(recipe, instruction_share=share))
+    tokenizer = load_tokenizer(resolve(recipe.base))
+
+    def texts(batch, at: int) -> set[str]:
+        tokens, segments = batch.tokens[at, 0], batch.segments[at, 0]
+        shared = (tokens[segments == 1],)
+        members = [np.concatenate([*shared, tokens[segments == member]]) for member in range(2, segments.max() + 1)]
+        return {tokenizer.decode(member) for member in members}
+
+    drawn = [material.sampler.draw(n) for n in range(20)]
+    seen = set().union(*(texts(batch, list(batch.condition.task).index(0)) for batch in drawn))
+    wanted = {
+        "instance": {f"system user one two {colour} assistant one" for colour in ("red", "blue")},
+        "instruction": {
+            "system user say the first word one two red assistant one",
+            "system user answer with the first word one two blue assistant one",
+        },
+    }
+    assert seen == set().union(*(wanted[mode] for mode in modes))
+    names = [f"{split}{f', {mode}' * (len(modes) > 1)}" for split in ("seen", "unseen tasks") for mode in modes]
+    assert list(material.validation) == names
+    for name, mode in zip(names, 2 * modes, strict=True):
+        (batch,) = material.validation[name]
+        assert batch.tokens.shape == (2, 1, 48)
+        np.testing.assert_allclose(batch.weights.sum(), 1, rtol=1e-6)
+        wording = "answer with the last word " * (mode == "instruction")
+        if name.startswith("unseen"):
+            answers = {f"system user {wording}one two {colour} assistant {colour}" for colour in ("red", "blue")}
+            assert texts(batch, 0) == answers
+
+
+def test_tasks_that_fit_in_no_row_are_left_out_and_named(recipe, tmp_path):
+    write_task(tmp_path, "first", ["say the first word"])
+    write_task(tmp_path, "long", ["say the last word"])
+    line = {"input": "one two " * 40, "output": "two"}
+    for split in ("train", "test"):
+        (tmp_path / "long" / f"{split}.jsonl").write_text(json.dumps(line) + "\n")
+    short = replace(recipe, tasks=(str(tmp_path),), batch=replace(recipe.batch, tasks=1))
+    with pytest.warns(UserWarning, match="1 of 2 training tasks are left out.*48 tokens: long"):
+        material = read(short, LoraTable)
+    assert [task.name for task in material.tasks] == ["first"]
+    with pytest.raises(UserError, match="no task has an example that fits in a row of 2 tokens"):
+        read(replace(recipe, batch=replace(recipe.batch, length=2)))
+
+
+BATCHES = {"seen": [], "unseen tasks": []}
+
+
+@pytest.mark.parametrize(
+    ("best", "validation", "message"),
+    [
+        (BestConfig(patience=2), {}, "best: no task has test examples to validate on"),
+        (BestConfig(), {"unseen tasks": []}, "no training task has test examples, and the tasks that results are"),
+        (BestConfig(by="unseen/exact"), BATCHES, r"best.by is 'unseen/exact': write a validation set \(seen, unseen"),
+        (BestConfig(by="seen/bleu"), BATCHES, "best.by is 'seen/bleu': .* and a metric .*cross_entropy, exact"),
+    ],
+)
+def test_a_best_that_cannot_be_chosen_is_refused(best, validation, message):
+    with pytest.raises(UserError, match=message):
+        check_best(best, Sft, validation)

@@ -8,31 +8,31 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tiny_training import CONFIG, PAPER, SHAPE, SPEC, make_base, sampler
+from tiny_training import PAPER, SHAPE, SPEC, objective, sampler
 
-from t2l_jax.decoder import Decoder
-from t2l_jax.sharding import make_mesh, place_base, place_batch, replicated
-from t2l_jax.training import TrainState, make_step, make_validation
-from t2l_jax.training.objectives.sft import SftConfig
-from t2l_jax.training.producers import LoraTable
+from t2l_jax.sharding import make_mesh, place_batch, replicated
+from t2l_jax.training import OptimizerConfig, TrainState, make_optimizer, make_step, make_validation
+from t2l_jax.training.objectives import SftConfig
+from t2l_jax.training.trainees import LoraTable, Trainee
 
 PLAIN = SftConfig(label_smoothing=0.1, weight_l2=0.1, neftune=0.0, lora_dropout=0.0)
 TABLE = LoraTable(16, SPEC)  # compiled soon
 DRAW = sampler(replace(SHAPE, tasks=16), repeat=4).draw
 
 
+SGD = optax.sgd(0.1)
+
+
 def take_step(
-    sft: SftConfig, producer: Any, accumulate: int = 1, devices: int | None = None
+    sft: SftConfig, trainee: Trainee, accumulate: int = 1, devices: int | None = None
 ) -> tuple[TrainState, dict[str, Any]]:
-    """The state and metrics after a step from the producer's own initialisation, somewhat moved."""
-    optimizer = optax.sgd(0.1)
+    """The state and metrics after a step from the trainee's own initialisation, somewhat moved."""
     mesh = None if devices is None else make_mesh(data=devices)
-    params = jax.tree.map(lambda leaf: leaf + 0.01, producer.init(jax.random.key(0))["params"])
-    state, base, batch = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params)), make_base(), DRAW(0)
+    params = jax.tree.map(lambda leaf: leaf + 0.01, trainee.init(jax.random.key(0))["params"])
+    state, learn, batch = TrainState(jnp.zeros((), jnp.int32), params, SGD.init(params)), objective(sft), DRAW(0)
     if mesh is not None:
-        state, base, batch = jax.device_put(state, replicated(mesh)), place_base(mesh, base), place_batch(mesh, batch)
-    step = make_step(producer, Decoder(CONFIG), sft, optimizer, 0, accumulate=accumulate, mesh=mesh)
-    return step(state, {}, base, batch)
+        state, learn, batch = jax.device_put(state, replicated(mesh)), learn.place(mesh), place_batch(mesh, batch)
+    return make_step(trainee, SGD, 0, accumulate, mesh)(state, {}, learn, batch)
 
 
 def assert_close(found: Any, expected: Any) -> None:
@@ -59,24 +59,32 @@ def test_every_part_draws_its_own_noise():
 
 
 @dataclass(frozen=True)
-class Demanding:
-    """A producer with a loss of its own."""
+class Demanding(LoraTable):
+    """A trainee with a loss of its own."""
 
-    inner: Any
-
-    def init(self, key: Any) -> Any:
-        return self.inner.init(key)
-
-    def adapters(self, variables: Any, z: Any, task_ids: Any, key: Any = None) -> Any:
-        adapter, own = self.inner.adapters(variables, z, task_ids, key)
+    def adapters(self, variables: Any, conditions: Any, key: Any = None) -> Any:
+        adapter, own = super().adapters(variables, conditions, key)
         return adapter, own + 3.0
 
 
 def test_the_loss_that_is_logged_is_the_one_that_is_minimised():
-    plain, demanding = (take_step(PLAIN, producer)[1] for producer in (TABLE, Demanding(TABLE)))
-    assert (plain["producer_loss"], demanding["producer_loss"]) == (0, 3)
+    trainees = TABLE, Demanding(TABLE.num_tasks, SPEC)
+    plain, demanding = (take_step(PLAIN, trainee)[1] for trainee in trainees)
+    assert (plain["trainee_loss"], demanding["trainee_loss"]) == (0, 3)
     np.testing.assert_allclose(demanding["loss"], plain["loss"] + 3, rtol=1e-6)
-    validate = make_validation(Demanding(TABLE), Decoder(CONFIG), PLAIN)
-    found = validate(TABLE.init(jax.random.key(0))["params"], {}, make_base(), DRAW(0))
-    expected = found["cross_entropy"] + 0.1 * found["weight_penalty"] + 3
-    np.testing.assert_allclose(found["loss"], expected, rtol=1e-6)
+    validate = make_validation(trainees[1])
+    metrics = validate(TABLE.init(jax.random.key(0))["params"], {}, objective(PLAIN), DRAW(0))
+    expected = metrics["cross_entropy"] + 0.1 * metrics["weight_penalty"] + 3
+    np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-6)
+
+
+def test_equal_arguments_give_the_same_compiled_step():
+    """A second run in a process does not compile again; its base model may be another array of the same shape."""
+    step = make_step(TABLE, SGD, 0)
+    assert make_step(LoraTable(16, SPEC), SGD, 0) is step
+    assert make_step(LoraTable(16, SPEC), SGD, 1) is not step
+    assert make_optimizer(OptimizerConfig(), 5) is make_optimizer(OptimizerConfig(), 5)
+    take_step(PLAIN, TABLE)
+    compiled = step._cache_size()
+    take_step(PLAIN, TABLE)
+    assert step._cache_size() == compiled

@@ -11,17 +11,25 @@ import torch
 import transformers
 from torch.nn.functional import cross_entropy as torch_cross_entropy
 
+from t2l_jax.data.batch import Batch
 from t2l_jax.data.batches import Packed, TokenTable, collate, pack
 from t2l_jax.data.prompts import Encoded
 from t2l_jax.decoder import Decoder, logits
+from t2l_jax.hypernet import Condition
 from t2l_jax.io.base import load_base
 from t2l_jax.io.locations import resolve
 from t2l_jax.lora import Adapter, dense_delta
 from t2l_jax.training.answer_loss import CHUNK
-from t2l_jax.training.objectives.sft import Batch, SftConfig, neftune_noise, segment_sums, sft_loss, weight_penalty
+from t2l_jax.training.objectives.sft import Sft, SftConfig, neftune_noise, segment_sums, weight_penalty
 
 VOCAB = 97
-loss_of = jax.jit(sft_loss, static_argnums=(0, 4))
+
+
+@jax.jit
+def loss_of(objective, adapter, batch, key):
+    return objective.loss(adapter, batch, key)
+
+
 PLAIN = SftConfig(label_smoothing=0.0, weight_l2=0.0, neftune=0.0, lora_dropout=0.0)
 ROWS = [
     [Encoded((5, 6, 7), (8, 9, 2)), Encoded((11, 12, 13, 14, 15, 16), (2,))],
@@ -60,13 +68,17 @@ def adapters(llama):
     )
 
 
+def conditions(count: int) -> Condition:
+    return Condition(np.zeros((count, 4), np.float32), np.arange(count, dtype=np.int32))
+
+
 def batch_of(tasks: list[list[Encoded]], length: int = 16, packed: bool = False) -> Batch:
     """The examples of each task in one row, what they begin with once, or one to a row."""
     rows = [
         pack(TokenTable.of(task), np.arange(len(task)), 1, length) if packed else Packed((), [[one] for one in task])
         for task in tasks
     ]
-    batch = collate(rows, np.zeros((len(rows), 4), np.float32), np.arange(len(rows)), length)
+    batch = collate(rows, conditions(len(rows)), length)
     return jax.tree.map(jnp.asarray, batch)
 
 
@@ -98,16 +110,18 @@ def test_packing_changes_neither_loss_nor_gradients_nor_metrics(llama, adapters)
     first, _ = decoder.apply({"params": base}, jnp.asarray([tasks[0][0].prompt]), adapters[0])
     likeliest = int(jnp.argmax(logits(decoder.config, base, first[0, -1])))
     tasks[0].append(Encoded(tasks[0][0].prompt, (likeliest,)))
-    found = jax.jit(jax.value_and_grad(sft_loss, argnums=2, has_aux=True), static_argnums=(0, 4))
+    found = jax.jit(
+        jax.value_and_grad(lambda adapter, batch: Sft(base, decoder, PLAIN).loss(adapter, batch, None), has_aux=True)
+    )
     together = batch_of(tasks, 40, packed=True)
     assert [list(row[row == 1]) for row in np.asarray(together.segments[:, 0])] == [[1] * 4] * 2
-    (packed, metrics), gradients = found(decoder, base, adapters, together, PLAIN, None)
+    (packed, metrics), gradients = found(adapters, together)
     rows = [[[example] for example in task] for task in tasks]
     rows[0] += [[]] * (len(rows[1]) - len(rows[0]))
     rows[1] += [[]] * (len(rows[0]) - len(rows[1]))
-    apart = collate([Packed((), task) for task in rows], np.zeros((2, 4), np.float32), np.arange(2), 40)
+    apart = collate([Packed((), task) for task in rows], conditions(2), 40)
     alone = jax.tree.map(jnp.asarray, apart)
-    (expected, wanted), slopes = found(decoder, base, adapters, alone, PLAIN, None)
+    (expected, wanted), slopes = found(adapters, alone)
     np.testing.assert_allclose(packed, expected, rtol=1e-5)
     assert float(metrics["exact"]) == pytest.approx(float(wanted["exact"]))
     assert float(metrics["exact"]) >= 1 / 8 - 1e-6
@@ -117,19 +131,19 @@ def test_packing_changes_neither_loss_nor_gradients_nor_metrics(llama, adapters)
 
 def test_sft_loss_is_that_of_the_merged_model_row_by_row(llama, adapters):
     model, decoder, base = llama
-    loss, metrics = loss_of(decoder, base, adapters, batch_of(ROWS), PLAIN, None)
+    loss, metrics = loss_of(Sft(base, decoder, PLAIN), adapters, batch_of(ROWS), None)
     np.testing.assert_allclose(loss, torch_loss(model, adapters, ROWS), rtol=1e-4)
     np.testing.assert_allclose(metrics["cross_entropy"], loss, rtol=1e-6)
     swapped = jax.tree.map(lambda leaf: leaf[::-1], adapters)
-    assert abs(loss_of(decoder, base, swapped, batch_of(ROWS), PLAIN, None)[0] - loss) > 0.01
+    assert abs(loss_of(Sft(base, decoder, PLAIN), swapped, batch_of(ROWS), None)[0] - loss) > 0.01
 
 
 def test_labels_are_smoothed_in_training_only(llama, adapters):
     model, decoder, base = llama
     config = replace(PLAIN, label_smoothing=0.1)
-    loss = loss_of(decoder, base, adapters, batch_of(ROWS), config, jax.random.key(0))[0]
+    loss = loss_of(Sft(base, decoder, config), adapters, batch_of(ROWS), jax.random.key(0))[0]
     np.testing.assert_allclose(loss, torch_loss(model, adapters, ROWS, smoothing=0.1), rtol=1e-4)
-    loss = loss_of(decoder, base, adapters, batch_of(ROWS), config, None)[0]
+    loss = loss_of(Sft(base, decoder, config), adapters, batch_of(ROWS), None)[0]
     np.testing.assert_allclose(loss, torch_loss(model, adapters, ROWS), rtol=1e-4)
 
 
@@ -137,11 +151,11 @@ def test_an_example_weighs_the_same_however_long_its_answer(llama, adapters):
     """The loss of a batch is the mean of its examples' losses."""
     _, decoder, base = llama
     alone = [
-        loss_of(decoder, base, adapters[task : task + 1], batch_of([[example]]), PLAIN, None)[0]
+        loss_of(Sft(base, decoder, PLAIN), adapters[task : task + 1], batch_of([[example]]), None)[0]
         for task, examples in enumerate(ROWS)
         for example in examples
     ]
-    together = loss_of(decoder, base, adapters, batch_of(ROWS), PLAIN, None)[0]
+    together = loss_of(Sft(base, decoder, PLAIN), adapters, batch_of(ROWS), None)[0]
     np.testing.assert_allclose(together, np.mean(alone), rtol=1e-5)
 
 
@@ -159,8 +173,8 @@ def test_padding_changes_nothing(llama, adapters):
         targets=more(batch.targets, 7),
         weights=more(batch.weights, 0),
     )
-    _, expected = loss_of(decoder, base, adapters, batch, PLAIN, None)
-    _, found = loss_of(decoder, base, adapters, padded, PLAIN, None)
+    _, expected = loss_of(Sft(base, decoder, PLAIN), adapters, batch, None)
+    _, found = loss_of(Sft(base, decoder, PLAIN), adapters, padded, None)
     for name, value in expected.items():
         np.testing.assert_allclose(found[name], value, rtol=1e-5, err_msg=name)
 
@@ -173,7 +187,7 @@ def test_exact_is_the_share_of_answers_whose_every_token_is_the_likeliest(llama,
     greedy[1][0] = (greedy[1][0] + 1) % VOCAB
     rows = [[Encoded(prompts[t][r], (greedy[t][r],)) for r in range(2)] for t in range(2)]
     nothing = jax.tree.map(jnp.zeros_like, adapters)
-    _, metrics = loss_of(decoder, base, nothing, batch_of(rows), PLAIN, None)
+    _, metrics = loss_of(Sft(base, decoder, PLAIN), nothing, batch_of(rows), None)
     assert float(metrics["exact"]) == pytest.approx(0.75)
 
 
@@ -183,7 +197,7 @@ def test_without_a_key_nothing_is_random_and_with_one_everything_that_is_configu
 
     def loss(config: SftConfig, seed: int | None) -> float:
         key = None if seed is None else jax.random.key(seed)
-        return float(loss_of(decoder, base, adapters, batch, config, key)[0])
+        return float(loss_of(Sft(base, decoder, config), adapters, batch, key)[0])
 
     still = loss(SftConfig(weight_l2=0.0), None)
     assert still == loss(PLAIN, None) == pytest.approx(loss(PLAIN, 0), rel=1e-6)
@@ -198,7 +212,7 @@ def test_weight_penalty_is_a_mean_of_squares_per_side_summed_over_modules(llama,
     assert len(squares) == 4
     np.testing.assert_allclose(weight_penalty(adapters), sum(squares), rtol=1e-6)
     _, decoder, base = llama
-    loss, metrics = loss_of(decoder, base, adapters, batch_of(ROWS), replace(PLAIN, weight_l2=0.1), None)
+    loss, metrics = loss_of(Sft(base, decoder, replace(PLAIN, weight_l2=0.1)), adapters, batch_of(ROWS), None)
     np.testing.assert_allclose(loss - metrics["cross_entropy"], 0.1 * sum(squares), rtol=1e-4)
 
 
@@ -250,7 +264,7 @@ def test_scores_are_computed_at_supervised_positions_only(llama, adapters):
     batch = batch_of([[Encoded((1,) * 40, (2,))] * 2] * 2, length=40)
 
     def loss(adapter: Adapter) -> jax.Array:
-        return sft_loss(decoder, base, adapter, batch, SftConfig(), jax.random.key(0))[0]
+        return Sft(base, decoder).loss(adapter, batch, jax.random.key(0))[0]
 
     found = shapes_in(jax.make_jaxpr(jax.grad(loss))(adapters).jaxpr)
     over_vocabulary = {shape for shape in found if VOCAB in shape}
