@@ -1,10 +1,12 @@
-"""A thousand descriptions to a thousand adapters: how fast in compute, how fast to disk, and through five SIGKILLs.
+"""How fast do a thousand descriptions become a thousand adapters, in compute and on disk, through five SIGKILLs?
 
-Command (about 3 minutes and 2 GB of temporary disk): python experiments/bulk_speed.py
+Command: python -m experiments.benchmarks.bulk_speed         (3 minutes on 2 cores, 2 GB of temporary disk)
+Answer:  hundreds a second in compute, some tens to disk, and a killed run ends with the same adapters
+         (results/bulk_speed)
 
-Compute is the vmapped hypernetwork on batches of embeddings, outputs left on the device; its rate is compared with that
-of a large float32 matrix product measured beside it, and with one description at a time in the same run. To disk is
-`t2l generate --from`, text encoder, process start and all; it is then run again and killed five times on the way.
+Compute is the vmapped hypernetwork on batches of embeddings, outputs left on the device, next to a large float32 matrix
+product measured beside it and to one description at a time. To disk is `t2l generate --from`, with text encoder and
+process start; it is then run again and killed on the way.
 """
 
 import json
@@ -16,16 +18,18 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
 from safetensors.numpy import load_file
-from sft_speed import matmul_rate
-from turns import timed
 
 import t2l_jax
+from experiments.benchmarks.sft_speed import matmul_rate
+from experiments.tools.results import RESULTS, write
+from experiments.tools.turns import timed
 from t2l_jax.data import words
 from t2l_jax.model import Model
 
@@ -40,6 +44,7 @@ class BulkSpeed:
     model: str | None = None
     """Hypernetwork. Default: the one in the package."""
     rounds: int = 5
+    out: Path = RESULTS / "bulk_speed"
 
 
 def flops(model: Model) -> int:
@@ -53,8 +58,8 @@ def flops(model: Model) -> int:
     return total
 
 
-def measure_compute(model: Model, args: BulkSpeed) -> None:
-    """Print adapters/s in batches and one at a time, and the share of the matmul rate."""
+def measure_compute(model: Model, args: BulkSpeed) -> list[dict[str, Any]]:
+    """Adapters a second in batches and one at a time, and the batches' share of the matmul rate."""
     z = np.random.default_rng(0).standard_normal((args.batch, model.config.hypernet.task.dim), dtype=np.float32)
 
     def batch() -> None:
@@ -71,14 +76,18 @@ def measure_compute(model: Model, args: BulkSpeed) -> None:
         singles.append(min(timed(single) for _ in range(5)))
     work, each = flops(model), statistics.median(batches)
     share = statistics.median(work / seconds / rate for seconds, rate in zip(batches, rates, strict=True))
-    print(f"{work / 1e9:.3f} GFLOP an adapter; matmul rate {statistics.median(rates) / 1e9:.0f} GFLOP/s")
-    slowest, fastest = 1 / max(batches), 1 / min(batches)
-    print(
-        f"compute, batches of {args.batch}: {1 / each:.0f} adapters/s ({slowest:.0f} to {fastest:.0f}), "
-        f"{share:.0%} of the matmul rate"
-    )
     one = statistics.median(singles)
-    print(f"compute, one at a time: {1 / one:.0f} adapters/s; the batch is {one / each:.1f} times as fast")
+    found = [
+        ("GFLOP an adapter", round(work / 1e9, 3)),
+        ("GFLOP/s of a matrix product", round(statistics.median(rates) / 1e9)),
+        (f"adapters/s, batches of {args.batch}", round(1 / each)),
+        ("slowest batch, adapters/s", round(1 / max(batches))),
+        ("fastest batch, adapters/s", round(1 / min(batches))),
+        ("percent of the matrix product's rate", round(100 * share)),
+        ("adapters/s, one at a time", round(1 / one)),
+        ("batches, times as fast", round(one / each, 1)),
+    ]
+    return [{"compute": name, "value": value} for name, value in found]
 
 
 def whole(out: Path) -> int:
@@ -87,7 +96,7 @@ def whole(out: Path) -> int:
 
 
 def run_command(args: BulkSpeed, requests: Path, out: Path, until: int | None = None) -> bool:
-    """Run t2l generate, killed as soon as so many adapters are there; return whether it ended by itself."""
+    """Run t2l generate, killed once `until` adapters are there; return whether it ended by itself."""
     command = [sys.executable, "-c", "from t2l_jax.cli import main; main()", "generate"]
     command += ["--from", str(requests), "--out", str(out), "--batch", str(args.batch)]
     process = subprocess.Popen(command if args.model is None else [*command, "--model", args.model])
@@ -107,7 +116,7 @@ def largest_difference(one: Path, other: Path) -> float:
 def main(args: BulkSpeed) -> None:
     """Compute, disk, kills."""
     model = t2l_jax.load(args.model)
-    measure_compute(model, args)
+    compute = measure_compute(model, args)
     texts = [text for task in words.unseen_tasks(0, 0) for text in task.unseen_descriptions][: args.count]
     with tempfile.TemporaryDirectory() as scratch:
         requests = Path(scratch) / "tasks.jsonl"
@@ -117,9 +126,6 @@ def main(args: BulkSpeed) -> None:
         start = time.perf_counter()
         assert run_command(args, requests, once)
         seconds = time.perf_counter() - start
-        print(
-            f"to disk, whole command: {len(texts)} adapters in {seconds:.1f} s, {len(texts) / seconds:.0f} adapters/s"
-        )
         counts = []
         for kill in range(args.kills):
             assert not run_command(args, requests, out, until=len(texts) * (kill + 1) // (args.kills + 1))
@@ -127,9 +133,17 @@ def main(args: BulkSpeed) -> None:
         assert run_command(args, requests, out)
         left = [path.name for path in out.iterdir() if path.name.startswith(".")]
         manifest = len((out / "manifest.jsonl").read_text().splitlines())
-        print(f"whole adapters after each SIGKILL: {counts}; at the end {manifest} in the manifest, {left} left over")
         differences = [largest_difference(once / f"a{i}", out / f"a{i}") for i in range(len(texts))]
-        print(f"largest difference from the undisturbed run's adapters: {max(differences):.1e}")
+    disk = [
+        ("adapters", len(texts)),
+        ("seconds, whole command", round(seconds, 1)),
+        ("adapters/s", round(len(texts) / seconds)),
+        *((f"whole adapters after SIGKILL {kill + 1}", count) for kill, count in enumerate(counts)),
+        ("adapters in the manifest at the end", manifest),
+        ("temporary files left over", len(left)),
+        ("largest difference from a run left alone", float(f"{max(differences):.1e}")),
+    ]
+    write(args.out, {"Compute": compute, "To disk": [{"to disk": name, "value": value} for name, value in disk]})
 
 
 if __name__ == "__main__":

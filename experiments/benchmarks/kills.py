@@ -1,17 +1,14 @@
-"""A run that is killed twenty times at random moments, next to an undisturbed one: the same curves, bit for bit.
+"""Does a run that is killed twenty times at random moments end like one that was left alone, bit for bit?
 
-Command (about 4 minutes on two CPU cores): python experiments/kills.py
-Result: 20 kills, nine of them while a checkpoint was saved: 2,067 of 2,067 lines and all parameters are equal
-        (results/kills.txt)
+Command: python -m experiments.benchmarks.kills                                                (4 minutes on 2 cores)
+Answer:  yes: every line of metrics and every parameter is equal (results/kills)
 
 Both train a tiny hypernetwork on a tiny random decoder, with noise, dropout, validation and checkpoints. Each process
-of the disturbed run gets SIGKILL after a random time, be it while it starts (every fifth), trains, validates or saves,
-and is started again in the same folder. Compared are every line of metrics.jsonl, rates per second left out, and every
-bit of the parameters that come out.
+of the disturbed run gets SIGKILL after a random time, while it starts (every fifth), trains, validates or saves, and is
+started again in the same folder. Compared are metrics.jsonl without its rates per second, and the parameters.
 """
 
 import os
-import platform
 import random
 import subprocess
 import sys
@@ -24,14 +21,14 @@ import jax
 import numpy as np
 import tyro
 
-ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+ROOT = Path(__file__).parents[2]
+sys.path.append(str(ROOT / "tests"))
 
 import tiny_training  # noqa: E402
 from safetensors.numpy import save_file  # noqa: E402
 from tiny_training import curves  # noqa: E402
 
-from t2l_jax.io.session import cpu_name  # noqa: E402
+from experiments.tools.results import RESULTS, write  # noqa: E402
 from t2l_jax.training import LoopConfig  # noqa: E402
 from t2l_jax.training.log import read_records  # noqa: E402
 from t2l_jax.training.objectives.sft import Batch  # noqa: E402
@@ -45,13 +42,14 @@ class Kills:
 
     kills: int = 20
     longest: float = 3.0
-    """Seconds that a process trains (every fifth: lives) at most before it is killed; drawn uniformly."""
+    """Longest time, in seconds, that a process trains (every fifth: lives) before it is killed; drawn uniformly."""
     steps: int = 2000
     pause: float = 0.02
     """Seconds that a batch takes to make, so that a step is not over too soon to be hit."""
     seed: int = 0
     train: Path | None = None
     """Train in this folder and do nothing else: what the processes do."""
+    out: Path = RESULTS / "kills"
 
 
 def train(args: Kills, folder: Path) -> None:
@@ -89,7 +87,7 @@ def start(args: Kills, folder: Path, cache: Path) -> subprocess.Popen:
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }
-    return subprocess.Popen([sys.executable, __file__, *options], env=environment)
+    return subprocess.Popen([sys.executable, "-m", "experiments.benchmarks.kills", *options], env=environment, cwd=ROOT)
 
 
 def main(args: Kills) -> None:
@@ -97,13 +95,12 @@ def main(args: Kills) -> None:
     if args.train is not None:
         train(args, args.train)
         return
-    print(f"{cpu_name()}, {os.cpu_count()} cores, Python {platform.python_version()}, jax {jax.__version__}")
-    moments = random.Random(args.seed)
+    moments, rows = random.Random(args.seed), []
     with tempfile.TemporaryDirectory() as scratch:
         alone, killed, cache = (Path(scratch) / name for name in ("alone", "killed", "cache"))
         begin = time.perf_counter()
         assert start(args, alone, cache).wait() == 0
-        print(f"undisturbed: {args.steps} steps in {time.perf_counter() - begin:.0f} s")
+        seconds = round(time.perf_counter() - begin)
         for kill in range(args.kills):
             (killed / STEPPING).unlink(missing_ok=True)
             process, moment = start(args, killed, cache), moments.uniform(0, args.longest)
@@ -116,13 +113,21 @@ def main(args: Kills) -> None:
                 process.wait()
             lines = read_records(killed / "metrics.jsonl")
             step = lines[-1]["step"] if lines else 0
-            print(f"SIGKILL {kill + 1} after {moment:4.1f} s, metrics until step {step}", flush=True)
+            rows.append({"SIGKILL": kill + 1, "after, s": round(moment, 1), "metrics until step": step})
+            print(rows[-1], flush=True)
         assert start(args, killed, cache).wait() == 0
         first, second = curves(alone), curves(killed)
         equal = sum(a == b for a, b in zip(first, second, strict=True))
-        print(f"metrics: {equal} of {len(first)} lines are equal")
         weights = [(folder / "variables.safetensors").read_bytes() for folder in (alone, killed)]
-        print(f"parameters: {'equal' if weights[0] == weights[1] else 'DIFFERENT'}, {len(weights[0])} bytes")
+    comparison = [
+        ("steps", args.steps),
+        ("seconds of the run left alone", seconds),
+        ("lines of metrics", len(first)),
+        ("equal lines", equal),
+        ("bytes of parameters", len(weights[0])),
+        ("parameters", "equal" if weights[0] == weights[1] else "DIFFERENT"),
+    ]
+    write(args.out, {"Comparison": [{"what": name, "value": value} for name, value in comparison], "Kills": rows})
 
 
 if __name__ == "__main__":

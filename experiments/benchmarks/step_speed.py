@@ -1,11 +1,10 @@
-"""Seconds of a training step on an accelerator, next to its floor.
+"""How many seconds does a training step take on an accelerator, next to its floor?
 
-Command: python experiments/step_speed.py      (50 seconds on an H200)
-Result:  64 rows of 256 tokens take 56 ms with rematerialisation (292,000 tokens a second) and 73 ms without; the floor
-         is 10 ms. The version before, without rematerialisation: 96 ms (results/step_speed.txt)
+Command: python -m experiments.benchmarks.step_speed                                       (50 seconds on an H200)
+Answer:  some five times the floor, and with rematerialisation less than without (results/step_speed)
 
 The hypernetwork L writes adapters for SmolLM2-135M's shape and learns through them, as smollm2_family.py does; weights
-and tokens are random, so nothing needs to be there. Every fifth token is supervised. The floor is the base model's
+and tokens are random, so nothing needs to be downloaded. Every fifth token is supervised. The floor is the base model's
 products with its weights alone, once forward and once back (frozen weights have no gradient), at the rate that a large
 square product in bfloat16 reaches on the same device.
 """
@@ -13,14 +12,16 @@ square product in bfloat16 reaches on the same device.
 import statistics
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from stepper import stepper
-from turns import timed
 
+from experiments.tools.results import RESULTS, write
+from experiments.tools.stepper import stepper
+from experiments.tools.turns import timed
 from t2l_jax.decoder import DecoderConfig
 from t2l_jax.decoder.attention import AttentionConfig
 from t2l_jax.hypernet import HypernetConfig
@@ -47,6 +48,7 @@ class StepSpeed:
     """Tokens of a row."""
     steps: int = 20
     """Steps that are timed."""
+    out: Path = RESULTS / "step_speed"
 
 
 def make_batch(args: StepSpeed) -> Batch:
@@ -80,9 +82,8 @@ def main(args: StepSpeed) -> None:
     places = args.tasks * args.length
     flops = 4 * weights * places + 4 * SHAPE.vocab_size * SHAPE.width * float((batch.weights > 0).sum())
     rate = peak()
-    device = f"{jax.devices()[0].device_kind}, jax {jax.__version__}"
-    print(f"{device}: {args.tasks} rows of {args.length}, bfloat16")
-    print(f"floor: {flops / 1e12:.1f} TFLOP at {rate / 1e12:.0f} TFLOP/s: {1e3 * flops / rate:.1f} ms")
+    floor = {"TFLOP": round(flops / 1e12, 1), "TFLOP/s": round(rate / 1e12), "ms": round(1e3 * flops / rate, 1)}
+    rows = []
     spec = SHAPE.lora_spec()
     for label, producer, remat in (
         ("hypernetwork L", HypernetProducer(HypernetConfig(), spec), False),
@@ -93,9 +94,13 @@ def main(args: StepSpeed) -> None:
         run = partial(stepper(producer, decoder, base, lora_dropout=0.0), batch)
         run()  # compiles
         seconds = [timed(run) for _ in range(args.steps)]
-        typical = statistics.median(seconds)
-        spread = f"{1e3 * min(seconds):.1f} to {1e3 * max(seconds):.1f}"
-        print(f"{label}: {1e3 * typical:.1f} ms ({spread}), {places / typical:,.0f} tokens/s", flush=True)
+        typical, low, high = (
+            round(1e3 * value, 1) for value in (statistics.median(seconds), min(seconds), max(seconds))
+        )
+        rate = round(places / statistics.median(seconds))
+        rows.append({"trained": label, "ms": typical, "fastest": low, "slowest": high, "tokens/s": rate})
+        print(rows[-1], flush=True)
+    write(args.out, {f"{args.tasks} rows of {args.length} tokens, bfloat16": rows, "Floor": [floor]})
 
 
 if __name__ == "__main__":

@@ -1,12 +1,9 @@
 """The mean of the weights of several folders, as one folder: of models, or of adapters for a text encoder.
 
-Command: python experiments/mean_weights.py runs/encoder8 runs/encoder9 --out runs/encoder10          (a second)
-Result:  the adapter of the published text encoder. Weights that began from one another have a mean that works: single
-         descriptions of tasks that no encoder has read are 0.109 (encoder8), 0.106 (encoder9) and 0.103 (the mean of
-         both) from where encoder5 puts the mean of their task (wording_distance.py)
+Command: python -m experiments.tools.mean_weights FOLDER FOLDER --out FOLDER                               (a second)
 
-Every file with the ending .safetensors is averaged, the others (a model's config.json, with the adapters' alpha) are
-those of the first folder.
+Weights that began from one another have a mean that works. Every file that ends in .safetensors is averaged; the other
+files are those of the first folder.
 """
 
 import shutil

@@ -1,9 +1,7 @@
-"""Two sides of a speed comparison that take turns, each in a process of its own, and the last of a turn's calls counts.
+"""Two sides of a speed comparison that take turns, each in a process of its own; the last call of a turn counts.
 
-A turn is two calls, a process's first one three: on a GPU our second step took 1.1 to 1.5 s, later ones a thirtieth.
-
-Training repeats one step. After the other side's turn memory is cold, or a guest machine has handed it back to its
-host: the step of oracle_speed.py that takes 3.7 s when repeated took 5.8 s then, and 7.2 s with both in one process.
+A turn is two calls, a process's first turn three: right after the other side's turn memory is cold, and the first steps
+on a GPU take many times as long as later ones. Training repeats one step, so the warm step is what is timed.
 """
 
 import multiprocessing
@@ -15,8 +13,13 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 Turn = Callable[..., float]
-OURS, OURS_NARROW = "t2l_jax, float32", "t2l_jax, narrow"
-THEIRS, THEIRS_NARROW = "PyTorch + peft, float32", "PyTorch + peft, autocast to bfloat16"
+OURS, OURS_BF16 = "t2l_jax, float32", "t2l_jax, bfloat16"
+THEIRS, THEIRS_BF16 = "PyTorch + peft, float32", "PyTorch + peft, bfloat16 autocast"
+RATIOS = (
+    ("both in float32", OURS, THEIRS),
+    ("ours in bfloat16, PyTorch in float32", OURS_BF16, THEIRS),
+    ("both in bfloat16", OURS_BF16, THEIRS_BF16),
+)
 
 
 def timed(function: Callable[[], object]) -> float:
@@ -54,28 +57,27 @@ def side(make: Callable[..., Callable[..., Any]], *args: Any) -> Iterator[Turn]:
 
 @contextmanager
 def four_sides(ours: Callable[..., Any], theirs: Callable[..., Any], *args: Any) -> Iterator[dict[str, Turn]]:
-    """Yield the turns of ours(*args, narrow) and theirs(*args, narrow), both in float32 and narrow, by name."""
+    """Yield, by name, the turns of ours(*args, bf16) and theirs(*args, bf16), both in float32 and in bfloat16."""
     with ExitStack() as stack:
         yield {
-            name: stack.enter_context(side(make, *args, narrow))
-            for name, make, narrow in (
+            name: stack.enter_context(side(make, *args, bf16))
+            for name, make, bf16 in (
                 (OURS, ours, False),
                 (THEIRS, theirs, False),
-                (OURS_NARROW, ours, True),
-                (THEIRS_NARROW, theirs, True),
+                (OURS_BF16, ours, True),
+                (THEIRS_BF16, theirs, True),
             )
         }
 
 
-def print_ratios(times: Mapping[str, Sequence[float]]) -> None:
-    """Print how many times as fast ours is, turn by turn: the median, with the smallest and the largest."""
-    for what, mine, plain in (
-        ("both in float32", OURS, THEIRS),
-        ("ours narrow, PyTorch in float32", OURS_NARROW, THEIRS),
-        ("both narrow", OURS_NARROW, THEIRS_NARROW),
-    ):
+def ratios(times: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
+    """How many times as fast ours is, turn by turn: median, smallest and largest."""
+    rows = []
+    for what, mine, plain in RATIOS:
         found = [slow / fast for slow, fast in zip(times[plain], times[mine], strict=True)]
-        print(f"  ratio, {what}: {statistics.median(found):.2f} ({min(found):.2f} to {max(found):.2f})", flush=True)
+        median, low, high = (round(value, 2) for value in (statistics.median(found), min(found), max(found)))
+        rows.append({"times as fast": what, "median": median, "lowest": low, "highest": high})
+    return rows
 
 
 def _serve(connection: Connection, make: Callable[..., Callable[..., Any]], args: tuple[Any, ...]) -> None:
