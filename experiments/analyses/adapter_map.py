@@ -1,12 +1,11 @@
-"""A map of adapters: are the adapters of similar descriptions similar, and where does each task lie?
+"""Are the adapters of similar descriptions similar, and where does each task's adapter lie?
 
-Command: python experiments/adapter_map.py --model smollm2-family --tasks family      (half a minute on two CPU cores)
-Result:  the nearest adapter is of the same task in 99% (cosine 0.97 against 0.33 over all pairs);
-         results/adapter_map.txt and adapter_map.png
+Command: python -m experiments.analyses.adapter_map                                      (half a minute on 2 cores)
+Answer:  the nearest adapter is almost always one of the same task's (results/adapter_map)
 
-For some tasks, drawn evenly from the unseen combinations, three unseen wordings each become adapters. Compared are the
-cosine similarity of two descriptions' embeddings with that of the changes B A that their adapters make, over all pairs.
-The picture shows the adapters' changes on their first two principal axes, coloured by kind of instance.
+For some tasks, drawn evenly from the unseen combinations of the family, three unseen wordings each become adapters.
+Compared are the cosine similarity of two descriptions' embeddings with that of the changes B A that their adapters
+make, over all pairs. The picture shows the changes on their first two principal axes, coloured by kind of instance.
 """
 
 import re
@@ -20,6 +19,7 @@ import numpy as np
 import tyro
 
 import t2l_jax
+from experiments.tools.results import RESULTS, write
 from t2l_jax.data.sources import read_tasks
 from t2l_jax.data.tasks import spread
 from t2l_jax.lora import Adapter
@@ -41,7 +41,7 @@ class AdapterMap:
     split: str = "unseen combinations"
     most: int = 160
     """Tasks at most."""
-    out: Path = Path("experiments/results/adapter_map.png")
+    out: Path = RESULTS / "adapter_map"
 
 
 def gram(adapters: Adapter) -> np.ndarray:
@@ -65,7 +65,7 @@ def cosines(products: np.ndarray) -> np.ndarray:
 
 
 def main(args: AdapterMap) -> None:
-    """Print the comparison and draw the map."""
+    """Write the comparison and draw the map."""
     model = t2l_jax.load(args.model)
     usable = [task for task in read_tasks(args.tasks)[args.split] if len(task.unseen_descriptions) >= WORDINGS]
     tasks = spread(usable, args.most)
@@ -78,16 +78,24 @@ def main(args: AdapterMap) -> None:
     kinds = [re.split(r"[._]", task.name)[0] for task in tasks]
     kind = np.repeat(np.unique(kinds, return_inverse=True)[1], WORDINGS)
     relatives = (kind[:, None] == kind) & ~same
-    print(f"{len(tasks)} tasks of {args.tasks}, {args.split}, {WORDINGS} unseen wordings each")
-    print("pairs                    cosine of descriptions  cosine of adapters")
+    rows = []
     for name, pairs in (("one task, two wordings", same), ("one kind of instance", relatives), ("all", ~same)):
         chosen = pairs & above
-        print(f"{name:24} {by_text[chosen].mean():22.3f} {by_weight[chosen].mean():19.3f}")
+        text, weight = (round(float(similar[chosen].mean()), 3) for similar in (by_text, by_weight))
+        rows.append({"pairs": name, "cosine of descriptions": text, "cosine of adapters": weight})
     chosen = ~same & above
-    print(f"correlation of the two over different tasks: {np.corrcoef(by_text[chosen], by_weight[chosen])[0, 1]:.3f}")
+    correlation = np.corrcoef(by_text[chosen], by_weight[chosen])[0, 1]
+    nearest = {}
     for name, similar in (("descriptions", by_text), ("adapters", by_weight)):
-        nearest = np.argmax(np.where(np.eye(len(owner), dtype=bool), -np.inf, similar), axis=1)
-        print(f"the nearest of the {name} is of the same task: {np.mean(owner[nearest] == owner):.1%}")
+        found = np.argmax(np.where(np.eye(len(owner), dtype=bool), -np.inf, similar), axis=1)
+        nearest[name] = round(100 * float(np.mean(owner[found] == owner)), 1)
+    title = f"{len(tasks)} tasks of {args.tasks}, {args.split}, {WORDINGS} unseen wordings each"
+    summary = {
+        "correlation of the two cosines over different tasks": round(float(correlation), 3),
+        "nearest description is of the same task, %": nearest["descriptions"],
+        "nearest adapter is of the same task, %": nearest["adapters"],
+    }
+    write(args.out, {title: rows, "Summary": [summary]})
     centred = products - products.mean(0) - products.mean(1, keepdims=True) + products.mean()
     values, vectors = np.linalg.eigh(centred)
     places = vectors[:, -2:][:, ::-1] * np.sqrt(values[-2:][::-1])
@@ -101,7 +109,7 @@ def main(args: AdapterMap) -> None:
         ylabel=f"second ({share[1]:.0%})",
     )
     axes.legend(fontsize="small")
-    figure.savefig(args.out, dpi=120)
+    figure.savefig(args.out / "curves.png", dpi=120)
 
 
 if __name__ == "__main__":

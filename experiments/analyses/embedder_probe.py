@@ -1,21 +1,23 @@
-"""What can be read from z? A linear probe finds the primitives of a task in the embedding of its description.
+"""What can a linear probe read from z, the embedding of a description?
 
-Command: python experiments/embedder_probe.py      (5 minutes on two CPU cores, most of it SmolLM2 as an encoder)
-Result:  all primitives in 88% of unseen wordings with smollm2-family's adapter, in 26% without it, when
-         there were fewer training wordings (results/embedder_probe.txt)
+Command: python -m experiments.analyses.embedder_probe     (5 minutes on 2 cores, most of it SmolLM2 as an encoder)
+Answer:  all operations of most unseen wordings with the packaged encoder's adapter, of a quarter without it
+         (results/embedder_probe)
 
 A hypernetwork's first layer is linear, so what ridge regression finds in z is what it is handed. The probe is fitted on
-training descriptions of some of the family's training tasks and tried on unseen combinations: on their training
-wordings, and on wordings that share no template and no phrase with training. Share of descriptions whose primitive is
-found, in percent; `all` has every primitive right (the kind is left out, since the instance shows it).
+training descriptions of training tasks of the family and tried on unseen combinations: on training wordings, and on
+wordings that share no template and no phrase with training. `all` has every operation right (the kind is left out,
+since the instance shows it).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import tyro
 
+from experiments.tools.results import RESULTS, write
 from t2l_jax.data.family import TRAIN_WORDINGS, UNSEEN_WORDINGS, phrasing
 from t2l_jax.data.family.split import Combination, combinations
 from t2l_jax.data.tasks import evenly
@@ -39,10 +41,11 @@ class Probe:
     )
     tasks: int = 1000
     """Training tasks, with four descriptions each."""
+    out: Path = RESULTS / "embedder_probe"
 
 
 def described(members: Sequence[Combination], count: int, held_out: bool) -> tuple[list[str], list[Combination]]:
-    """So many descriptions of each combination, drawn evenly from all of its wordings, and whose each is."""
+    """`count` descriptions of each combination, drawn evenly from all of its wordings, and whose each is."""
     texts, owners = [], []
     for member in members:
         every = phrasing.descriptions(member, UNSEEN_WORDINGS if held_out else TRAIN_WORDINGS, held_out=held_out)
@@ -57,12 +60,11 @@ def names_of(members: Sequence[Combination], part: str) -> list[str]:
 
 
 def main(args: Probe) -> None:
-    """Print a line for each encoder and side of the wordings."""
+    """Write a row for each encoder and side of the wordings."""
     train, unseen = evenly(combinations()["train"], args.tasks), combinations()["unseen combinations"]
-    sides = {"training wordings": described(unseen, 2, False), "unseen wordings": described(unseen, 2, True)}
+    sides = {"training": described(unseen, 2, False), "unseen": described(unseen, 2, True)}
     texts, owners = described(train, 4, False)
-    print(f"fitted on {len(texts)} descriptions; percent of {len(sides['unseen wordings'][0])} found")
-    print("encoder                              wordings           " + "".join(f"{n:>11}" for n in (*PARTS, "all")))
+    rows = []
     for source in args.encoders:
         encoder = load_encoder(source)
 
@@ -74,14 +76,17 @@ def main(args: Probe) -> None:
         gram = z.T @ z + RIDGE * np.eye(z.shape[1])
         for side, (some, truth) in sides.items():
             found, right = read(some), np.ones(len(some), bool)
-            cells = []
+            row: dict[str, float | str] = {"encoder": source, "wordings": side}
             for name in PARTS:
                 labels, index = np.unique(names_of(owners, name), return_inverse=True)
                 weights = np.linalg.solve(gram, z.T @ np.eye(len(labels))[index])
                 hit = labels[np.argmax(found @ weights, axis=1)] == names_of(truth, name)
                 right &= hit
-                cells.append(np.mean(hit))
-            print(f"{source:36} {side:18}" + "".join(f"{cell:11.1%}" for cell in (*cells, np.mean(right))), flush=True)
+                row[name] = round(100 * float(np.mean(hit)), 1)
+            rows.append(row | {"all": round(100 * float(np.mean(right)), 1)})
+            print(rows[-1], flush=True)
+    count = len(sides["unseen"][0])
+    write(args.out, {f"Percent of {count} descriptions; fitted on {len(texts)}": rows})
 
 
 if __name__ == "__main__":

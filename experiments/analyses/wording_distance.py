@@ -1,14 +1,13 @@
 """How far is the z of one description from the mean of its task, for tasks that no text encoder has read?
 
-Command: python experiments/wording_distance.py --tasks FOLDER --registry FILE --towards runs/encoder5
-         --encoders runs/encoder5 runs/encoder7 runs/encoder8 runs/encoder9 runs/encoder10     (a minute on 2 CPU cores)
-Result:  descriptions of 20 held-out tasks of the registry are 0.174 from the means with encoder7, 0.109 with encoder8,
-         0.106 with encoder9 and 0.103 with encoder10; those of 15 unseen real tasks 0.161, 0.149, 0.152 and 0.148
-         (results/wording_distance.txt)
+Command: python -m experiments.analyses.wording_distance --tasks FOLDER --registry FILE --towards runs/packaged/encoder5
+             --encoders runs/packaged/encoder5 runs/packaged/encoder10                      (a minute on 2 cores)
+Answer:  reading the registry's descriptions brings its held-out tasks two fifths nearer, other real tasks a little
+         (results/wording_distance)
 
-Squared distance, averaged over z's elements (whose squares have the mean 1), between the z of unseen wordings and the
-mean of 16 others under the encoder `towards`: what experiments/wording_encoder.py makes small for the tasks that it
-reads. `nearest`: how often that mean is nearer than any other task's.
+Squared distance, averaged over z's elements (whose squares have mean 1), between the z of unseen wordings and the mean
+of 16 others under the encoder `towards`: what wording_encoder.py makes small. `nearest`: how often that mean is nearer
+than any other task's.
 """
 
 from dataclasses import dataclass
@@ -16,8 +15,9 @@ from pathlib import Path
 
 import numpy as np
 import tyro
-from wording_encoder import Described, WordingEncoder, other_tasks
 
+from experiments.recipes.wording_encoder import Described, WordingEncoder, other_tasks
+from experiments.tools.results import RESULTS, write
 from t2l_jax.data.tasks import load_tasks, named_like
 from t2l_jax.encoder import load_encoder
 from t2l_jax.io.locations import cache_folder
@@ -37,6 +37,7 @@ class WordingDistance:
     encoders: tuple[str, ...]
     only: tuple[str, ...] = ("sni_*", "ni_*", "ii_*")
     """Of the unseen real tasks."""
+    out: Path = RESULTS / "wording_distance"
 
 
 def unseen_real(folder: Path, only: tuple[str, ...]) -> list[tuple[Described, tuple[str, ...]]]:
@@ -52,7 +53,8 @@ def unseen_real(folder: Path, only: tuple[str, ...]) -> list[tuple[Described, tu
 
 
 def main(args: WordingDistance) -> None:
-    """Print a line for each encoder and kind of task."""
+    """Write a row for each encoder and kind of task."""
+    rows = []
     _, _, held_out = other_tasks(WordingEncoder(out=Path(), registry=args.registry))
     kinds = {
         "held-out tasks of the registry": [(task, task.descriptions[-UNSEEN:]) for task in held_out],
@@ -68,7 +70,9 @@ def main(args: WordingDistance) -> None:
             far = np.mean([np.square(z - mean).mean() for z, mean in zip(found, means, strict=True)])
             directions = means / np.linalg.norm(means, axis=1, keepdims=True)
             nearest = np.mean([np.mean(np.argmax(z @ directions.T, 1) == place) for place, z in enumerate(found)])
-            print(f"{source:20} {kind:32} ({len(tasks)}) distance {far:.3f}, nearest {nearest:6.1%}", flush=True)
+            row = {"encoder": Path(source).name, "tasks": kind, "count": len(tasks)}
+            rows.append(row | {"distance": round(float(far), 3), "nearest, %": round(100 * float(nearest), 1)})
+    write(args.out, {"Distance to the mean of the task": rows})
 
 
 if __name__ == "__main__":
