@@ -1,52 +1,16 @@
-"""Over tasks, does an adapter from a description help with tasks that were never trained on? Real tasks, in folds.
+"""Over tasks, does an adapter from a description help with real tasks that were never trained on?
 
-Fifteen unseen real tasks cannot tell: even the means of misaligned adapters and of the tasks' own LoRAs have intervals
-that overlap there (results/smollm2_family/real.md). So 132 real training tasks are dealt out to three folds. For each
-fold a hypernetwork and a multi-task LoRA learn from the other two folds and from the family, and answer for the fold's
-tasks, whose descriptions and examples they have not read; nor has the text encoder. Every task is unseen once.
+Command: python -m experiments.studies.task_folds plan --tasks FOLDER --registry FILE       (prints all commands in order:
+         9 minutes of an H200 for the six runs side by side, two hours of 2 CPU cores for the rest)
+Answer:  yes, where answers are written: more than another task's adapter and than one LoRA for all tasks; where answers
+         are labels nothing can be told (results/task_folds)
 
-Commands: python experiments/wording_encoder.py --registry FILE --out runs/registry1 --steps 300 --real-share 0
-              --registry-share 0.5
-          the same to runs/registry2 with --start runs/registry1 --towards runs/registry1 --wordings 4 --steps 600
-              --learning-rate 1e-3                                                        (20 minutes on 2 CPU cores)
-          python experiments/task_folds.py deal --tasks FOLDER --out runs/folds
-          and for each K of 0, 1, 2, on an H200:
-          t2l train experiments/smollm2_family.py --out runs/hyperK --encoder runs/registry2 OPTIONS
-          t2l train experiments/multitask.py --out runs/multiK OPTIONS
-              where OPTIONS are --tasks family runs/folds/K --task-weights 1 1 --choice.wordings 8
-              --instruction-share 0 --compute.remat --steps 1300 --seed 17 --validate-every 1300 --checkpoint-every 1300
-          in runs/hyperK/model/config.json a lora.alpha of 13.6 in place of 16, and
-          t2l evaluate runs/hyperK/model --tasks runs/folds/K --splits 'unseen tasks' --examples 10 --wordings 3
-              --methods multitask misaligned aligned --multitask runs/multiK/adapters --out runs/foldK
-          and the same with --wordings 1 --methods base description few-shot --out runs/baseK
-              (in fold 2 without few-shot, which takes 20 minutes a fold)
-          python experiments/task_folds.py pool runs/fold? runs/base? --out table.md
-Time:     the six runs side by side 9 minutes on one H200 (41,000 tokens a second each), the evaluation an hour and a
-          half of 2 CPU cores with AMX
-Result:   aligned adapters 23.2 [19.6, 26.8], multi-task LoRAs 20.1 [16.6, 23.5], misaligned adapters 16.9 [13.5, 20.5];
-          task by task 3.1 [0.6, 5.6] more than the multi-task LoRA (over data sets [1.1, 5.1]) and 6.2 [3.1, 9.5] more
-          than misaligned. That is of the 88 tasks that are answered in writing: 13.9 [10.8, 17.1], 10.0 [7.2, 13.1],
-          6.1 [3.9, 8.5]; on the 44 answered by a label 41.7, 40.2 and 38.7, where the commonest label gets 45.0. Base
-          model with description 18.9; with three examples, in folds 0 and 1 only, 24.4, aligned adapters there 24.4.
-          Cross-entropy of the held-out tasks, by fold, 2.92, 2.97, 3.09 with the hypernetwork (at an alpha of 16) and
-          3.01, 3.47, 3.58 with the multi-task LoRA
-          (results/task_folds.md)
-
-The six runs have the same seed: of a fold, both learn from the same 21 million tokens in the same order, half of them
-of the family, which a LoRA for all tasks cannot know apart with the instance alone (the hypernetwork's matched
-baseline; one for real tasks alone was not trained). Learning rates are those of the two recipes. That adapters are used
-at an alpha of 13.6 was settled before, on other tasks. The text encoder has read the family's descriptions and those of
-363 tasks of the registry, none of which is a task of FOLDER, though some ask other questions about the same data. The
-tasks are dealt out by chance, as in FOLDER itself: 90 of 132 have a task of the same data set among those trained on.
-Of a held-out task's first ten questions none stands with its answer among what was trained on; of three tasks some
-stand there with another (ii_synonyms, ii_translation_en_es, ni_task031; counted by a script that was not kept). Three
-more of FOLDER's training tasks are no JSON and left out.
-
-The machine with the GPU had neither MiniLM nor the tasks: tokens and z were read here and sent there, z in float16, by
-a script that was not kept. The hypernetworks were stopped by SIGTERM after 1,090, 1,144 and 1,092 steps, validated, and
-went on from there to the end.
+132 real training tasks are dealt out to three folds. For each fold a hypernetwork and a multi-task LoRA learn from the
+other two folds and from the family, on the same rows in the same order, and answer for the fold's tasks, whose
+descriptions and examples they have not read; nor has the text encoder. Every task is unseen once.
 """
 
+import json
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -58,6 +22,7 @@ import numpy as np
 import tyro
 import yaml
 
+from experiments.tools import results
 from t2l_jax.data.tasks import load_tasks, read_yaml
 from t2l_jax.evaluation import report
 from t2l_jax.evaluation.bootstrap import REPLICATES
@@ -72,6 +37,45 @@ DATA_SET = re.compile(
     "sciq|squad|svamp|piqa|boolq|wic|yelp|commonsenseqa|cola|translation|essential_terms"
 )
 
+FOLDS = 3
+ENCODER = """
+python -m experiments.recipes.wording_encoder --registry {registry} --out runs/registry1 --steps 300 --real-share 0 \\
+    --registry-share 0.5
+python -m experiments.recipes.wording_encoder --registry {registry} --out runs/registry2 --steps 600 --real-share 0 \\
+    --registry-share 0.5 --start runs/registry1 --towards runs/registry1 --wordings 4 --learning-rate 1e-3
+python -m experiments.studies.task_folds deal --tasks {tasks} --out runs/folds
+"""
+OPTIONS = (
+    "--tasks family runs/folds/{fold} --task-weights 1 1 --selection.wordings 8 --instruction-share 0 --compute.remat "
+    "--steps 1300 --seed 17 --validate-every 1300 --checkpoint-every 1300"
+)
+FOLD = """
+t2l train experiments/recipes/smollm2_family.py --out runs/hyper{fold} --encoder runs/registry2 {options}
+t2l train experiments/recipes/multitask.py --out runs/multi{fold} {options}
+t2l publish runs/hyper{fold} --encoder runs/registry2 --alpha 13.6 --out runs/published{fold}
+t2l evaluate runs/published{fold} --tasks runs/folds/{fold} --splits 'unseen tasks' --examples 10 --wordings 3 \\
+    --methods multitask misaligned aligned --multitask runs/multi{fold}/adapters --out runs/fold{fold}
+t2l evaluate runs/published{fold} --tasks runs/folds/{fold} --splits 'unseen tasks' --examples 10 --wordings 1 \\
+    --methods base description few-shot --out runs/base{fold}
+"""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Print the commands of the study in order."""
+
+    tasks: str
+    """Folder of real tasks."""
+    registry: str
+    """The original's registry, one task a line (gzip)."""
+
+    def run(self) -> None:
+        """Print them."""
+        print(ENCODER.strip().format(tasks=self.tasks, registry=self.registry))
+        for fold in range(FOLDS):
+            print(FOLD.strip().format(fold=fold, options=OPTIONS.format(fold=fold)))
+        print("python -m experiments.studies.task_folds pool runs/fold? runs/base?")
+
 
 @dataclass(frozen=True)
 class Deal:
@@ -81,7 +85,7 @@ class Deal:
     """Folder of real tasks, each in a folder of its name; those of `use: test` are left out."""
     out: Path
     """Folder to write: 0/, 1/ and so on. The examples in it are links to the originals."""
-    folds: int = 3
+    folds: int = FOLDS
     seed: int = 0
 
     def run(self) -> None:
@@ -112,8 +116,7 @@ class Pool:
 
     evaluations: tyro.conf.Positional[tuple[Path, ...]]
     """Folders that `t2l evaluate --prompt instance` has written, of one fold each or of other methods."""
-    out: Path
-    """Markdown file to write."""
+    out: Path = results.RESULTS / "task_folds"
 
     def run(self) -> None:
         """Gather the answers and tabulate them as `t2l evaluate` does, and what it does not: by data set."""
@@ -142,9 +145,17 @@ class Pool:
         scores = report.gather(cells)
         lines = [line for line in report.entries(scores, metrics) if not line.task or line.split == HELD_OUT]
         notes.append(f"The commonest training label of each task in {len(commonest)} gets {mean(commonest):.1f}.")
-        text, over_sets = report.markdown(lines, list(dict.fromkeys(notes))), by_data_set(scores)
-        atomic_write(self.out, text + over_sets)
-        print(text[: text.index("## Task by task")] + over_sets)
+        notes, over_sets = list(dict.fromkeys(notes)), by_data_set(scores)
+        data = {
+            **results.provenance(),
+            "notes": notes,
+            "entries": [vars(line) for line in lines],
+            "over data sets": over_sets,
+        }
+        atomic_write(self.out / results.TABLE_JSON, json.dumps(data, indent=1) + "\n")
+        over = f"\n## Differences over data sets\n\n{results.markdown(over_sets)}"
+        atomic_write(self.out / results.TABLE_MD, report.markdown(lines, notes) + over)
+        print(report.markdown(lines, notes, single=False) + over)
 
 
 def commonest_label(settings: dict[str, Any], metrics: dict[str, str]) -> dict[str, float]:
@@ -163,16 +174,12 @@ def mean(values: dict[str, float]) -> float:
     return float(np.mean(list(values.values())))
 
 
-def by_data_set(scores: report.Scores) -> str:
+def by_data_set(scores: report.Scores) -> list[dict[str, Any]]:
     """The differences again, with intervals over data sets, and on how many tasks an aligned adapter is ahead.
 
     Of several tasks on one data set, all are drawn or none is; every task counts alike.
     """
-    lines = [
-        "\n## Differences over data sets\n",
-        "| aligned adapter - | tasks | points | interval over data sets | ahead | behind |",
-        "|---|---|---|---|---|---|",
-    ]
+    rows = []
     for _, minus in report.DIFFERENCES:
         for split in (HELD_OUT, WITH_LABELS, WRITTEN):
             pairs = {
@@ -186,12 +193,20 @@ def by_data_set(scores: report.Scores) -> str:
                 groups.setdefault(known[0] if known else task, []).append(points)
             low, high = interval_over_groups(list(groups.values()))
             ahead, behind = (sum(sign * points > 1e-9 for points in pairs.values()) for sign in (1, -1))
-            title = report.METHODS[minus].title
-            lines.append(
-                f"| {title} | {split} ({len(pairs)}, of {len(groups)} data sets) | {mean(pairs):.1f} | "
-                f"[{low:.1f}, {high:.1f}] | {ahead} | {behind} |"
+            rows.append(
+                {
+                    "aligned adapter -": report.METHODS[minus].title,
+                    "tasks": split,
+                    "count": len(pairs),
+                    "data sets": len(groups),
+                    "points": round(mean(pairs), 1),
+                    "low": round(low, 1),
+                    "high": round(high, 1),
+                    "ahead": ahead,
+                    "behind": behind,
+                }
             )
-    return "\n".join(lines) + "\n"
+    return rows
 
 
 def interval_over_groups(groups: Sequence[Sequence[float]]) -> tuple[float, float]:
@@ -203,4 +218,4 @@ def interval_over_groups(groups: Sequence[Sequence[float]]) -> tuple[float, floa
 
 
 if __name__ == "__main__":
-    tyro.extras.subcommand_cli_from_dict({"deal": Deal, "pool": Pool}).run()
+    tyro.extras.subcommand_cli_from_dict({"plan": Plan, "deal": Deal, "pool": Pool}).run()
