@@ -1,45 +1,13 @@
 """An adapter for the text encoder, so that it reads through the wording of a description to what it asks for.
 
-Command: python experiments/wording_encoder.py --tasks FOLDER --out runs/encoder                 (10 minutes on 2 cores)
-Then:    python experiments/wording_encoder.py --tasks FOLDER --out runs/encoder3 --start runs/encoder
-             --towards runs/encoder --steps 1300 --learning-rate 1e-3 --real-share 0.1           (21 minutes)
-         the same from runs/encoder3 to runs/encoder4 with --towards runs/encoder3 --steps 700 --learning-rate 7e-4,
-         from runs/encoder4 to runs/encoder5 with --towards runs/encoder3 --steps 350            (17 minutes)
-         and on to runs/encoder6 and from there to runs/encoder7, each with --towards runs/encoder5 --steps 800
-         --learning-rate 7e-4                                                                    (14 minutes each)
-         and, with --registry FILE, to runs/encoder8 with --towards runs/encoder5 --steps 1000 --learning-rate 7e-4,
-         from there to runs/encoder9 with --towards runs/encoder5 --steps 1600 --learning-rate 1e-3 --real-share 0.2
-         --registry-share 0.55                                                                   (27 and 28 minutes)
-         and python experiments/mean_weights.py runs/encoder8 runs/encoder9 --out runs/encoder10
-Result:  a linear probe finds all primitives of an unseen combination in 26% of unseen wordings in plain MiniLM, in 63%
-         after the first run, 75% after the second, 82 to 83% after encoder5, 86% after encoder6 and 87% after
-         encoder7, 88% after encoder10 (embedder_probe.py, results/embedder_probe.txt); how far descriptions of tasks
-         that no encoder has read are from the mean of their task: 0.174 with encoder7, 0.103 with encoder10
-         (wording_distance.py)
+Command: python -m experiments.recipes.wording_encoder --tasks FOLDER --out runs/encoder      (10 minutes on 2 cores)
+         packaged.py has the further runs, each of which goes on from the one before
+Answer:  a linear probe on z then finds all operations of most unseen wordings (results/embedder_probe), and z of tasks
+         that the encoder has not read lies nearer to the task's mean (results/wording_distance)
 
-MiniLM puts texts about similar things side by side: "the first word, in brackets" next to "the last word, in brackets".
-What a hypernetwork needs is the opposite, z that keeps the wording out and the operations apart. So MiniLM gets a LoRA
-adapter of rank 16 and learns to name what a description asks for: of the family the select, order, transform and format
-(each by a linear classifier on z, which is thrown away), of other tasks which task it is. Training tasks and training
-wordings only; the descriptions of the family are drawn without end. FOLDER holds real tasks, as for `t2l train`. FILE
-is the original's registry: of 396 tasks that the original trains on, and that FOLDER does not have, 376 give their
-first 128 descriptions (no data, and nothing is trained on these tasks but the encoder), 20 are held out.
-
-The first run left a fifth of z's variance to the wording, and a hypernetwork did much better on the mean z of 16
-wordings than on the z of one: cross-entropy 0.57, not 0.79, of unseen combinations in unseen wordings. So in the later
-runs every description learns the mean z of its task's descriptions (`towards`). A hypernetwork that learned from
-the encoder before goes on working, since the means stay where they were. The second run brought training wordings from
-0.63 to 0.51 and unseen ones only to 0.77: there phrases were misread, not templates (squared distance to the mean: 0.04
-with unseen templates, 0.11 with unseen phrases). 1,676 more phrases, by writers who had not read the unseen ones,
-brought that to 0.06. encoder6 read 4,464 more, of formats, joins and orders too; some 150 of them are gone since (near
-to an unseen one, or also another primitive's). encoder7 read 3,872 more, and the means that encoder5 has of today's.
-Real descriptions were still far from their means, since 131 tasks are too few to learn that from: the registry's
-descriptions brought the distance down by two fifths. Tried on encoder8, whose distance was 0.111, and of little help:
-the mean z of a description and of seven copies without a tenth of its words (0.113), a linear map of z, fitted on
-training descriptions (0.107); products in bfloat16 (slower: the batches are small).
-
-Not quite the commands above: the first run had MiniLM's own dropout, and those after encoder3 learned means that were
-taken before there were new phrases, which encoder4 had of six files in nine.
+MiniLM gets a LoRA adapter and learns to name what a description asks for: of the family the select, order, transform
+and format (linear classifiers on z, thrown away afterwards), of other tasks which task it is. With --towards every
+description also learns the mean z that its task has under another adapter. Training tasks and wordings only.
 """
 
 import gzip
@@ -60,6 +28,7 @@ from t2l_jax.data.family import phrasing
 from t2l_jax.data.family.split import Combination, combinations
 from t2l_jax.data.tasks import MAX_TRAIN_DESCRIPTIONS, load_tasks
 from t2l_jax.encoder import SHORT_NAMES, load_encoder, prepare
+from t2l_jax.io.files import atomic_folder
 from t2l_jax.io.locations import cache_folder
 from t2l_jax.progress import progress_bar
 
@@ -77,21 +46,21 @@ class WordingEncoder:
     steps: int = 340
     batch: int = 64
     real_share: float = 0.15
-    """How many descriptions of a batch are of real tasks."""
+    """Share of a batch's descriptions that are of real tasks."""
     registry: Path | None = None
     """The original's registry, one task a line (gzip): descriptions without data. Every twentieth task is held out."""
     registry_share: float = 0.4
-    """How many descriptions of a batch are of the registry."""
+    """Share of a batch's descriptions that are of the registry."""
     rank: int = 16
     learning_rate: float = 2e-3
-    start: Path | None = None
-    """An adapter to begin from."""
+    init_from: Path | None = None
+    """An adapter to go on from; without it MiniLM gets a fresh one."""
     towards: Path | None = None
     """An adapter under which each task's mean z is computed, for its descriptions to learn."""
     wordings: int = 16
-    """Of how many descriptions that mean is taken."""
+    """Number of descriptions that the mean is taken over."""
     pull: float = 10.0
-    """How much the squared distance to that mean, averaged over z, counts beside the cross-entropies."""
+    """Weight of the squared distance to that mean, averaged over z, beside the cross-entropies."""
 
 
 class Described(NamedTuple):
@@ -206,8 +175,8 @@ def trainable(args: WordingEncoder, model: Any) -> Any:
     for part in model.modules():
         if isinstance(part, torch.nn.Dropout):
             part.p = 0.0
-    if args.start is not None:
-        return PeftModel.from_pretrained(model, str(args.start), is_trainable=True).train()
+    if args.init_from is not None:
+        return PeftModel.from_pretrained(model, str(args.init_from), is_trainable=True).train()
     lora = LoraConfig(r=args.rank, lora_alpha=2 * args.rank, target_modules=r"encoder\..*(query|key|value|dense)")
     return get_peft_model(model, lora).train()
 
@@ -260,8 +229,9 @@ def main(args: WordingEncoder) -> None:
                     f"step {step + 1}: loss {loss.item():.2f}{far}, {time.perf_counter() - started:.0f} s", flush=True
                 )
     encoder.peft_config["default"].base_model_name_or_path = SHORT_NAMES["minilm"]
-    encoder.save_pretrained(str(args.out), save_embedding_layers=False)  # "auto" would ask the hub
-    (args.out / "README.md").unlink(missing_ok=True)  # PEFT's own, which names a folder of this machine
+    with atomic_folder(args.out) as partial:
+        encoder.save_pretrained(str(partial), save_embedding_layers=False)  # "auto" would ask the hub
+        (partial / "README.md").unlink(missing_ok=True)  # PEFT's own, which names a folder of this machine
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Over tasks, does an adapter from a description help with real tasks that were never trained on?
 
-Command: python -m experiments.studies.task_folds plan --tasks FOLDER --registry FILE       (prints all commands in order:
-         9 minutes of an H200 for the six runs side by side, two hours of 2 CPU cores for the rest)
+Command: python -m experiments.studies.task_folds plan --tasks FOLDER --registry FILE
+         prints all commands (9 minutes of an H200 for the six runs side by side, two hours of 2 CPU cores for the rest)
 Answer:  yes, where answers are written: more than another task's adapter and than one LoRA for all tasks; where answers
          are labels nothing can be told (results/task_folds)
 
@@ -42,7 +42,7 @@ ENCODER = """
 python -m experiments.recipes.wording_encoder --registry {registry} --out runs/registry1 --steps 300 --real-share 0 \\
     --registry-share 0.5
 python -m experiments.recipes.wording_encoder --registry {registry} --out runs/registry2 --steps 600 --real-share 0 \\
-    --registry-share 0.5 --start runs/registry1 --towards runs/registry1 --wordings 4 --learning-rate 1e-3
+    --registry-share 0.5 --init-from runs/registry1 --towards runs/registry1 --wordings 4 --learning-rate 1e-3
 python -m experiments.studies.task_folds deal --tasks {tasks} --out runs/folds
 """
 OPTIONS = (
