@@ -234,9 +234,10 @@ def stage_table(args: Packaged, names: Sequence[str]) -> list[dict[str, Any]]:
     """What each stage trained on, and its training loss at the end: the mean of the last tenth of its steps."""
     rows = []
     for name in names:
+        recipe = STAGES[name]
+        last = recipe.loop.last
         lines = [line for line in records(args.runs / name) if "cross_entropy" in line]
-        recipe, last = STAGES[name], lines[-1]["step"]
-        ending = [line["cross_entropy"] for line in lines if line["step"] > 0.9 * last]
+        ending = [line["cross_entropy"] for line in lines if 0.9 * last < line["step"] <= last]
         rows.append(
             {
                 "stage": name,

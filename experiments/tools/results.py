@@ -32,7 +32,8 @@ def save(folder: Path, data: Mapping[str, Any]) -> None:
     parts = [f"## {name}\n\n{markdown(rows)}" for name, rows in data["tables"].items()]
     parts += ["".join(f"- {note}\n" for note in data["notes"])] if data["notes"] else []
     packages = ", ".join(f"{name} {version}" for name, version in data["packages"].items())
-    parts.append(f"`{data['command']}`  \n{data['machine']}; {packages}; {data['date']}\n")
+    made = "; ".join(part for part in (data["machine"], packages, data["date"]) if part)
+    parts.append(f"`{data['command']}`  \n{made}\n")
     atomic_write(folder / TABLE_MD, "\n".join(parts))
 
 
