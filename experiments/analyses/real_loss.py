@@ -2,8 +2,8 @@
 
 Command: python -m experiments.analyses.real_loss --tasks FOLDER --multitask runs/multitask/adapters
                                                                         (3 minutes on 2 cores with AMX)
-Answer:  better than another task's adapter and than one LoRA for all tasks; the mean of 16 wordings is better still
-         (results/real_loss)
+Answer:  better than another task's adapter and, with the instance alone, than one LoRA for all tasks; the mean of 16
+         wordings is better still (results/real_loss)
 
 Three rows of 256 tokens of each task's test examples. Every task counts alike, of a task every example, of an example
 every token of its answer.
