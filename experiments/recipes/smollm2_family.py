@@ -10,14 +10,13 @@ family alone; without --init-from it begins with fresh weights. Descriptions are
 
 from t2l_jax.data.batches import BatchConfig
 from t2l_jax.data.selection import TaskSelection
-from t2l_jax.io.published import ENCODER_FOLDER
-from t2l_jax.model import PACKAGED
+from t2l_jax.io.published import ENCODER_FOLDER, PRETRAINED
 from t2l_jax.training import LoopConfig, OptimizerConfig
 from t2l_jax.training.objectives import SftConfig
 from t2l_jax.training.recipe import ComputeConfig, Recipe
 
 RECIPE = Recipe(
-    encoder=str(PACKAGED / "smollm2-family" / ENCODER_FOLDER),
+    encoder=str(PRETRAINED / "smollm2-family" / ENCODER_FOLDER),
     tasks=("family",),
     selection=TaskSelection(wordings=16),
     instruction_share=0.25,

@@ -53,22 +53,26 @@ def provenance() -> dict[str, Any]:
 
 
 def markdown(rows: Rows) -> str:
-    """A table for GitHub; the numbers of a column have as many decimals as its longest."""
+    """A table for GitHub. The numbers of a column have as many decimals as its longest; tiny ones have an exponent."""
     columns = list(rows[0])
-    digits = {name: max(_decimals(row[name]) for row in rows) for name in columns}
+    forms = {name: _form([row[name] for row in rows]) for name in columns}
     lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
-    lines += [f"| {' | '.join(_cell(row[name], digits[name]) for name in columns)} |" for row in rows]
+    lines += [f"| {' | '.join(_cell(row[name], forms[name]) for name in columns)} |" for row in rows]
     return "\n".join(lines) + "\n"
 
 
-def _decimals(value: Any) -> int:
-    text = repr(value) if isinstance(value, float) else ""
-    return 0 if "e" in text else len(text.partition(".")[2])
+def _form(values: Sequence[Any]) -> str:
+    """How the floats of a column are written."""
+    floats = [value for value in values if isinstance(value, float)]
+    if floats and 0 < max(map(abs, floats)) < 1e-3:
+        return ".1e"
+    texts = [repr(value) for value in floats]
+    return f",.{max((len(text.partition('.')[2]) for text in texts if 'e' not in text), default=0)}f"
 
 
-def _cell(value: Any, digits: int) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, float) and "e" not in repr(value):
-        return f"{value:,.{digits}f}"
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value).replace("|", "\\|")
+def _cell(value: Any, form: str) -> str:
+    if isinstance(value, float):
+        return f"{value:.1e}" if "e" in repr(value) else format(value, form)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return "-" if value is None else str(value).replace("|", "\\|")

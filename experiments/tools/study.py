@@ -15,14 +15,13 @@ import numpy as np
 from experiments.tools.results import RESULTS, write
 from t2l_jax.data.batches import BatchConfig
 from t2l_jax.data.selection import TaskSelection
-from t2l_jax.io.published import ENCODER_FOLDER
-from t2l_jax.model import PACKAGED
+from t2l_jax.io.published import ENCODER_FOLDER, PRETRAINED
 from t2l_jax.training import LoopConfig, OptimizerConfig
 from t2l_jax.training.objectives import SftConfig
 from t2l_jax.training.recipe import Recipe
 from t2l_jax.training.run import run
 
-ADAPTED = str(PACKAGED / "smollm2-family" / ENCODER_FOLDER)  # MiniLM as smollm2-family reads descriptions
+ADAPTED = str(PRETRAINED / "smollm2-family" / ENCODER_FOLDER)  # MiniLM as smollm2-family reads descriptions
 RECIPE = Recipe(
     encoder=ADAPTED,
     tasks=("family",),
