@@ -10,11 +10,12 @@ import pytest
 from tiny_published import NET, SPEC, HashEncoder, save_base, save_published, tiny_config
 
 import t2l_jax
-from t2l_jax import hypernet
 from t2l_jax import model as model_module
 from t2l_jax.errors import UserError
+from t2l_jax.hypernet import Condition, write_adapters
+from t2l_jax.io import published
 from t2l_jax.lora import LoraModule, LoraSpec, merge
-from t2l_jax.model import Model, describe, load, packaged
+from t2l_jax.model import Model, describe, load
 
 TEXTS = ["Say the last word.", "Say the first word.", "Answer with one"]
 
@@ -48,7 +49,7 @@ def test_generate_is_the_hypernetwork_whatever_it_is_padded_to(model, encoder):
     assert adapters.spec == SPEC
     assert encoder.texts[2] == "Answer with one."
     z = jnp.asarray(HashEncoder().embed(TEXTS))
-    assert_close(adapters, hypernet.generate(model.config.hypernet, SPEC, model.variables, z))
+    assert_close(adapters, write_adapters(model.config.hypernet, SPEC, model.variables, Condition(z=z)))
     for index in (0, 2):
         assert_close(model.generate(TEXTS[index : index + 1])[0], adapters[index])
     first, second = (adapters[index].weights["v_proj"]["b"] for index in (0, 1))
@@ -58,7 +59,7 @@ def test_generate_is_the_hypernetwork_whatever_it_is_padded_to(model, encoder):
 
 def test_the_base_model_is_not_touched(tmp_path, monkeypatch):
     model = load(str(save_published(tmp_path, tiny_config("no/such/base"))))
-    monkeypatch.setattr(model_module.LLM, "load", lambda *_, **__: pytest.fail("the base model is loaded"))
+    monkeypatch.setattr(model_module.LLM, "from_files", lambda *_, **__: pytest.fail("the base model is loaded"))
     assert len(model.generate(TEXTS)) == 3
     monkeypatch.undo()
     with pytest.raises(UserError, match="no/such/base"):
@@ -112,12 +113,12 @@ def test_describe(folder, model):
 
 
 def test_the_package_names_its_models(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(model_module, "PACKAGED", folder.parent)
-    monkeypatch.setattr(model_module, "DEFAULT_MODEL", folder)
-    assert packaged() == [str(folder.parent / "base"), str(folder)]
+    monkeypatch.setattr(published, "PRETRAINED", folder.parent)
+    monkeypatch.setattr(published, "DEFAULT_MODEL", folder.name)
+    assert published.pretrained_models() == [folder.parent / "base", folder]
     assert load().fingerprint == load(folder).fingerprint == load(folder.name).fingerprint
-    monkeypatch.setattr(model_module, "PACKAGED", tmp_path / "none")
-    assert packaged() == []
+    monkeypatch.setattr(published, "PRETRAINED", tmp_path / "none")
+    assert published.pretrained_models() == []
 
 
 def test_a_missing_model_is_named(tmp_path):

@@ -6,11 +6,11 @@ import jax
 import pytest
 from tiny_published import SPEC, HashEncoder, save_base, save_published, tiny_config
 
-from t2l_jax import encoder as embed_module
+from t2l_jax import encoder as encoder_module
 from t2l_jax import model as model_module
 from t2l_jax.io.peft import save_peft
 from t2l_jax.lora import LoraModule, LoraSpec, init_adapter
-from t2l_jax.training import recipe
+from t2l_jax.training import run as run_module
 
 EXPERIMENT = """
 from t2l_jax.data.batches import BatchConfig
@@ -22,7 +22,7 @@ RECIPE = Recipe(batch=BatchConfig(tasks=2), lora=LoraConfig(rank=3), loop=LoopCo
 
 @pytest.fixture(autouse=True)
 def _encoder(monkeypatch):
-    for module in (model_module, embed_module, recipe):
+    for module in (model_module, encoder_module, run_module):
         monkeypatch.setattr(module, "load_encoder", lambda source, **_: HashEncoder())
 
 

@@ -6,7 +6,7 @@ import pytest
 from command_line import ROOT, assert_refused, run
 
 from t2l_jax import cli
-from t2l_jax.training import recipe
+from t2l_jax.training import run as run_module
 from t2l_jax.training.recipe import Recipe
 
 
@@ -18,7 +18,7 @@ def test_train_starts_from_the_recipe_of_the_file(capsys, place, monkeypatch):
         trusted.append(trust_remote_code)
         return arguments[1] / "model"
 
-    monkeypatch.setattr(recipe, "run", note)
+    monkeypatch.setattr(run_module, "run", note)
     assert run(capsys, "train", "exp.py", "--steps", "100", "--lora.alpha", "4")[0] == 0
     assert run(capsys, "train", "--out", "x", "--head", "S", "exp.py")[0] == 2  # it is --hypernet.head
     assert run(capsys, "train", "--out", "x", "--hypernet.head", "S", "exp.py")[1] == "written to x/model\n"
@@ -35,7 +35,7 @@ def test_train_starts_from_the_recipe_of_the_file(capsys, place, monkeypatch):
 
 
 def test_the_experiment_in_the_repository_is_one(capsys, monkeypatch):
-    assert cli.read_experiment(str(ROOT / "experiments" / "smollm2_words.py")).tasks == ("words",)
+    assert cli.read_experiment(str(ROOT / "experiments" / "recipes" / "smollm2_words.py")).tasks == ("words",)
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,9 @@ from encoder_adapters import save_encoder_adapter
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel
 
-from t2l_jax.encoder.adapter import adapted, copy_adapter, is_adapter, merge, same_adapter
+from t2l_jax.encoder.adapter import add_adapter
 from t2l_jax.errors import UserError
+from t2l_jax.io.encoder_adapter import adapted, copy_adapter, is_adapter, same_adapter
 
 PATTERNS = {
     "plain": {},
@@ -35,7 +36,7 @@ def test_merged_weights_compute_what_peft_computes(tmp_path: Path, name: str) ->
     model, tokens = tiny(), torch.arange(1, 13).reshape(2, 6)
     with torch.no_grad():
         before = model(tokens).last_hidden_state
-        merge(model, tmp_path)
+        add_adapter(model, tmp_path)
         after, wanted = (m(tokens).last_hidden_state for m in (model, reference))
     torch.testing.assert_close(after, wanted, rtol=1e-5, atol=1e-5)
     assert (after - before).abs().max() > 0.05
@@ -89,7 +90,7 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(tmp_path: Path, messag
     model = tiny()
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     with pytest.raises(UserError, match=message):
-        merge(model, tmp_path)
+        add_adapter(model, tmp_path)
     for name, weight in model.state_dict().items():
         torch.testing.assert_close(weight, before[name], rtol=0, atol=0)
 

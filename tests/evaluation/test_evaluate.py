@@ -18,7 +18,7 @@ from t2l_jax.errors import UserError
 from t2l_jax.evaluation import evaluate, sandbox, weights
 from t2l_jax.evaluation.plan import METHODS, EvaluationConfig
 from t2l_jax.evaluation.weights import Baselines, find_baselines
-from t2l_jax.hypernet import TaskEncoderConfig
+from t2l_jax.hypernet import Condition, TaskEncoderConfig
 from t2l_jax.io.files import locked
 from t2l_jax.lora import dense_delta, init_adapter, merge
 from t2l_jax.model import Model, load
@@ -71,7 +71,7 @@ def given(model, tmp_path):
 def one_hot(folder, model, tasks):
     """The run folder of a hypernetwork that reads the identities of these tasks."""
     net = replace(NET, task=TaskEncoderConfig(dim=len(tasks)))
-    save_published(folder / "model", replace(model.config, hypernet=net, encoder="one-hot"))
+    save_published(folder / "model", replace(model.config, hypernet=net, encoder=None))
     (folder / "tasks.json").write_text(json.dumps({"tasks": tasks}))
     return find_baselines(None, None, folder).one_hot
 
@@ -177,7 +177,7 @@ def test_another_evaluations_folder_is_refused(model, folder, given, tmp_path, m
         evaluate.evaluate(load(other), config, out)
     for file in Path(model.config.base).glob("*.safetensors"):
         os.utime(file, (1, 1))
-    with pytest.raises(UserError, match=r"another model .*\(base_version differ"):
+    with pytest.raises(UserError, match=r"another model .*\(base_files differ"):
         evaluate.evaluate(model, config, out)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x")
@@ -287,7 +287,7 @@ def test_a_one_hot_hypernetwork_is_asked_for_the_tasks_it_knows(model, tmp_path)
     known = one_hot(tmp_path / "run", model, ["task1", "task2"])
     source = weights.one_hot_source(model.load_base(), known)
     found = source.fetch(["task2", "task1", "task2"])
-    expected = known.model.adapters(np.eye(2, dtype=np.float32)[[1, 0, 1]])
+    expected = known.model.adapters(Condition(z=np.eye(2, dtype=np.float32)[[1, 0, 1]]))
     jax.tree.map(np.testing.assert_array_equal, found, expected)
     assert np.any(found.weights["q_proj"]["a"][0] != found.weights["q_proj"]["a"][1])
 
