@@ -1,4 +1,4 @@
-"""`t2l generate | train | evaluate | chat | embed | models`: each a few lines over the library."""
+"""`t2l generate | train | evaluate | publish | chat | embed | models`: each a few lines over the library."""
 
 import inspect
 import os
@@ -265,7 +265,34 @@ class Models:
         print("\n\n".join(describe(model) for model in self.models or pretrained_models()))
 
 
-Command = Generate | Train[Any] | Evaluate[Any] | Chat | Embed | Models
+@dataclass(frozen=True)
+class Publish:
+    """Copy a trained hypernetwork to a folder of its own, for others to load.
+
+    The folder holds config.json, model.safetensors, README.md and, if the text encoder has an adapter, encoder/.
+
+    Examples:
+      t2l publish runs/words --out smollm2-words
+      t2l publish runs/words --encoder runs/encoder --alpha 13.6 --out smollm2-words
+    """
+
+    run_folder: Positional[Annotated[Path, arg(metavar="RUN")]]
+    """Run folder of `t2l train`, or a published folder."""
+    out: Annotated[Path, arg(metavar="FOLDER")]
+    """Folder to write."""
+    encoder: Annotated[Path | None, arg(metavar="FOLDER")] = None
+    """PEFT folder of another adapter for the text encoder. Default: the adapter that the model has, if any."""
+    alpha: Annotated[float | None, arg(metavar="ALPHA")] = None
+    """LoRA alpha of the adapters that the model writes: less than in training makes them weaker. Default: the same."""
+
+    def run(self) -> None:
+        from t2l_jax.io.published import publish
+
+        config = publish(self.run_folder, self.out, encoder=self.encoder, alpha=self.alpha)
+        print(f"hypernetwork for {config.base_name} published to {self.out}")
+
+
+Command = Publish | Generate | Train[Any] | Evaluate[Any] | Chat | Embed | Models
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -286,10 +313,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def parse(arguments: Sequence[str]) -> Command:
-    """The command that the arguments describe; a `train` with an experiment file starts from that file's recipe."""
+    """The command that the arguments describe; a `train` with a recipe file starts from that file's recipe."""
     experiment = next((argument for argument in arguments if argument.endswith(".py")), None)
     commands: list[Any] = []
-    for kind in (Generate, Train, Evaluate, Chat, Embed, Models):
+    for kind in (Generate, Train, Evaluate, Publish, Chat, Embed, Models):
         name, text = kind.__name__.lower(), inspect.getdoc(kind) or ""
         chosen = arguments[:1] == [name]
         options: dict[str, Any] = {"description": text if chosen else text.split("\n")[0]}

@@ -19,7 +19,7 @@ from safetensors.numpy import load, save
 from t2l_jax import hypernet
 from t2l_jax.errors import UserError
 from t2l_jax.hypernet import HypernetConfig, TaskEncoderConfig, Variables
-from t2l_jax.io.encoder_adapter import copy_adapter, is_adapter
+from t2l_jax.io.encoder_adapter import adapted, copy_adapter, is_adapter
 from t2l_jax.io.files import atomic_folder, explained, read_json
 from t2l_jax.io.locations import resolve
 from t2l_jax.io.peft import WEIGHTS_FILE
@@ -87,6 +87,55 @@ def save_model(
         (partial / "README.md").write_text(card)
         if encoder_adapter is not None:
             copy_adapter(encoder_adapter, partial / ENCODER_FOLDER)
+
+
+def model_card(config: ModelConfig, training: str) -> str:
+    """The README of a published folder; `training` is a paragraph about how it was trained."""
+    encoder = "none, one-hot task identities" if config.encoder is None else f"`{config.encoder}`"
+    adapter = f" with the adapter in {ENCODER_FOLDER}/" * config.encoder_adapter
+    return f"""# A Text-to-LoRA hypernetwork for {config.base_name}
+
+From one sentence that describes a task it writes a LoRA adapter (rank {config.lora.rank}, \
+{", ".join(config.lora.names)}) for the base model
+`{config.base}`. Text encoder: {encoder}{adapter}.
+Architecture: {config.hypernet.head}. Prompt mode: {config.prompt}.
+
+{training}
+
+    import t2l_jax
+    model = t2l_jax.load("this folder")
+    adapters = model.generate(["Answer with the last word."])
+"""
+
+
+def publish(source: Path, out: Path, *, encoder: Path | None = None, alpha: float | None = None) -> ModelConfig:
+    """Copy a trained model to a new folder, with another adapter for its text encoder or another alpha for its LoRA.
+
+    `source` is a published folder or a run folder, `encoder` a PEFT folder; weights are copied as they are. Alpha is
+    the strength of the adapters relative to what was trained. Returns the new configuration. Raises UserError if the
+    model is damaged, if `encoder` adapts another text encoder than the model reads, and if `out` exists.
+    """
+    source = source / MODEL_FOLDER if (source / MODEL_FOLDER / "config.json").exists() else source
+    config, _ = load_model(source)
+    changed = config if alpha is None else replace(config, lora=replace(config.lora, alpha=alpha))
+    own = source / ENCODER_FOLDER if config.encoder_adapter else None
+    if encoder is not None:
+        if adapted(encoder) != config.encoder:
+            raise UserError(f"{encoder}: adapts {adapted(encoder)}, the model reads {config.encoder}: give another one")
+        changed, own = replace(changed, encoder_adapter=True), encoder
+    with explained(source, "read"):
+        card = (source / "README.md").read_text() if (source / "README.md").exists() else ""
+        weights = (source / "model.safetensors").read_bytes()
+    training = [part for part in card.split("\n\n") if part.startswith(("Trained", "Published"))]
+    if changed.lora.alpha != config.lora.alpha:
+        training.append(f"Published with alpha {alpha:g}; before it was {config.lora.alpha:g}.")
+    with atomic_folder(out) as partial:
+        (partial / "config.json").write_text(json.dumps(changed.to_dict(), indent=2) + "\n")
+        (partial / "model.safetensors").write_bytes(weights)
+        (partial / "README.md").write_text(model_card(changed, "\n\n".join(training)))
+        if own is not None:
+            copy_adapter(own, partial / ENCODER_FOLDER)
+    return changed
 
 
 def load_model(folder: Path) -> tuple[ModelConfig, Variables]:

@@ -22,7 +22,6 @@ from t2l_jax.io.files import atomic_write, locked, read_json, refuse_nonempty
 from t2l_jax.io.locations import ModelFiles, resolve
 from t2l_jax.io.peft import digest
 from t2l_jax.io.published import ENCODER_FOLDER
-from t2l_jax.lora import LoraSpec
 from t2l_jax.training.initial import weights_digest
 from t2l_jax.training.loop import Batches, RunConfig, train
 from t2l_jax.training.material import Material, check_best, read_material
@@ -53,7 +52,7 @@ def run(recipe: Recipe, folder: Path, wandb: str | None = None, *, trust_remote_
     base = FrozenBase(files, config, recipe.compute.decoder, recipe.compute.base_dtype(), mesh)
     spec = config.lora_spec(**asdict(recipe.lora))
     trainee = kind.make(recipe.hypernet, spec, encoder.dim if encoder else None, len(material.tasks))
-    release = _release(recipe, material, encoder, spec)
+    release = _release(recipe, material, encoder)
     initial, began = _begin(recipe, trainee, release, base)
     objective = recipe.objective.build(base)
     if mesh.size < jax.device_count():
@@ -81,31 +80,14 @@ def _begin(recipe: Recipe, trainee: Trainee, release: Release, base: FrozenBase)
     return None, None
 
 
-def _release(recipe: Recipe, material: Material, encoder: Encoder | None, spec: LoraSpec) -> Release:
+def _release(recipe: Recipe, material: Material, encoder: Encoder | None) -> Release:
     """What is published beside the weights."""
     prompt = material.modes[0] if len(material.modes) == 1 else "both"
     tasks = tuple(task.name for task in material.tasks)
-    card = model_card(recipe, encoder, spec, prompt, len(tasks))
-    return Release(recipe.base, recipe.base_name, encoder, prompt, tasks, card)
-
-
-def model_card(recipe: Recipe, encoder: Encoder | None, spec: LoraSpec, prompt: str, num_tasks: int) -> str:
-    """The README of a published folder."""
-    name = "none, one-hot task identities" if encoder is None else f"`{encoder.name}`"
-    adapter = f" with the adapter in {ENCODER_FOLDER}/" * (encoder is not None and encoder.adapter is not None)
-    return f"""# A Text-to-LoRA hypernetwork for {recipe.base_name}
-
-From one sentence that describes a task it writes a LoRA adapter (rank {spec.rank}, {", ".join(spec.names)}) for the
-base model `{recipe.base}`. Text encoder: {name}{adapter}.
-Architecture: {recipe.hypernet.head}. Prompt mode: {prompt}.
-
-Trained with t2l_jax on {num_tasks} tasks ({", ".join(recipe.tasks)}), at most {recipe.loop.last} steps of
-{recipe.batch.tasks} tasks x {recipe.batch.rows} rows of {recipe.batch.length} tokens.
-
-    import t2l_jax
-    model = t2l_jax.load("this folder")
-    adapters = model.generate(["Answer with the last word."])
-"""
+    sources, shape = ", ".join(recipe.tasks), recipe.batch
+    training = f"""Trained with t2l_jax on {len(tasks)} tasks ({sources}), at most {recipe.loop.last} steps of
+{shape.tasks} tasks x {shape.rows} rows of {shape.length} tokens."""
+    return Release(recipe.base, recipe.base_name, encoder, prompt, tasks, training)
 
 
 def _digest(tasks: Sequence[Task]) -> str:

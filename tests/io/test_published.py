@@ -14,7 +14,7 @@ from t2l_jax import hypernet
 from t2l_jax.errors import UserError
 from t2l_jax.io import published
 from t2l_jax.io.files import atomic_write
-from t2l_jax.io.published import ModelConfig, load_model, save_model
+from t2l_jax.io.published import ModelConfig, load_model, model_card, publish, save_model
 from t2l_jax.lora import Adapter
 
 NETS = {
@@ -170,3 +170,48 @@ def test_a_full_disk_leaves_the_old_model(folder, monkeypatch):
     with pytest.raises(UserError, match="no space left"):
         save_published(folder, tiny_config(), seed=1)
     assert snapshot(folder.parent) == before
+
+
+def test_publishing_copies_the_weights_and_changes_what_was_asked(tmp_path):
+    """The encoder's adapter and alpha are other ones; the folder loads, and the card says so."""
+    config = tiny_config(encoder="hf:org/encoder")
+    variables = hypernet.init(jax.random.key(0), config.hypernet, config.lora)
+    save_model(tmp_path / "run" / "model", config, variables, model_card(config, "Trained on two tasks."))
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter/adapter_config.json").write_text('{"base_model_name_or_path": "hf:org/encoder"}')
+    (tmp_path / "adapter/adapter_model.safetensors").write_bytes(b"weights")
+    made = publish(tmp_path / "run", tmp_path / "out", encoder=tmp_path / "adapter", alpha=13.6)
+    assert made == replace(config, lora=replace(config.lora, alpha=13.6), encoder_adapter=True)
+    assert load_model(tmp_path / "out")[0] == made
+    weights = [tmp_path / folder / "model.safetensors" for folder in ("run/model", "out")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    assert (tmp_path / "out/encoder/adapter_model.safetensors").read_bytes() == b"weights"
+    card = (tmp_path / "out/README.md").read_text()
+    for part in (
+        "`hf:org/encoder` with the adapter in encoder/",
+        "Trained on two tasks.",
+        "alpha 13.6; before it was 16",
+    ):
+        assert part in card
+    again = publish(tmp_path / "out", tmp_path / "again")  # a published folder, as it is
+    assert snapshot_of(tmp_path / "again") == snapshot_of(tmp_path / "out")
+    assert again == made
+
+
+def snapshot_of(folder):
+    return {path.removeprefix(str(folder)): data for path, data in snapshot(folder).items()}
+
+
+def test_what_cannot_be_published_is_refused_and_nothing_is_written(tmp_path):
+    save_published(tmp_path / "model", tiny_config(encoder="hf:org/encoder"))
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter/adapter_config.json").write_text('{"base_model_name_or_path": "hf:org/other"}')
+    with pytest.raises(UserError, match="adapter: adapts hf:org/other, the model reads hf:org/encoder"):
+        publish(tmp_path / "model", tmp_path / "out", encoder=tmp_path / "adapter")
+    with pytest.raises(UserError, match=r"config\.json cannot be read"):
+        publish(tmp_path / "nowhere", tmp_path / "out")
+    with pytest.raises(UserError, match="alpha above zero"):
+        publish(tmp_path / "model", tmp_path / "out", alpha=0.0)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(UserError, match="exists already and is not overwritten"):
+        publish(tmp_path / "model", tmp_path / "adapter")

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
-from tiny_training import curves, objective, sampler
+from tiny_training import curves, objective, run, sampler
 
 from t2l_jax.errors import Stopped, UserError
+from t2l_jax.training import LoopConfig
 from t2l_jax.training.log import RunLog
 from t2l_jax.training.trackers import TRACKERS, WeightsAndBiases, read_records
 
@@ -148,3 +149,37 @@ def test_everything_is_closed_though_the_curves_cannot_be_drawn(tmp_path, wandb_
     with pytest.raises(UserError, match="no space left"), RunLog(tmp_path, 0, OBJECTIVE, WITH_WANDB):
         pass
     assert wandb_runs[0].ended == 0
+
+
+# --- a tracker that somebody adds: a class, and a line in TRACKERS
+
+
+class Counter:
+    """Counts what it is given."""
+
+    def __init__(self, folder: Path, start: int) -> None:
+        self.start, self.steps, self.names, self.flushed, self.failed = start, [], set(), 0, None
+
+    def log(self, step, metrics):
+        self.steps.append(step)
+        self.names |= metrics.keys()
+
+    def flush(self):
+        self.flushed += 1
+
+    def close(self, failed):
+        self.failed = failed
+
+
+def test_a_new_tracker_is_a_class_and_a_line_in_the_list(tmp_path):
+    counters = []
+
+    def opened(folder: Path, start: int) -> Counter:
+        counters.append(Counter(folder, start))
+        return counters[-1]
+
+    run(tmp_path, loop=LoopConfig(steps=3, log_every=2, validate_every=3), trackers=(*TRACKERS, opened))
+    (counter,) = counters
+    assert (counter.start, counter.steps, counter.failed) == (0, [1, 2, 3, 3], False)
+    assert {"loss", "learning_rate", "tokens_per_second", "padding", "seen/exact"} <= counter.names
+    assert counter.flushed == 3  # after steps 2 and 3, and after the validation

@@ -32,7 +32,9 @@ TINY = HypernetConfig(TaskEncoderConfig(dim=5), latent=8, head_in=12, init="reco
 IDS = jnp.asarray([2, 0, 2])
 Z = jnp.asarray(np.random.default_rng(0).standard_normal((3, 5), np.float32))
 TASKS = Condition(Z, IDS)
-RELEASE = Release("pypi:base==1", "org/base", None, "instance", ("red", "blue", "green", "white"), "# A card\n")
+RELEASE = Release(
+    "pypi:base==1", "org/base", None, "instance", ("red", "blue", "green", "white"), "Trained on nothing."
+)
 
 
 def assert_equal(first: Adapter, second: Adapter) -> None:

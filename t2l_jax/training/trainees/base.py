@@ -23,14 +23,14 @@ Extra = Float[Array, ""]  # a trainee's own loss, added to the objective (vector
 
 @dataclass(frozen=True)
 class Release:
-    """What is published beside the weights: what the run read, and the text of the model card."""
+    """What is published beside the weights: what the run read, and how it was trained."""
 
     base: str  # location of the base LLM
     base_name: str
     encoder: Encoder | None
     prompt: Any  # one of published.PromptModes
     tasks: tuple[str, ...]  # names, in the order of `Condition.task`
-    card: str
+    training: str  # a paragraph for the model card
 
 
 class Trainee(ABC):

@@ -19,7 +19,7 @@ from t2l_jax.decoder import DecoderConfig
 from t2l_jax.errors import UserError
 from t2l_jax.hypernet import Condition, HypernetConfig, TaskEncoderConfig, Variables
 from t2l_jax.io.files import atomic_write
-from t2l_jax.io.published import ENCODER_FOLDER, IDENTITIES_FILE, MODEL_FOLDER, ModelConfig, save_model
+from t2l_jax.io.published import ENCODER_FOLDER, IDENTITIES_FILE, MODEL_FOLDER, ModelConfig, model_card, save_model
 from t2l_jax.lora import Adapter, LoraSpec
 from t2l_jax.training import initial
 from t2l_jax.training.trainees.base import Extra, Release, Trainee
@@ -70,7 +70,8 @@ class TextHypernetwork(Trainee):
     def publish(self, folder: Path, variables: Variables, release: Release) -> Path:
         model = self._model(release)
         adapter = folder / ENCODER_FOLDER if model.encoder_adapter else None  # the run's own copy
-        save_model(folder / MODEL_FOLDER, model, variables, release.card, encoder_adapter=adapter)
+        card = model_card(model, release.training)
+        save_model(folder / MODEL_FOLDER, model, variables, card, encoder_adapter=adapter)
         return folder / MODEL_FOLDER
 
     def _model(self, release: Release) -> ModelConfig:
