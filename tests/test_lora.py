@@ -43,7 +43,7 @@ def test_equal_sets_of_modules_are_equal_specs():
     assert LoraSpec((DOWN, V, Q), 3) == LoraSpec((Q, V, DOWN), 3)
     assert LoraSpec((DOWN, V, Q), 3).names == ("q_proj", "v_proj", "down_proj")
     modules = tuple(LoraModule(name, 4, 4) for name in reversed(PROJECTIONS))
-    assert LoraSpec(modules, 1).names == PROJECTIONS
+    assert LoraSpec(modules, 1).names == tuple(PROJECTIONS)
     assert hash(LoraSpec((DOWN, Q), 3)) == hash(LoraSpec((Q, DOWN), 3))
 
 

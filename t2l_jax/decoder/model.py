@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Int
 from t2l_jax.decoder.attention import LONG_ROW, AttentionConfig, attend, attend_causally, rope_frequencies, rotate
 from t2l_jax.decoder.precision import dense_product, product
 from t2l_jax.errors import UserError
-from t2l_jax.lora import Adapter, LoraModule, LoraSpec, lora_delta
+from t2l_jax.lora import PROJECTIONS, Adapter, LoraModule, LoraSpec, lora_delta
 
 PROJECTION = "projection"  # the name under which rematerialisation knows what projections return
 Activation = Literal["silu", "gelu_tanh", "gelu"]
@@ -50,17 +50,13 @@ class DecoderConfig:
 
     def projection_widths(self) -> dict[str, tuple[int, int]]:
         """Projection name -> (input width, output width), in the order of `lora.PROJECTIONS`."""
-        query = self.attention.num_heads * self.attention.head_dim
-        key_value = self.attention.num_kv_heads * self.attention.head_dim
-        return {
-            "q_proj": (self.width, query),
-            "k_proj": (self.width, key_value),
-            "v_proj": (self.width, key_value),
-            "o_proj": (query, self.width),
-            "gate_proj": (self.width, self.mlp_width),
-            "up_proj": (self.width, self.mlp_width),
-            "down_proj": (self.mlp_width, self.width),
+        sizes = {
+            "width": self.width,
+            "mlp": self.mlp_width,
+            "heads": self.attention.num_heads * self.attention.head_dim,
+            "kv_heads": self.attention.num_kv_heads * self.attention.head_dim,
         }
+        return {p.name: (sizes[p.axes[0]], sizes[p.axes[1]]) for p in PROJECTIONS.values()}
 
     def lora_spec(
         self, modules: tuple[str, ...] = ("q_proj", "v_proj"), rank: int = 8, alpha: float = 16.0, rslora: bool = True

@@ -23,6 +23,7 @@ from t2l_jax.io.files import atomic_folder, read_json
 from t2l_jax.io.gguf import gguf_config
 from t2l_jax.io.hf_config import decoder_config
 from t2l_jax.io.readers import Tensor, tensors, weight_files
+from t2l_jax.lora import PROJECTIONS
 
 Params = dict[str, Any]
 Placement = Callable[[str], jax.sharding.Sharding | None]  # path of a parameter, such as "layers/q_proj/kernel"
@@ -31,15 +32,9 @@ BLOCK_BYTES = 2**24  # what is read from a file at a time: all that loading need
 _LAYER_NAMES = {
     "attn_norm": "input_layernorm",
     "mlp_norm": "post_attention_layernorm",
-    "q_proj": "self_attn.q_proj",
-    "k_proj": "self_attn.k_proj",
-    "v_proj": "self_attn.v_proj",
-    "o_proj": "self_attn.o_proj",
     "q_norm": "self_attn.q_norm",
     "k_norm": "self_attn.k_norm",
-    "gate_proj": "mlp.gate_proj",
-    "up_proj": "mlp.up_proj",
-    "down_proj": "mlp.down_proj",
+    **{projection.name: f"{projection.block}.{projection.name}" for projection in PROJECTIONS.values()},
 }
 _FOUR_NORMS = {
     "post_attn_norm": "post_attention_layernorm",

@@ -18,6 +18,7 @@ from t2l_jax.decoder import DecoderConfig
 from t2l_jax.decoder.attention import Llama3Scaling, rope_frequencies
 from t2l_jax.errors import UserError
 from t2l_jax.io.hf_config import decoder_config
+from t2l_jax.lora import PROJECTIONS
 
 # GGUF key after the architecture's name -> config.json attribute.
 _KEYS = {
@@ -38,16 +39,10 @@ _ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma2")
 _TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 _MODULES = {
     "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
     "attn_q_norm": "self_attn.q_norm",
     "attn_k_norm": "self_attn.k_norm",
     "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
+    **{projection.gguf: f"{projection.block}.{projection.name}" for projection in PROJECTIONS.values()},
 }
 _GEMMA2_MODULES = {
     "post_attention_norm": "post_attention_layernorm",

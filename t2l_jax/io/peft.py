@@ -34,7 +34,6 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 DESCRIPTION_FILE = "description.txt"
 
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "float64": "F64"}  # ours -> safetensors'
-BLOCKS = {name: "mlp" if name in ("gate_proj", "up_proj", "down_proj") else "self_attn" for name in PROJECTIONS}
 TENSOR_NAME = re.compile(r"base_model\.model\.(?:model\.)?layers\.(\d+)\.(?:self_attn|mlp)\.(\w+)\.lora_([AB])\.weight")
 
 PEFT_DEFAULT = 8  # of both r and lora_alpha
@@ -311,7 +310,7 @@ def setting(options: dict[str, Any], name: str, patterns: str, path: str) -> int
 
 def _module_path(layer: int, module: str) -> str:
     """A projection's place in a transformers model of the Llama family."""
-    return f"model.layers.{layer}.{BLOCKS[module]}.{module}"
+    return f"model.layers.{layer}.{PROJECTIONS[module].block}.{module}"
 
 
 def digest(folder: Path) -> str:

@@ -92,8 +92,8 @@ def write_config(folder, **changes):
     [
         (False, 8, ("q_proj", "v_proj")),
         (True, 1, ("q_proj", "v_proj")),
-        (True, 8, PROJECTIONS),
-        (False, 1, PROJECTIONS),
+        (True, 8, tuple(PROJECTIONS)),
+        (False, 1, tuple(PROJECTIONS)),
     ],
 )
 def test_peft_reads_ours(base, tmp_path, rslora, rank, names):
@@ -127,7 +127,7 @@ def test_every_reader_sees_scale_one_and_whole_numbers(base, tmp_path):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision(base, tmp_path, dtype):
-    adapter = random_adapter(base[1].lora_spec(PROJECTIONS, rank=3))
+    adapter = random_adapter(base[1].lora_spec(tuple(PROJECTIONS), rank=3))
     save_peft(adapter, tmp_path / "out", dtype=dtype)
     theirs = torch_logits(peft.PeftModel.from_pretrained(torch_model(base), tmp_path / "out"))
     ours = merged_logits(base, load_peft(tmp_path / "out", base[1]))
