@@ -76,7 +76,7 @@ def draw(args: OracleSpeed, length: int) -> Batch:
 def ours(args: OracleSpeed, batch: Batch, narrow: bool) -> Callable[[], None]:
     """A function that takes one step of all LoRAs; `narrow`: operands of products rounded to bfloat16."""
     config, base = load_base(args.base)
-    decoder = Decoder(config, narrow=jnp.bfloat16 if narrow else None)
+    decoder = Decoder(config, matmul_dtype=jnp.bfloat16 if narrow else None)
     return partial(stepper(LoraTable(args.tasks, config.lora_spec()), decoder, base), batch)
 
 

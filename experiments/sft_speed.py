@@ -72,7 +72,7 @@ def ours(source: str, narrow: DTypeLike | None) -> tuple[Callable[[], None], Bat
     config, base = load_base(source)
     batch = make_batch(config.vocab_size)
     producer = HypernetProducer(HypernetConfig(), config.lora_spec())
-    run = stepper(producer, Decoder(config, narrow=narrow), base)
+    run = stepper(producer, Decoder(config, matmul_dtype=narrow), base)
     per_token = config.num_layers * sum(i * o for i, o in config.projection_widths().values())
     return partial(run, batch), batch, per_token
 

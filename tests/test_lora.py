@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from t2l_jax.decoder import DecoderConfig
-from t2l_jax.decoder.attention import AttentionConfig
+from t2l_jax.decoder.attention import AttentionConfig, LayerAttention
 from t2l_jax.errors import UserError
 from t2l_jax.lora import (
     PROJECTIONS,
@@ -224,7 +224,11 @@ def test_adapters_pass_through_jit_grad_and_vmap():
 
 
 CONFIG = DecoderConfig(
-    vocab_size=7, width=12, num_layers=3, mlp_width=20, attention=AttentionConfig(2, 1, 4, windows=(None,) * 3)
+    vocab_size=7,
+    width=12,
+    num_layers=3,
+    mlp_width=20,
+    attention=AttentionConfig(2, 1, 4, layers=(LayerAttention(),) * 3),
 )
 
 

@@ -12,14 +12,18 @@ import numpy as np
 from t2l_jax.data.batches import BatchConfig, Sampler, TokenTable, TrainingTask, collate, pack
 from t2l_jax.data.prompts import Encoded
 from t2l_jax.decoder import Decoder, DecoderConfig
-from t2l_jax.decoder.attention import AttentionConfig
+from t2l_jax.decoder.attention import AttentionConfig, LayerAttention
 from t2l_jax.hypernet import HypernetConfig, TaskEncoderConfig, Variables
 from t2l_jax.training import LoopConfig, OptimizerConfig, train
 from t2l_jax.training.objectives.sft import Batch, SftConfig
 from t2l_jax.training.producers import HypernetProducer
 
 CONFIG = DecoderConfig(
-    vocab_size=64, width=16, num_layers=2, mlp_width=24, attention=AttentionConfig(2, 1, 8, windows=(None, None))
+    vocab_size=64,
+    width=16,
+    num_layers=2,
+    mlp_width=24,
+    attention=AttentionConfig(2, 1, 8, layers=(LayerAttention(),) * 2),
 )
 SPEC = CONFIG.lora_spec(rank=2)
 NET = HypernetConfig(TaskEncoderConfig(dim=4), latent=8, head_in=16)

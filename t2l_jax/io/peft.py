@@ -104,9 +104,9 @@ class PeftFormat:
     def blocks(self, weights: HostWeights) -> list[bytes | memoryview]:
         """The bytes of one adapter's `adapter_model.safetensors`, in order. Float32 A is not copied."""
         shapes = self.spec.shapes()
-        found = {module: {side: array.shape for side, array in sides.items()} for module, sides in weights.items()}
-        if found != shapes:
-            raise UserError(f"the adapter's weights do not fit its spec: expected {shapes}, got {found}")
+        given = {module: {side: array.shape for side, array in sides.items()} for module, sides in weights.items()}
+        if given != shapes:
+            raise UserError(f"the adapter's weights do not fit its spec: expected {shapes}, got {given}")
         blocks: list[bytes | memoryview] = [self.header]
         for module in self.spec.names:
             a, b = weights[module]["a"], weights[module]["b"]
@@ -315,8 +315,8 @@ def _module_path(layer: int, module: str) -> str:
 
 def digest(folder: Path) -> str:
     """A hash of a PEFT folder's configuration and weights."""
-    found = hashlib.sha256()
+    content = hashlib.sha256()
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         with explained(folder / name, "read"):
-            found.update((folder / name).read_bytes())
-    return found.hexdigest()
+            content.update((folder / name).read_bytes())
+    return content.hexdigest()

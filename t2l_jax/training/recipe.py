@@ -86,7 +86,7 @@ class ComputeConfig:
         """The decoder that computes so."""
         narrow = jnp.bfloat16 if self.precision == "products" else None
         long_row = LONG_ROW if jax.default_backend() == "cpu" else 16 * LONG_ROW  # blocks are many small products
-        return Decoder(config, self.base_dtype(), narrow=narrow, remat=self.remat, long_row=long_row)
+        return Decoder(config, self.base_dtype(), matmul_dtype=narrow, remat=self.remat, long_row=long_row)
 
     def mesh(self, num_tasks: int) -> Mesh:
         """The devices that share a batch of so many tasks: the most that divide its parts.

@@ -8,8 +8,8 @@ import torch
 import transformers
 from tiny_models import save_tiny
 
+from t2l_jax.decoder import generation
 from t2l_jax.decoder.generation import Sampling, generate, nucleus, stream
-from t2l_jax.decoder.model import generation
 from t2l_jax.errors import UserError
 from t2l_jax.io.base import load_base
 from t2l_jax.lora import Adapter, LoraSpec, init_adapter, merge, stack

@@ -254,9 +254,12 @@ def test_options_that_we_do_not_honour_are_named(base, folder, option, value):
         load_peft(folder, base[1])
 
 
-def test_options_of_no_effect_pass(base, folder):
+def test_options_of_no_effect_change_nothing(base, folder):
+    before = load_peft(folder, base[1])
     write_config(folder, use_magic_of_next_year=None, lora_dropout=0.1, init_lora_weights="eva", inference_mode=False)
-    load_peft(folder, base[1])
+    after = load_peft(folder, base[1])
+    assert after.spec == before.spec
+    jax.tree.map(np.testing.assert_array_equal, after, before)
 
 
 def edit_tensors(folder, edit):

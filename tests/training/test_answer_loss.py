@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import cross_entropy as torch_cross_entropy
 
 from t2l_jax.decoder import DecoderConfig, logits
-from t2l_jax.decoder.attention import AttentionConfig
+from t2l_jax.decoder.attention import AttentionConfig, LayerAttention
 from t2l_jax.sharding import make_mesh, place_base, place_batch
 from t2l_jax.training.answer_loss import CHUNK, Scoring, answer_loss, cross_entropy
 
@@ -20,7 +20,7 @@ CONFIG = DecoderConfig(
     width=16,
     mlp_width=24,
     num_layers=1,
-    attention=AttentionConfig(num_heads=2, num_kv_heads=2, head_dim=8, windows=(None,)),
+    attention=AttentionConfig(num_heads=2, num_kv_heads=2, head_dim=8, layers=(LayerAttention(),)),
     logit_softcap=5.0,
 )
 

@@ -16,7 +16,7 @@ from tiny_published import save_base, snapshot
 import t2l_jax
 from t2l_jax.data.batches import BatchConfig
 from t2l_jax.decoder import DecoderConfig
-from t2l_jax.decoder.attention import LONG_ROW, AttentionConfig
+from t2l_jax.decoder.attention import LONG_ROW, AttentionConfig, LayerAttention
 from t2l_jax.encoder import load_encoder
 from t2l_jax.errors import UserError
 from t2l_jax.hypernet import HypernetConfig, TaskEncoderConfig
@@ -136,13 +136,13 @@ def test_the_run_folder_says_where_it_ran_and_how(finished):
 def test_precision_is_that_of_the_base_model(precision, dtype, narrow):
     """On this CPU `auto` is float32."""
     compute = ComputeConfig(precision, remat=False)
-    decoder = compute.decoder(DecoderConfig(8, 4, 1, 4, AttentionConfig(1, 1, 4, windows=(None,))))
+    decoder = compute.decoder(DecoderConfig(8, 4, 1, 4, AttentionConfig(1, 1, 4, layers=(LayerAttention(),))))
     assert (jnp.dtype(compute.base_dtype()), jnp.dtype(decoder.dtype), decoder.remat) == (dtype, dtype, False)
-    assert decoder.narrow == (None if narrow is None else jnp.dtype(narrow))
+    assert decoder.matmul_dtype == (None if narrow is None else jnp.dtype(narrow))
 
 
 def test_on_accelerators_auto_is_bfloat16_and_short_rows_attend_whole(monkeypatch):
-    config = DecoderConfig(8, 4, 1, 4, AttentionConfig(1, 1, 4, windows=(None,)))
+    config = DecoderConfig(8, 4, 1, 4, AttentionConfig(1, 1, 4, layers=(LayerAttention(),)))
     on_cpu = ComputeConfig().decoder(config).long_row
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     assert jnp.dtype(ComputeConfig().base_dtype()) == "bfloat16"
