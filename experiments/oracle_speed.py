@@ -10,9 +10,9 @@ Each of 32 LoRAs for SmolLM2-135M-Instruct (q and v, rank 8, LoRA dropout 0.05) 
 the grown family, or of real tasks. Ours is one program: a LoraTable, all rows in one step, each row packed with its
 task's examples. peft has 32 adapters on one base model, each with its own AdamW, and takes one step of each after the
 other, on the same examples as rows padded to the longest. Each side runs in float32, and with its matrix products in
-bfloat16 (ours: `narrow`, sums in float32; PyTorch: autocast). Rows of 48 tokens hold one or two examples of a task,
-rows of 128 four or five. The sides take turns, each in a process of its own; the figures are medians, with the fastest
-and slowest.
+bfloat16 (ours: `matmul_dtype`, sums in float32; PyTorch: autocast). Rows of 48 tokens hold one or two examples of a
+task, rows of 128 four or five. The sides take turns, each in a process of its own; the figures are medians, with the
+fastest and slowest.
 """
 
 import statistics

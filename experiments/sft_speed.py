@@ -5,7 +5,7 @@ Command (about 2 minutes on two CPU cores): python experiments/sft_speed.py
 Both sides train adapters for SmolLM2-135M-Instruct (q and v, rank 8, LoRA dropout 0.05) on 8 rows of 128 tokens, 16 of
 which are supervised, forward, backward and AdamW step. PyTorch trains one LoRA with peft. Ours trains the hypernetwork
 L: it writes 8 adapters, one for each row, and learns through them. Each side runs in float32, and with its matrix
-products in bfloat16 (ours: `narrow`, sums in float32; PyTorch: autocast), which processors with bfloat16 units do
+products in bfloat16 (ours: `matmul_dtype`, sums in float32; PyTorch: autocast), which processors with bfloat16 units do
 faster. The sides take turns; the figures are medians, with the fastest and slowest step. The floor is the base model's
 matrix products at the rates measured beside them.
 

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from t2l_jax import hypernet
-from t2l_jax.decoder.sizes import power_of_two
+from t2l_jax.decoder.padding import power_of_two
 from t2l_jax.encoder import Encoder, load_encoder
 from t2l_jax.errors import UserError
 from t2l_jax.hypernet import HypernetConfig, Variables

@@ -195,8 +195,9 @@ class Layer(nn.Module):
         v = self.project("v_proj", x, dropped, lora, config.qkv_bias).reshape(*x.shape[:-1], config.num_kv_heads, -1)
         if config.qk_norm:
             q, k = RMSNorm(self.config, name="q_norm")(q), RMSNorm(self.config, name="k_norm")(k)
-        every = places.angles
-        angles = every[0] if len(every) == 1 else jax.lax.dynamic_index_in_dim(every, own.rotary, keepdims=False)
+        angles = places.angles[0]
+        if len(places.angles) > 1:
+            angles = jax.lax.dynamic_index_in_dim(places.angles, own.rotary, keepdims=False)
         q, k, v = rotate(q, angles), rotate(k, angles).swapaxes(-3, -2), v.swapaxes(-3, -2)
         mask = places.visible & (places.distance < own.window)
         if cache is None:

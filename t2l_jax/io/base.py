@@ -17,6 +17,7 @@ from jaxtyping import Array
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from t2l_jax.decoder import Decoder, DecoderConfig
+from t2l_jax.decoder.padding import power_of_two_within
 from t2l_jax.errors import UserError
 from t2l_jax.io import locations
 from t2l_jax.io.families import Family
@@ -138,7 +139,7 @@ def _fill(param: Array, tensor: Tensor, slot: Slot) -> Array:
     """Write a tensor into its parameter, a block of rows at a time."""
     num_rows = tensor.shape[0]
     row_bytes = 4 * math.prod(tensor.shape[1:])
-    step = 2 ** int(math.log2(max(1, BLOCK_BYTES // row_bytes)))  # divides most sizes: one compiled program for all
+    step = power_of_two_within(BLOCK_BYTES // row_bytes)  # divides most sizes: one compiled program for all
     transposed = slot.transposed != tensor.transposed
     for start in range(0, num_rows, step):
         rows = tensor.read(start, min(start + step, num_rows))

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from t2l_jax.data.batches import BatchConfig
-from t2l_jax.data.prompts import render
 from t2l_jax.data.tasks import Example, Task
+from t2l_jax.decoder.chat_template import render
 from t2l_jax.errors import UserError
 from t2l_jax.io.base import load_tokenizer
 from t2l_jax.training.material import prompt_modes, training_tasks, validation_batches

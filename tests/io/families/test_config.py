@@ -8,6 +8,7 @@ from tiny_models import FAMILIES
 
 from t2l_jax.decoder.attention import LayerAttention, Llama3Scaling, Rotary
 from t2l_jax.errors import UserError
+from t2l_jax.io.families import BY_MODEL_TYPE
 from t2l_jax.io.families.config import decoder_config
 
 FILE = Path("model/config.json")
@@ -147,3 +148,7 @@ def test_what_is_not_understood_is_refused_by_name(change, message):
 def test_attributes_that_are_off_change_nothing():
     off = {"use_bidirectional_attention": None, "tie_encoder_decoder": False}
     assert decoder_config({**LLAMA, **off}, FILE) == decoder_config(LLAMA, FILE)
+
+
+def test_every_family_has_a_model_that_is_held_against_transformers():
+    assert {config.model_type for config in FAMILIES.values()} == set(BY_MODEL_TYPE)
