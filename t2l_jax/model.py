@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from t2l_jax.decoder.sizes import power_of_two
+from t2l_jax.decoder.padding import power_of_two
 from t2l_jax.encoder import Encoder, load_encoder
 from t2l_jax.errors import UserError
 from t2l_jax.hypernet import Condition, HypernetConfig, Variables, write_adapters

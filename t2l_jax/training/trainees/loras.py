@@ -68,7 +68,8 @@ class SharedLora(Trainee):
     def adapters(
         self, variables: Variables, conditions: Condition, key: PRNGKeyArray | None = None
     ) -> tuple[Adapter, Extra]:
-        return variables["params"][jnp.zeros_like(conditions.task)], jnp.zeros(())
+        count = len(jax.tree.leaves(conditions)[0])
+        return variables["params"][jnp.zeros(count, jnp.int32)], jnp.zeros(())
 
     def begin_from(self, location: str, release: Release, base: DecoderConfig) -> Variables:
         return {"params": stack([initial.adapter_at(location, self.spec, base)])}
