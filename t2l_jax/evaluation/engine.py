@@ -153,7 +153,7 @@ def _run(llm: LLM, source: Source, shape: Shape, batch: list[list[_Row]], end: i
         adapter = source.fetch(names + names[:1] * (size - len(names)))
     width = power_of_two(max(len(task) for task in batch))
     stop = -1 if shape[1] else None  # a prompt's last token is read with each choice
-    prompts = [[[*row.query.prompt, *row.written][:stop] for row in task] for task in batch]
+    prompts = [[np.append(row.query.prompt, row.written).astype(np.int32)[:stop] for row in task] for task in batch]
     tokens, lengths = pad_rows(prompts, (size, width, shape[2]))
     places = [(t, r) for t, task in enumerate(batch) for r in range(len(task))]
     rows = [row for task in batch for row in task]
