@@ -4,7 +4,7 @@ Axes: T tasks, R rows of one task, S tokens of a row.
 """
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -54,5 +54,10 @@ def pad_rows(
 
 
 def pad_leading(tree: Tree, size: int) -> Tree:
-    """Every array of the tree with zeros at the end of its first axis, up to `size`."""
-    return jax.tree.map(lambda x: jnp.pad(x, ((0, size - len(x)), *[(0, 0)] * (x.ndim - 1))), tree)
+    """Every array of the tree with zeros at the end of its first axis, up to `size`; host arrays stay on the host."""
+
+    def pad(leaf: Any) -> Any:
+        library = jnp if isinstance(leaf, jax.Array) else np
+        return library.pad(leaf, ((0, size - len(leaf)), *[(0, 0)] * (leaf.ndim - 1)))
+
+    return jax.tree.map(pad, tree)
