@@ -41,9 +41,7 @@ class Condition:
     """
 
     z: Float[Array | np.ndarray, "*T z"] | None = None  # task embedding: of the description, float32
-    task: Int[Array | np.ndarray, "*T"] | None = (
-        None  # its place among those of a run: its identity if no text is read
-    )
+    task: Int[Array | np.ndarray, "*T"] | None = None  # its place among those of a run: its identity if no text is read
 
 
 @dataclass(frozen=True)

@@ -143,9 +143,9 @@ def test_a_killed_evaluation_goes_on_and_drops_a_half_line(model, tmp_path, monk
     asked = []
     answer_all = evaluate.answer_all
 
-    def spy(llm, sources, queries, batch_tokens, end):
-        asked.append(len(queries))
-        return answer_all(llm, sources, queries, batch_tokens, end)
+    def spy(llm, answerers, questions, batch_tokens, end):
+        asked.append(len(questions))
+        return answer_all(llm, answerers, questions, batch_tokens, end)
 
     monkeypatch.setattr(evaluate, "answer_all", spy)
     assert evaluate.evaluate(model, config, out) == text
@@ -178,7 +178,7 @@ def test_another_evaluations_folder_is_refused(model, folder, given, tmp_path, m
     for file in Path(model.config.base).glob("*.safetensors"):
         os.utime(file, (1, 1))
     with pytest.raises(UserError, match=r"another model .*\(base_files differ"):
-        evaluate.evaluate(model, config, out)
+        evaluate.evaluate(load(folder), config, out)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x")
     with pytest.raises(UserError, match="holds files and no evaluation"):
@@ -202,7 +202,7 @@ def test_the_average_is_the_mean_change_of_the_training_oracles(model, given):
     own = weights.training_oracles(given.oracles, SPLITS["train"])
     assert list(own) == ["task1", "task2"]
     llm = model.load_base()
-    found = weights.average_source(llm, own).params["layers"]
+    found = weights.average_answerer(llm, own).params["layers"]
     deltas = [dense_delta(some_adapter(seed)) for seed in (1, 2)]
     for name in SPEC.names:
         kernel = llm.params["layers"][name]["kernel"]
@@ -285,7 +285,7 @@ def test_folders_without_adapters_are_refused(given, tmp_path):
 
 def test_a_one_hot_hypernetwork_is_asked_for_the_tasks_it_knows(model, tmp_path):
     known = one_hot(tmp_path / "run", model, ["task1", "task2"])
-    source = weights.one_hot_source(model.load_base(), known)
+    source = weights.one_hot_answerer(model.load_base(), known)
     found = source.fetch(["task2", "task1", "task2"])
     expected = known.model.adapters(Condition(z=np.eye(2, dtype=np.float32)[[1, 0, 1]]))
     jax.tree.map(np.testing.assert_array_equal, found, expected)
