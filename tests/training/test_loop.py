@@ -25,6 +25,7 @@ from t2l_jax.io.checkpoint import Checkpoints
 from t2l_jax.io.files import locked
 from t2l_jax.training import BestConfig, LoopConfig, TrainState, make_optimizer
 from t2l_jax.training.objectives import SftConfig
+from t2l_jax.training.trackers import TRACKERS
 from t2l_jax.training.trainees import LoraTable
 
 METRICS = ("loss", "cross_entropy", "exact", "weight_penalty", "trainee_loss")
@@ -51,7 +52,7 @@ def assert_equal(first: Variables, second: Variables) -> None:
 def undisturbed(tmp_path_factory) -> tuple[Path, Variables]:
     """A run of all steps without a stop."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    return folder, run(folder)
+    return folder, run(folder, trackers=TRACKERS)
 
 
 def test_metrics_hold_every_step_and_every_validation_in_order(undisturbed):
