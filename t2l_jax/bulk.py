@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 from jax.sharding import Mesh
 
+from t2l_jax.decoder.padding import pad_leading
 from t2l_jax.encoder import prepare
 from t2l_jax.errors import UserError
 from t2l_jax.hypernet import Condition, write_adapters
@@ -19,7 +20,7 @@ from t2l_jax.io.adapter_store import AdapterStore
 from t2l_jax.io.files import check_name, read_jsonl
 from t2l_jax.io.peft import HostWeights, PeftFormat
 from t2l_jax.lora import Adapter
-from t2l_jax.model import Model, pad_tasks
+from t2l_jax.model import Model
 from t2l_jax.progress import progress_bar
 from t2l_jax.sharding import batch_sharding, make_mesh, replicated
 
@@ -98,7 +99,7 @@ def stream_adapters(
     run = jax.jit(partial(write_adapters, model.config.hypernet, model.config.lora))
     waiting: list[Adapter] = []
     for some in conditions:
-        adapters = run(variables, jax.device_put(pad_tasks(some, size), batch_sharding(mesh)))
+        adapters = run(variables, jax.device_put(pad_leading(some, size), batch_sharding(mesh)))
         for leaf in jax.tree.leaves(adapters):
             leaf.copy_to_host_async()
         waiting.append(adapters)

@@ -22,6 +22,7 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
@@ -39,8 +40,10 @@ class Condition:
     conditions maps over its leaves. A field that nobody reads is None.
     """
 
-    z: Float[Array, "*T z"] | None = None  # task embedding: of the description, float32
-    task: Int[Array, "*T"] | None = None  # the task's place among those of a run: its identity, where no text is read
+    z: Float[Array | np.ndarray, "*T z"] | None = None  # task embedding: of the description, float32
+    task: Int[Array | np.ndarray, "*T"] | None = (
+        None  # its place among those of a run: its identity if no text is read
+    )
 
 
 @dataclass(frozen=True)
@@ -257,7 +260,8 @@ class Hypernet(nn.Module):
 
     @nn.compact
     def __call__(self, condition: Condition) -> Adapter:
-        task = TaskEncoder(self.config.task, self.config.latent // 2, name="task")(condition.z)
+        z: Any = condition.z
+        task = TaskEncoder(self.config.task, self.config.latent // 2, name="task")(z)
         query = Query(self.config, self.spec, self.train, name="query")
         modules, layers = jnp.arange(len(self.spec.modules)), jnp.arange(self.spec.num_layers)
 

@@ -16,9 +16,9 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from t2l_jax.data.prompts import end_of_turn, render
 from t2l_jax.decoder import Decoder, DecoderConfig, logits
-from t2l_jax.decoder.generation import GREEDY, Params, Sampling, generate, stream
+from t2l_jax.decoder.chat_template import end_of_turn, render
+from t2l_jax.decoder.generation import GREEDY, Params, Sampling, generate_tokens, stream
 from t2l_jax.errors import UserError
 from t2l_jax.io.base import load_base, load_stop_ids, load_tokenizer
 from t2l_jax.io.locations import ModelFiles, resolve
@@ -37,7 +37,7 @@ class LLM:
     """
 
     params: Params
-    config: DecoderConfig = struct.field(pytree_node=False)
+    decoder: Decoder = struct.field(pytree_node=False)
     tokenizer: PreTrainedTokenizerBase = struct.field(pytree_node=False)
     stop_ids: tuple[int, ...] = struct.field(pytree_node=False)
     location: str = struct.field(pytree_node=False)
@@ -55,7 +55,11 @@ class LLM:
         if tokenizer.chat_template:
             stops.add(end_of_turn(tokenizer))  # what answers end with in training
         config, params = load_base(files, dtype)
-        return cls(params, config, tokenizer, tuple(sorted(stops)), files.location)
+        return cls(params, Decoder(config, jnp.dtype(dtype)), tokenizer, tuple(sorted(stops)), files.location)
+
+    @property
+    def config(self) -> DecoderConfig:
+        return self.decoder.config
 
     def __repr__(self) -> str:
         count = sum(leaf.size for leaf in jax.tree.leaves(self.params))
@@ -76,7 +80,7 @@ class LLM:
                     f"adapters of batch shape {adapter.batch_shape} do not fit tokens of shape {tokens.shape}, "
                     "whose first axes must be the same"
                 )
-        return _logits(self.config, self.params, tokens, adapter)
+        return _logits(self.decoder, self.params, tokens, adapter)
 
     def chat(
         self,
@@ -89,7 +93,7 @@ class LLM:
 
         A string is a user turn after an empty system turn, as in training; the turns of a conversation are rendered as
         they are. A batch of adapters takes one message each, or one list of messages each. The same `key` draws the
-        same answers. Raises UserError as `generation.generate` does, and for a message that is neither.
+        same answers. Raises UserError as `generate_tokens` does, and for a message that is neither.
         """
         if isinstance(messages, str):
             raise UserError("chat takes a list of messages: put the string in a list")
@@ -100,8 +104,9 @@ class LLM:
         prompts = [[self.render(message) for message in task] for task in tasks]
         options: dict[str, Any] = {"adapter": adapter, "sampling": sampling, "stop_ids": self.stop_ids, "key": key}
         if not grouped:
-            return [self._text(row) for row in generate(self.config, self.params, prompts[0], **options)]
-        return [[self._text(row) for row in task] for task in generate(self.config, self.params, prompts, **options)]
+            return [self._text(row) for row in generate_tokens(self.decoder, self.params, prompts[0], **options)]
+        answers = generate_tokens(self.decoder, self.params, prompts, **options)
+        return [[self._text(row) for row in task] for task in answers]
 
     def stream(
         self,
@@ -114,7 +119,7 @@ class LLM:
         tokens: list[int] = []
         written = ""
         options: dict[str, Any] = {"adapter": adapter, "sampling": sampling, "stop_ids": self.stop_ids, "key": key}
-        for token in stream(self.config, self.params, self.render(message), **options):
+        for token in stream(self.decoder, self.params, self.render(message), **options):
             tokens.append(token)
             text = self._text(tokens)
             if text != written and text.startswith(written) and not text.endswith(UNFINISHED):
@@ -148,7 +153,7 @@ def _is_message(value: Any) -> bool:
 
 @partial(jax.jit, static_argnums=0)
 def _logits(
-    config: DecoderConfig, params: Params, tokens: Int[Array, "*B S"], adapter: Adapter | None
+    decoder: Decoder, params: Params, tokens: Int[Array, "*B S"], adapter: Adapter | None
 ) -> Float[Array, "*B S V"]:
-    hidden, _ = Decoder(config, params["embedding"].dtype).apply({"params": params}, tokens, adapter)
-    return logits(config, params, hidden)
+    hidden, _ = decoder.apply({"params": params}, tokens, adapter)
+    return logits(decoder.config, params, hidden)

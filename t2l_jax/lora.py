@@ -8,7 +8,7 @@ Source: Hu et al., arXiv 2106.09685; rsLoRA: Kalajdzievski, arXiv 2312.03732. Or
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +17,33 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from t2l_jax.errors import UserError
 
-# The projections of a Llama-family layer that can carry LoRA, in the order in which every spec lists them.
-PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+class Projection(NamedTuple):
+    """A linear map of a decoder layer that can carry LoRA.
+
+    `axes` are the logical axes of its kernel, input then output: a DecoderConfig knows their sizes, `sharding.RULES`
+    where they lie on the mesh. `gguf` is its name in llama.cpp's files.
+    """
+
+    name: str
+    block: Literal["self_attn", "mlp"]
+    axes: tuple[str, str]
+    gguf: str
+
+
+# All of them, in the order in which every spec lists them.
+PROJECTIONS = {
+    projection.name: projection
+    for projection in (
+        Projection("q_proj", "self_attn", ("width", "heads"), "attn_q"),
+        Projection("k_proj", "self_attn", ("width", "kv_heads"), "attn_k"),
+        Projection("v_proj", "self_attn", ("width", "kv_heads"), "attn_v"),
+        Projection("o_proj", "self_attn", ("heads", "width"), "attn_output"),
+        Projection("gate_proj", "mlp", ("width", "mlp"), "ffn_gate"),
+        Projection("up_proj", "mlp", ("width", "mlp"), "ffn_up"),
+        Projection("down_proj", "mlp", ("mlp", "width"), "ffn_down"),
+    )
+}
 
 
 @dataclass(frozen=True)
@@ -34,7 +59,7 @@ class LoraModule:
 class LoraSpec:
     """The shape and scale of an adapter: which projections, how many layers, rank, alpha, rsLoRA or not.
 
-    `modules` is kept in the order of PROJECTIONS whatever order it was given in, so that equal sets are equal specs.
+    `modules` is kept in the order of PROJECTIONS, whatever order it was given in: equal sets are equal specs.
     """
 
     modules: tuple[LoraModule, ...]
@@ -54,7 +79,8 @@ class LoraSpec:
             raise UserError(
                 f"LoRA needs rank, layers and alpha above zero, got {self.rank}, {self.num_layers}, {self.alpha}"
             )
-        ordered = tuple(sorted(self.modules, key=lambda module: PROJECTIONS.index(module.name)))
+        order = list(PROJECTIONS)
+        ordered = tuple(sorted(self.modules, key=lambda module: order.index(module.name)))
         object.__setattr__(self, "modules", ordered)
 
     @property

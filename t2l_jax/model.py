@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from t2l_jax.decoder.sizes import power_of_two
+from t2l_jax.decoder.padding import pad_leading, power_of_two
 from t2l_jax.encoder import Encoder, load_encoder
 from t2l_jax.errors import UserError
 from t2l_jax.hypernet import Condition, HypernetConfig, Variables, write_adapters
@@ -75,7 +75,7 @@ class Model:
     def adapters(self, conditions: Condition) -> Adapter:
         """Adapters [T] of the conditions of T tasks. T is padded to a power of two, so that compilation is rare."""
         count = len(jax.tree.leaves(conditions)[0])
-        padded = pad_tasks(conditions, power_of_two(count))
+        padded = pad_leading(conditions, power_of_two(count))
         return _write_adapters(self.config.hypernet, self.config.lora, self.variables, padded)[:count]
 
     def load_base(self, dtype: Any = jnp.float32) -> LLM:
@@ -94,16 +94,6 @@ def load(location: str | Path | None = None, *, trust_remote_code: bool = False)
     folder = model_folder(location)
     config, variables = load_model(folder)
     return Model(config, variables, trust_remote_code, folder / ENCODER_FOLDER if config.encoder_adapter else None)
-
-
-def pad_tasks(conditions: Condition, size: int) -> Condition:
-    """Conditions of `size` tasks, of which those past the given ones are zeros; host arrays stay on the host."""
-
-    def pad(leaf: Any) -> Any:
-        library = jnp if isinstance(leaf, jax.Array) else np
-        return library.pad(leaf, ((0, size - len(leaf)), *((0, 0),) * (leaf.ndim - 1)))
-
-    return jax.tree.map(pad, conditions)
 
 
 @partial(jax.jit, static_argnums=(0, 1))

@@ -1,7 +1,7 @@
 """The device mesh, and where each logical axis lies on it: one line each.
 
 The mesh has two axes. Tasks are spread over `data`; the base model's widths over `model`. Everything else follows from
-the two tables below, and XLA inserts the communication.
+the logical axes that each parameter declares, and XLA inserts the communication.
 """
 
 from typing import Any
@@ -10,26 +10,19 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from t2l_jax.errors import UserError
+from t2l_jax.lora import PROJECTIONS
 
 RULES: dict[str, str | None] = {
     "task": "data",
-    "heads": "model",  # the outputs of q, k and v, head by head
+    "heads": "model",  # of queries, head by head
+    "kv_heads": "model",
     "mlp": "model",
     "vocab": "model",
     "layer": None,
     "width": None,
 }
 
-# The axes of a decoder parameter, by the name of its module (`layers/q_proj/kernel`). Biases have the last axis alone.
-KERNELS = {
-    "q_proj": ("width", "heads"),
-    "k_proj": ("width", "heads"),
-    "v_proj": ("width", "heads"),
-    "o_proj": ("heads", "width"),
-    "gate_proj": ("width", "mlp"),
-    "up_proj": ("width", "mlp"),
-    "down_proj": ("mlp", "width"),
-}
+# The axes of the parameters with a vocabulary. Those of a layer's kernels stand in `lora.PROJECTIONS`.
 TABLES = {"embedding": ("vocab", "width"), "head": ("vocab", "width")}
 
 
@@ -56,9 +49,9 @@ def param_sharding(mesh: Mesh, path: str) -> NamedSharding:
     """
     *parents, leaf = path.split("/")
     axes: tuple[str, ...] = TABLES.get(path, ())
-    if leaf in ("kernel", "bias") and parents[-1] in KERNELS:
-        kernel = KERNELS[parents[-1]]
-        axes = ("layer", *(kernel if leaf == "kernel" else kernel[1:]))
+    if leaf in ("kernel", "bias") and parents[-1] in PROJECTIONS:
+        kernel = PROJECTIONS[parents[-1]].axes
+        axes = ("layer", *(kernel if leaf == "kernel" else kernel[1:]))  # a bias has the output axis alone
     return NamedSharding(mesh, PartitionSpec(*(RULES[axis] for axis in axes)))
 
 

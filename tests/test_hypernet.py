@@ -12,7 +12,7 @@ import torch
 from torch.nn.functional import embedding, layer_norm, silu
 
 from t2l_jax.decoder import Decoder, DecoderConfig, logits
-from t2l_jax.decoder.attention import AttentionConfig
+from t2l_jax.decoder.attention import AttentionConfig, LayerAttention
 from t2l_jax.errors import UserError
 from t2l_jax.hypernet import (
     Condition,
@@ -230,7 +230,11 @@ def test_parameter_counts_for_mistral_7b_are_the_papers(head, count):
 
 
 BASE = DecoderConfig(
-    vocab_size=31, width=100, num_layers=2, mlp_width=400, attention=AttentionConfig(4, 2, 4, windows=(None, None))
+    vocab_size=31,
+    width=100,
+    num_layers=2,
+    mlp_width=400,
+    attention=AttentionConfig(4, 2, 4, layers=(LayerAttention(),) * 2),
 )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from t2l_jax.decoder import DecoderConfig
-from t2l_jax.decoder.attention import AttentionConfig
+from t2l_jax.decoder.attention import AttentionConfig, LayerAttention
 from t2l_jax.errors import UserError
 from t2l_jax.lora import (
     PROJECTIONS,
@@ -43,7 +43,7 @@ def test_equal_sets_of_modules_are_equal_specs():
     assert LoraSpec((DOWN, V, Q), 3) == LoraSpec((Q, V, DOWN), 3)
     assert LoraSpec((DOWN, V, Q), 3).names == ("q_proj", "v_proj", "down_proj")
     modules = tuple(LoraModule(name, 4, 4) for name in reversed(PROJECTIONS))
-    assert LoraSpec(modules, 1).names == PROJECTIONS
+    assert LoraSpec(modules, 1).names == tuple(PROJECTIONS)
     assert hash(LoraSpec((DOWN, Q), 3)) == hash(LoraSpec((Q, DOWN), 3))
 
 
@@ -224,7 +224,11 @@ def test_adapters_pass_through_jit_grad_and_vmap():
 
 
 CONFIG = DecoderConfig(
-    vocab_size=7, width=12, num_layers=3, mlp_width=20, attention=AttentionConfig(2, 1, 4, windows=(None,) * 3)
+    vocab_size=7,
+    width=12,
+    num_layers=3,
+    mlp_width=20,
+    attention=AttentionConfig(2, 1, 4, layers=(LayerAttention(),) * 3),
 )
 
 

@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from t2l_jax.decoder import Decoder, DecoderConfig, logits
-from t2l_jax.decoder.attention import AttentionConfig
+from t2l_jax.decoder.attention import AttentionConfig, LayerAttention
 from t2l_jax.errors import UserError
 from t2l_jax.lora import Adapter, init_adapter
 from t2l_jax.sharding import batch_sharding, make_mesh, param_sharding, replicated
@@ -20,7 +20,14 @@ CONFIG = DecoderConfig(
     width=24,
     num_layers=2,
     mlp_width=40,
-    attention=AttentionConfig(num_heads=8, num_kv_heads=4, head_dim=4, windows=(3, None), qkv_bias=True, qk_norm=True),
+    attention=AttentionConfig(
+        num_heads=8,
+        num_kv_heads=4,
+        head_dim=4,
+        layers=(LayerAttention(window=3), LayerAttention()),
+        qkv_bias=True,
+        qk_norm=True,
+    ),
     tied_head=False,
 )
 

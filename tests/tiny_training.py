@@ -14,7 +14,7 @@ from t2l_jax.data.batch import Batch
 from t2l_jax.data.batches import BatchConfig, Sampler, TokenTable, TrainingTask, collate, pack, stack_conditions, take
 from t2l_jax.data.prompts import Encoded
 from t2l_jax.decoder import Decoder, DecoderConfig
-from t2l_jax.decoder.attention import AttentionConfig
+from t2l_jax.decoder.attention import AttentionConfig, LayerAttention
 from t2l_jax.hypernet import Condition, HypernetConfig, TaskEncoderConfig, Variables
 from t2l_jax.training import Batches, LoopConfig, OptimizerConfig, RunConfig, train
 from t2l_jax.training.objectives import Objective, Sft, SftConfig
@@ -22,7 +22,11 @@ from t2l_jax.training.trackers import JsonLines, TensorBoard
 from t2l_jax.training.trainees import TextHypernetwork, Trainee
 
 CONFIG = DecoderConfig(
-    vocab_size=64, width=16, num_layers=2, mlp_width=24, attention=AttentionConfig(2, 1, 8, windows=(None, None))
+    vocab_size=64,
+    width=16,
+    num_layers=2,
+    mlp_width=24,
+    attention=AttentionConfig(2, 1, 8, layers=(LayerAttention(),) * 2),
 )
 SPEC = CONFIG.lora_spec(rank=2)
 NET = HypernetConfig(TaskEncoderConfig(dim=4), latent=8, head_in=16)

@@ -50,7 +50,7 @@ class RealLoss:
 
 def task_losses(config: DecoderConfig) -> Callable[[Any, Adapter, Batch], Float[Array, " T"]]:
     """Mean cross-entropy of each task's answer tokens, under its own adapter."""
-    decoder = Decoder(config, narrow=jnp.bfloat16)
+    decoder = Decoder(config, matmul_dtype=jnp.bfloat16)
 
     @jax.jit
     def losses(base: Any, adapters: Adapter, batch: Batch) -> Float[Array, " T"]:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import tyro
+from t2l_jax.training.producers import HypernetProducer
 
 import t2l_jax
 from experiments.tools.batches import batches_of, packed_tasks
@@ -27,7 +28,6 @@ from t2l_jax.decoder import Decoder
 from t2l_jax.io.base import load_base
 from t2l_jax.io.locations import cache_folder
 from t2l_jax.training.objectives import SftConfig
-from t2l_jax.training.producers import HypernetProducer
 from t2l_jax.training.step import make_validation
 
 WORDINGS = 16

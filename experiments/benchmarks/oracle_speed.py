@@ -23,6 +23,7 @@ import numpy as np
 import torch
 import tyro
 from peft import LoraConfig, get_peft_model
+from t2l_jax.training.producers import LoraTable
 from transformers import AutoModelForCausalLM
 
 from experiments.benchmarks.real_speed import examples_of, torch_step
@@ -39,7 +40,6 @@ from t2l_jax.decoder import Decoder
 from t2l_jax.io.base import load_base
 from t2l_jax.io.locations import resolve
 from t2l_jax.training.objectives.sft import Batch
-from t2l_jax.training.producers import LoraTable
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def draw(args: OracleSpeed, length: int) -> Batch:
 def ours(args: OracleSpeed, batch: Batch, bf16: bool) -> Callable[[], None]:
     """A function that takes one step of all LoRAs; `bf16`: operands of products rounded to bfloat16."""
     config, base = load_base(args.base)
-    decoder = Decoder(config, narrow=jnp.bfloat16 if bf16 else None)
+    decoder = Decoder(config, matmul_dtype=jnp.bfloat16 if bf16 else None)
     return partial(stepper(LoraTable(args.tasks, config.lora_spec()), decoder, base), batch)
 
 

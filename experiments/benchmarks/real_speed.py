@@ -24,6 +24,7 @@ import numpy as np
 import torch
 import tyro
 from peft import LoraConfig, get_peft_model
+from t2l_jax.training.producers import HypernetProducer
 from transformers import AutoModelForCausalLM
 
 from experiments.tools.batches import training_sampler
@@ -38,7 +39,6 @@ from t2l_jax.hypernet import HypernetConfig
 from t2l_jax.io.base import load_base
 from t2l_jax.io.locations import resolve
 from t2l_jax.training.objectives.sft import Batch
-from t2l_jax.training.producers import HypernetProducer
 from t2l_jax.training.recipe import ComputeConfig
 
 Example = tuple[np.ndarray, np.ndarray]  # the tokens read, and the token to predict after each (-100: none)

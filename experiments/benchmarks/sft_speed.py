@@ -22,6 +22,7 @@ import torch
 import tyro
 from jax.typing import DTypeLike
 from peft import LoraConfig, get_peft_model
+from t2l_jax.training.producers import HypernetProducer
 from transformers import AutoModelForCausalLM
 
 from experiments.tools.results import RESULTS, write
@@ -32,7 +33,6 @@ from t2l_jax.hypernet import HypernetConfig
 from t2l_jax.io.base import load_base
 from t2l_jax.io.locations import resolve
 from t2l_jax.training.objectives.sft import Batch
-from t2l_jax.training.producers import HypernetProducer
 
 ROWS, LENGTH, SUPERVISED = 8, 128, 16
 
@@ -69,7 +69,7 @@ def ours(source: str, dtype: DTypeLike | None) -> tuple[Callable[[], None], Batc
     config, base = load_base(source)
     batch = make_batch(config.vocab_size)
     producer = HypernetProducer(HypernetConfig(), config.lora_spec())
-    run = stepper(producer, Decoder(config, narrow=dtype), base)
+    run = stepper(producer, Decoder(config, matmul_dtype=dtype), base)
     per_token = config.num_layers * sum(i * o for i, o in config.projection_widths().values())
     return partial(run, batch), batch, per_token
 

@@ -18,15 +18,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from t2l_jax.training.producers import HypernetProducer, LoraTable
 
 from experiments.tools.results import RESULTS, write
 from experiments.tools.stepper import stepper
 from experiments.tools.turns import timed
 from t2l_jax.decoder import DecoderConfig
-from t2l_jax.decoder.attention import AttentionConfig
+from t2l_jax.decoder.attention import AttentionConfig, LayerAttention
 from t2l_jax.hypernet import HypernetConfig
 from t2l_jax.training.objectives.sft import Batch
-from t2l_jax.training.producers import HypernetProducer, LoraTable
 from t2l_jax.training.recipe import ComputeConfig
 
 SHAPE = DecoderConfig(
@@ -34,7 +34,7 @@ SHAPE = DecoderConfig(
     width=576,
     mlp_width=1536,
     num_layers=30,
-    attention=AttentionConfig(num_heads=9, num_kv_heads=3, head_dim=64, windows=(None,) * 30),
+    attention=AttentionConfig(num_heads=9, num_kv_heads=3, head_dim=64, layers=(LayerAttention(),) * 30),
 )
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Float
+from t2l_jax.training.baselines import NoText
 
 from t2l_jax.data.batches import BatchConfig, Packed, Sampler, collate, pack
 from t2l_jax.data.encoding import Job, encode_all
@@ -12,7 +13,6 @@ from t2l_jax.data.tasks import Task, evenly
 from t2l_jax.encoder import Encoder
 from t2l_jax.io.base import load_tokenizer
 from t2l_jax.io.locations import cache_folder
-from t2l_jax.training.baselines import NoText
 from t2l_jax.training.material import training_tasks
 from t2l_jax.training.objectives.sft import Batch
 

@@ -5,11 +5,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from t2l_jax.training.producers import Producer
 
 from t2l_jax.decoder import Decoder
 from t2l_jax.training import OptimizerConfig, TrainState, make_optimizer, make_step
 from t2l_jax.training.objectives.sft import Batch, SftConfig
-from t2l_jax.training.producers import Producer
 
 
 def stepper(producer: Producer, decoder: Decoder, base: Any, lora_dropout: float = 0.05) -> Callable[[Batch], None]:

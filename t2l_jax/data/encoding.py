@@ -15,8 +15,9 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from t2l_jax.data.batches import TokenTable
-from t2l_jax.data.prompts import encode, end_of_turn
+from t2l_jax.data.prompts import encode
 from t2l_jax.data.tasks import Example
+from t2l_jax.decoder.chat_template import end_of_turn
 from t2l_jax.io.files import atomic_write
 from t2l_jax.progress import progress_bar
 

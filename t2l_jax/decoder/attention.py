@@ -1,7 +1,7 @@
 """Grouped-query attention with rotary positions, as every model of the Llama family has it.
 
 Axes: B any batch axes, S sequence, C keys (of the sequence or a cache), H query heads, K key/value heads, h head width,
-N heads of either kind.
+N heads of either kind, L layers.
 """
 
 import math
@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
-from t2l_jax.decoder.precision import product
+from t2l_jax.decoder.precision import rounded_einsum
 
 CAUSAL_BLOCKS, LONG_ROW = 8, 256  # in how many blocks the queries of a row of at least so many tokens go
 
@@ -28,15 +28,29 @@ class Llama3Scaling:
 
 
 @dataclass(frozen=True)
+class Rotary:
+    """Rotary positions (RoFormer, arXiv 2104.09864): the base of their frequencies, and how these are scaled."""
+
+    theta: float = 10_000.0
+    scaling: Llama3Scaling | None = None
+
+
+@dataclass(frozen=True)
+class LayerAttention:
+    """What may differ from layer to layer: the sliding window and the rotary positions."""
+
+    window: int | None = None  # None: the whole past
+    rotary: Rotary | None = Rotary()  # None: no positions
+
+
+@dataclass(frozen=True)
 class AttentionConfig:
-    """Heads, rotary positions and masks. `windows` holds each layer's sliding window (None: the whole past)."""
+    """Heads, biases and norms, which all layers share, and what each layer has of its own."""
 
     num_heads: int
     num_kv_heads: int
     head_dim: int
-    windows: tuple[int | None, ...]
-    rope_theta: float = 10_000.0
-    rope_scaling: Llama3Scaling | None = None
+    layers: tuple[LayerAttention, ...]
     scale: float | None = None  # of the scores; None: 1/sqrt(head_dim)
     softcap: float | None = None
     qkv_bias: bool = False
@@ -44,11 +58,13 @@ class AttentionConfig:
     qk_norm: bool = False
 
 
-def rope_frequencies(config: AttentionConfig) -> Float[Array, " half"]:
-    """Radians per position of each pair of channels (RoFormer, arXiv 2104.09864; Llama 3.1's scaling on top)."""
-    half = config.head_dim // 2
-    freq = 1.0 / config.rope_theta ** (jnp.arange(half, dtype=jnp.float32) / half)
-    scaling = config.rope_scaling
+def rotary_frequencies(rotary: Rotary | None, head_dim: int) -> Float[Array, " half"]:
+    """Radians per position of each pair of channels; 0 without rotary positions."""
+    half = head_dim // 2
+    if rotary is None:
+        return jnp.zeros(half)
+    freq = 1.0 / rotary.theta ** (jnp.arange(half, dtype=jnp.float32) / half)
+    scaling = rotary.scaling
     if scaling is None:
         return freq
     # Turns completed within the original length decide: few turns are slowed down, many kept, in between blended.
@@ -56,6 +72,16 @@ def rope_frequencies(config: AttentionConfig) -> Float[Array, " half"]:
     blend = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
     blend = jnp.clip(blend, 0.0, 1.0)
     return blend * freq + (1 - blend) * freq / scaling.factor
+
+
+def rotary_angles(
+    config: AttentionConfig, positions: Int[Array, "*B S"]
+) -> tuple[Float[Array, "n *B S half"], Int[Array, " L"]]:
+    """The angles of each of the n different rotary settings of the layers, and the number of each layer's setting."""
+    settings = list(dict.fromkeys(layer.rotary for layer in config.layers))
+    places = positions[..., None].astype(jnp.float32)
+    angles = jnp.stack([places * rotary_frequencies(rotary, config.head_dim) for rotary in settings])
+    return angles, jnp.asarray([settings.index(layer.rotary) for layer in config.layers])
 
 
 def rotate(x: Float[Array, "*B S N h"], angles: Float[Array, "*B S h/2"]) -> Float[Array, "*B S N h"]:
@@ -71,7 +97,7 @@ def attend(
     v: Float[Array, "*B K C h"],
     mask: Bool[Array, "*B S C"],
     config: AttentionConfig,
-    narrow: DTypeLike | None = None,
+    matmul_dtype: DTypeLike | None = None,
 ) -> Float[Array, "*B S H*h"]:
     """Grouped-query attention, softmax in float32. `mask` is True where a query may look.
 
@@ -82,13 +108,13 @@ def attend(
     q = jnp.moveaxis(q.reshape(*batch, length, *grouped[-3:-1], config.head_dim), -4, -2)
     q = q.reshape(*batch, config.num_kv_heads, -1, config.head_dim)
     scale = config.head_dim**-0.5 if config.scale is None else config.scale
-    scores = scale * product("...qh,...ch->...qc", q, k, narrow)
+    scores = scale * rounded_einsum("...qh,...ch->...qc", q, k, matmul_dtype)
     if config.softcap is not None:
         scores = config.softcap * jnp.tanh(scores / config.softcap)
     mask = jnp.broadcast_to(mask[..., None, None, :, :], (*batch, 1, *grouped[-2:], mask.shape[-1]))
     scores = jnp.where(mask.reshape(*batch, 1, -1, mask.shape[-1]), scores, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    out = product("...qc,...ch->...qh", weights, v, narrow, v.dtype)
+    out = rounded_einsum("...qc,...ch->...qh", weights, v, matmul_dtype, v.dtype)
     out = jnp.moveaxis(out.reshape(*grouped, config.head_dim), -2, -4)
     return out.reshape(*batch, length, -1)
 
@@ -99,7 +125,7 @@ def attend_causally(
     v: Float[Array, "*B K S h"],
     mask: Bool[Array, "*B S S"],
     config: AttentionConfig,
-    narrow: DTypeLike | None = None,
+    matmul_dtype: DTypeLike | None = None,
     long_row: int = LONG_ROW,
 ) -> Float[Array, "*B S H*h"]:
     """`attend` where nobody may look at what stands after it: of long rows that half is not computed.
@@ -117,7 +143,7 @@ def attend_causally(
             v[..., :end, :],
             mask[..., end - size : end, :end],
             config,
-            narrow,
+            matmul_dtype,
         )
         for end in (size * (block + 1) for block in range(blocks))
     ]

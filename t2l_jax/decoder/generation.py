@@ -3,7 +3,7 @@
 Axes: T tasks (adapters), R rows of one task, S prompt (a bucket), N new tokens, V vocabulary, K stop tokens.
 
 Prompts are padded on the left, so that the next token of every row goes to the same cache slot. Their number and
-length are rounded up to a few sizes (`bucket`): a program is compiled for a size, not for a prompt.
+length are rounded up to a few sizes (see `padding`): a program is compiled for a size, not for a prompt.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,13 +17,12 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from t2l_jax.decoder import Cache, Decoder, DecoderConfig, init_cache, logits
-from t2l_jax.decoder.sizes import bucket
+from t2l_jax.decoder import Cache, Decoder, init_cache, logits
+from t2l_jax.decoder.padding import bucket, pad_leading, pad_rows, prompt_bucket
 from t2l_jax.errors import UserError
 from t2l_jax.lora import Adapter
 
 NO_TOKEN = -1  # in place of a token in a row that has ended
-SHORTEST_BUCKET = 16  # tokens of a prompt
 
 Params = dict[str, Any]
 Prompt = Sequence[int]
@@ -53,7 +52,7 @@ class Sampling:
 GREEDY = Sampling()
 
 
-class Choice(NamedTuple):
+class SamplingArrays(NamedTuple):
     """What chooses the next token, as arrays: a new temperature needs no new compilation."""
 
     temperature: Float[Array, ""]
@@ -66,7 +65,7 @@ class Choice(NamedTuple):
 class State:
     """Between two decoding steps: the token chosen last (NO_TOKEN: the row has ended), its position, the cache.
 
-    `margin` is the smallest lead that a row's best token had over the second best so far.
+    `margin` is the smallest margin (see the function) of a row's tokens so far.
     """
 
     step: Int[Array, ""]
@@ -76,8 +75,8 @@ class State:
     cache: Cache
 
 
-def generate(
-    config: DecoderConfig,
+def generate_tokens(
+    decoder: Decoder,
     params: Params,
     prompts: Sequence[Prompt] | Sequence[Sequence[Prompt]],
     *,
@@ -93,6 +92,7 @@ def generate(
     `key` (default: key 0) draws the same tokens. Raises UserError for an empty prompt, a token outside the vocabulary,
     an adapter of another base, and a batch of adapters that does not match the prompts.
     """
+    config = decoder.config
     grouped = any(not isinstance(item, int | np.integer) for prompt in prompts for item in prompt)
     tasks: list[Any] = [list(group) for group in prompts] if grouped else [[prompt] for prompt in prompts]
     flat = [prompt for task in tasks for prompt in task]
@@ -104,10 +104,9 @@ def generate(
         return []
     tokens, lengths = pad_prompts(tasks if batched else [flat], config.vocab_size)
     if batched:
-        extra = tokens.shape[0] - len(tasks)
-        adapter = jax.tree.map(lambda leaf: jnp.pad(leaf, ((0, extra), *[(0, 0)] * (leaf.ndim - 1))), adapter)
-    choice, limits = _choice(sampling, stop_ids, key, lengths), np.full_like(lengths, sampling.max_new_tokens)
-    new, _ = _generate(config, sampling.max_new_tokens, params, tokens, lengths, limits, adapter, choice)
+        adapter = pad_leading(adapter, len(tokens))
+    arrays, limits = _sampling_arrays(sampling, stop_ids, key, lengths), np.full_like(lengths, sampling.max_new_tokens)
+    new, _ = _generate(decoder, sampling.max_new_tokens, params, tokens, lengths, limits, adapter, arrays)
     rows = [[int(token) for token in row if token != NO_TOKEN] for row in np.asarray(new)[lengths > 0]]
     if not grouped:
         return rows
@@ -116,7 +115,7 @@ def generate(
 
 
 def stream(
-    config: DecoderConfig,
+    decoder: Decoder,
     params: Params,
     prompt: Prompt,
     *,
@@ -125,25 +124,25 @@ def stream(
     stop_ids: Sequence[int] = (),
     key: PRNGKeyArray | None = None,
 ) -> Iterator[int]:
-    """The tokens that `generate` gives for this one prompt, one by one as they are chosen."""
+    """The tokens that `generate_tokens` gives for this one prompt, one by one as they are chosen."""
     if adapter is not None:
-        config.check_adapter(adapter.spec)
+        decoder.config.check_adapter(adapter.spec)
         if adapter.batch_shape:
             raise UserError(f"streaming takes one adapter, got a batch of shape {adapter.batch_shape}: index it first")
-    tokens, lengths = pad_prompts([[prompt]], config.vocab_size)
-    choice = _choice(sampling, stop_ids, key, lengths)
-    state = _start_jit(config, sampling.max_new_tokens, params, tokens, lengths, adapter, choice)
+    tokens, lengths = pad_prompts([[prompt]], decoder.config.vocab_size)
+    arrays = _sampling_arrays(sampling, stop_ids, key, lengths)
+    state = _start_jit(decoder, sampling.max_new_tokens, params, tokens, lengths, adapter, arrays)
     for left in reversed(range(sampling.max_new_tokens)):
         token = int(state.token[0, 0])
         if token == NO_TOKEN:
             return
         yield token
         if left:
-            state = _advance_jit(config, params, adapter, choice, state)
+            state = _advance_jit(decoder, params, adapter, arrays, state)
 
 
 def greedy(
-    config: DecoderConfig,
+    decoder: Decoder,
     params: Params,
     tokens: Int[np.ndarray, "T R S"],
     lengths: Int[np.ndarray, "T R"],
@@ -152,14 +151,14 @@ def greedy(
     adapter: Adapter | None,
     stop_ids: Sequence[int],
 ) -> tuple[Int[Array, "T R N"], Float[Array, "T R"]]:
-    """Greedy tokens of padded prompts (see `pad_prompts`), and the smallest lead of each row's tokens in logits.
+    """Greedy tokens of padded prompts (see `pad_prompts`), and the smallest margin of each row's tokens in logits.
 
-    A row ends at a stop token, which is left out, or at its own limit, which is at most `room` (N); after its end
-    stands NO_TOKEN. A lead above the rounding of the logits says that no other batch would have changed the row. The
-    work is dispatched, not waited for.
+    A row ends at a stop token, which is left out, or at its own limit, which is at most `room` (N); NO_TOKEN fills the
+    rest. A margin above the rounding of the logits says that the row would be the same in any batch. The work is
+    dispatched, not waited for.
     """
-    choice = _choice(GREEDY, stop_ids, None, lengths)
-    return _generate(config, room, params, tokens, lengths, limits, adapter, choice)
+    arrays = _sampling_arrays(GREEDY, stop_ids, None, lengths)
+    return _generate(decoder, room, params, tokens, lengths, limits, adapter, arrays)
 
 
 def check_batch(adapter: Adapter, prompts: int) -> None:
@@ -177,27 +176,45 @@ def pad_prompts(
     sizes = [len(prompt) for task in tasks for prompt in task]
     if 0 in sizes:
         raise UserError(f"prompt {sizes.index(0)} is empty: the model needs at least one token to start from")
-    shape = bucket(len(tasks)), bucket(max(len(task) for task in tasks)), max(bucket(max(sizes)), SHORTEST_BUCKET)
-    tokens, lengths = np.zeros(shape, np.int32), np.zeros(shape[:2], np.int32)
-    for t, task in enumerate(tasks):
-        for r, prompt in enumerate(task):
-            tokens[t, r, -len(prompt) :] = prompt
-            lengths[t, r] = len(prompt)
+    shape = bucket(len(tasks)), bucket(max(len(task) for task in tasks)), prompt_bucket(max(sizes))
+    tokens, lengths = pad_rows(tasks, shape)
     if tokens.min() < 0 or tokens.max() >= vocab_size:
         raise UserError(f"a prompt holds a token outside the vocabulary of {vocab_size}: it is another model's")
     return tokens, lengths
 
 
-def choose(scores: Float[Array, "T R V"], choice: Choice, step: Int[Array, ""]) -> Int[Array, "T R"]:
+def prefill(
+    decoder: Decoder,
+    params: Params,
+    tokens: Int[Array, "T R S"],
+    lengths: Int[Array, "T R"],
+    adapter: Adapter | None,
+    room: int,
+) -> tuple[Float[Array, "T R S D"], Cache]:
+    """Read left-padded prompts: their hidden states, and a cache that holds them and has room for more tokens."""
+    size = tokens.shape[-1]
+    positions = jnp.arange(size) - (size - lengths[..., None])
+    output: Any = decoder.apply(
+        {"params": params},
+        tokens,
+        adapter,
+        segments=(positions >= 0).astype(jnp.int32),
+        positions=jnp.maximum(positions, 0),
+        cache=init_cache(decoder.config, lengths.shape, size + room, decoder.dtype),
+    )
+    return output
+
+
+def choose(scores: Float[Array, "T R V"], sampling: SamplingArrays, step: Int[Array, ""]) -> Int[Array, "T R"]:
     """The next token of each row: the best one at temperature 0, else one drawn."""
 
     def draw() -> Int[Array, "T R"]:
-        scaled = scores / choice.temperature
-        kept = jax.lax.cond(choice.top_p < 1, lambda: nucleus(scaled, choice.top_p), lambda: scaled)
-        keys = jax.vmap(jax.vmap(lambda row_key: jax.random.fold_in(row_key, step)))(choice.row_keys)
+        scaled = scores / sampling.temperature
+        kept = jax.lax.cond(sampling.top_p < 1, lambda: nucleus(scaled, sampling.top_p), lambda: scaled)
+        keys = jax.vmap(jax.vmap(lambda row_key: jax.random.fold_in(row_key, step)))(sampling.row_keys)
         return jax.vmap(jax.vmap(jax.random.categorical))(keys, kept).astype(jnp.int32)
 
-    return jax.lax.cond(choice.temperature > 0, draw, lambda: jnp.argmax(scores, axis=-1).astype(jnp.int32))
+    return jax.lax.cond(sampling.temperature > 0, draw, lambda: jnp.argmax(scores, axis=-1).astype(jnp.int32))
 
 
 def nucleus(scores: Float[Array, "*B V"], top_p: Float[Array, ""]) -> Float[Array, "*B V"]:
@@ -209,86 +226,73 @@ def nucleus(scores: Float[Array, "*B V"], top_p: Float[Array, ""]) -> Float[Arra
     return jnp.where(scores >= worst_kept, scores, -jnp.inf)
 
 
-def lead(scores: Float[Array, "*B V"]) -> Float[Array, "*B"]:
+def margin(scores: Float[Array, "*B V"]) -> Float[Array, "*B"]:
     """How far the best score is above the second best; 0 for a tie."""
     best = jnp.argmax(scores, axis=-1, keepdims=True)
     others = jnp.where(jnp.arange(scores.shape[-1]) == best, -jnp.inf, scores)
     return jnp.max(scores, axis=-1) - jnp.max(others, axis=-1)
 
 
-def _choice(
+def _sampling_arrays(
     sampling: Sampling, stop_ids: Sequence[int], key: PRNGKeyArray | None, lengths: Int[np.ndarray, "T R"]
-) -> Choice:
+) -> SamplingArrays:
     """Rows are numbered without the ones that fill the bucket, so that the bucket does not change what they draw."""
     number = jnp.asarray(np.cumsum(lengths > 0).reshape(lengths.shape))
     key = jax.random.key(0) if key is None else key
     row_keys = jax.vmap(jax.vmap(lambda n: jax.random.fold_in(key, n)))(number)
     stops = jnp.asarray(np.asarray(stop_ids, np.int32))
-    return Choice(jnp.float32(sampling.temperature), jnp.float32(sampling.top_p), row_keys, stops)
-
-
-def _read(
-    config: DecoderConfig, params: Params, tokens: Int[Array, "T R S"], adapter: Adapter | None, **places: Any
-) -> tuple[Float[Array, "T R V"], Cache]:
-    """Scores of what follows the last of these tokens, and the cache with all of them in it."""
-    decoder = Decoder(config, params["embedding"].dtype)
-    output: Any = decoder.apply({"params": params}, tokens, adapter, **places)
-    hidden, cache = output
-    return logits(config, params, hidden[..., -1, :]), cache
+    return SamplingArrays(jnp.float32(sampling.temperature), jnp.float32(sampling.top_p), row_keys, stops)
 
 
 def _start(
-    config: DecoderConfig,
+    decoder: Decoder,
     max_new_tokens: int,
     params: Params,
     tokens: Int[Array, "T R S"],
     lengths: Int[Array, "T R"],
     adapter: Adapter | None,
-    choice: Choice,
+    sampling: SamplingArrays,
 ) -> State:
-    """Prefill: read the prompts into a cache and choose the first token. Logits of the last position only."""
-    size = tokens.shape[-1]
-    positions = jnp.arange(size) - (size - lengths[..., None])
-    scores, cache = _read(
-        config,
-        params,
-        tokens,
-        adapter,
-        segments=(positions >= 0).astype(jnp.int32),
-        positions=jnp.maximum(positions, 0),
-        cache=init_cache(config, tokens.shape[:-1], size + max_new_tokens, params["embedding"].dtype),
-    )
+    """Read the prompts into a cache and choose the first token. Logits of the last position only."""
+    hidden, cache = prefill(decoder, params, tokens, lengths, adapter, max_new_tokens)
+    scores = logits(decoder.config, params, hidden[..., -1, :])
     step = jnp.zeros((), jnp.int32)
-    token = choose(scores, choice, step)
-    ended = (lengths == 0) | jnp.isin(token, choice.stop_ids)
-    return State(step, jnp.where(ended, NO_TOKEN, token), lengths, lead(scores), cache)
+    token = choose(scores, sampling, step)
+    ended = (lengths == 0) | jnp.isin(token, sampling.stop_ids)
+    return State(step, jnp.where(ended, NO_TOKEN, token), lengths, margin(scores), cache)
 
 
-def _advance(config: DecoderConfig, params: Params, adapter: Adapter | None, choice: Choice, state: State) -> State:
+def _advance(
+    decoder: Decoder, params: Params, adapter: Adapter | None, sampling: SamplingArrays, state: State
+) -> State:
     """One decoding step: read the token chosen last, choose the next."""
     last = jnp.maximum(state.token, 0)[..., None]
-    scores, cache = _read(config, params, last, adapter, positions=state.position[..., None], cache=state.cache)
+    output: Any = decoder.apply(
+        {"params": params}, last, adapter, positions=state.position[..., None], cache=state.cache
+    )
+    hidden, cache = output
+    scores = logits(decoder.config, params, hidden[..., -1, :])
     step = state.step + 1
-    token = choose(scores, choice, step)
+    token = choose(scores, sampling, step)
     before = state.token == NO_TOKEN
-    margin = jnp.where(before, state.margin, jnp.minimum(state.margin, lead(scores)))
-    ended = before | jnp.isin(token, choice.stop_ids)
-    return State(step, jnp.where(ended, NO_TOKEN, token), state.position + 1, margin, cache)
+    smallest = jnp.where(before, state.margin, jnp.minimum(state.margin, margin(scores)))
+    ended = before | jnp.isin(token, sampling.stop_ids)
+    return State(step, jnp.where(ended, NO_TOKEN, token), state.position + 1, smallest, cache)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _generate(
-    config: DecoderConfig,
+    decoder: Decoder,
     max_new_tokens: int,
     params: Params,
     tokens: Int[Array, "T R S"],
     lengths: Int[Array, "T R"],
     limits: Int[Array, "T R"],
     adapter: Adapter | None,
-    choice: Choice,
+    sampling: SamplingArrays,
 ) -> tuple[Int[Array, "T R N"], Float[Array, "T R"]]:
-    """Prefill, then decode until every row has ended or is full; NO_TOKEN after a row's end. And the margins."""
-    state = _start(config, max_new_tokens, params, tokens, lengths, adapter, choice)
+    """Prefill, then decode until every row has ended or is full; NO_TOKEN fills the rest. And the margins."""
+    state = _start(decoder, max_new_tokens, params, tokens, lengths, adapter, sampling)
     new = jnp.full((*lengths.shape, max_new_tokens), NO_TOKEN).at[..., 0].set(state.token)
     # The decoder scans an adapter batch along its layer axis, which XLA would bring to the front in every step. Brought
     # there once outside the loop and taken back inside, the transposes of a step cancel out.
@@ -302,8 +306,8 @@ def _generate(
     def advance(carry: tuple[State, Array]) -> tuple[State, Array]:
         state, new = carry
         state = replace(state, token=jnp.where(state.step < limits - 1, state.token, NO_TOKEN))
-        turned = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, axis), layers_first)
-        state = _advance(config, params, turned, choice, state)
+        batch_first = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, axis), layers_first)
+        state = _advance(decoder, params, batch_first, sampling, state)
         return state, new.at[..., state.step].set(state.token)
 
     state, new = jax.lax.while_loop(more, advance, (state, new))

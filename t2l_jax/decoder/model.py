@@ -7,9 +7,9 @@ The layers are one set of parameters stacked on a leading axis, so that compile 
 differs between families (Llama, SmolLM2, Mistral, Gemma 2, Qwen 2 and 3) is data in `DecoderConfig`, never a subclass.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -17,15 +17,16 @@ import jax.numpy as jnp
 from flax import struct
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from t2l_jax.decoder.attention import LONG_ROW, AttentionConfig, attend, attend_causally, rope_frequencies, rotate
-from t2l_jax.decoder.precision import dense_product, product
+from t2l_jax.decoder.attention import LONG_ROW, AttentionConfig, attend, attend_causally, rotary_angles, rotate
+from t2l_jax.decoder.dense import PROJECTION, LoraDense
+from t2l_jax.decoder.precision import rounded_einsum
 from t2l_jax.errors import UserError
-from t2l_jax.lora import Adapter, LoraModule, LoraSpec, lora_delta
+from t2l_jax.lora import PROJECTIONS, Adapter, LoraModule, LoraSpec
 
-PROJECTION = "projection"  # the name under which rematerialisation knows what projections return
 Activation = Literal["silu", "gelu_tanh", "gelu"]
+LayerLora = Mapping[str, Mapping[str, Float[Array, "..."]]]
 SHARED = 1  # the segment that every other one of its row begins with
 GLOBAL_WINDOW = 2**30  # wider than any sequence: a layer that sees everything before it
 
@@ -50,17 +51,13 @@ class DecoderConfig:
 
     def projection_widths(self) -> dict[str, tuple[int, int]]:
         """Projection name -> (input width, output width), in the order of `lora.PROJECTIONS`."""
-        query = self.attention.num_heads * self.attention.head_dim
-        key_value = self.attention.num_kv_heads * self.attention.head_dim
-        return {
-            "q_proj": (self.width, query),
-            "k_proj": (self.width, key_value),
-            "v_proj": (self.width, key_value),
-            "o_proj": (query, self.width),
-            "gate_proj": (self.width, self.mlp_width),
-            "up_proj": (self.width, self.mlp_width),
-            "down_proj": (self.mlp_width, self.width),
+        sizes = {
+            "width": self.width,
+            "mlp": self.mlp_width,
+            "heads": self.attention.num_heads * self.attention.head_dim,
+            "kv_heads": self.attention.num_kv_heads * self.attention.head_dim,
         }
+        return {p.name: (sizes[p.axes[0]], sizes[p.axes[1]]) for p in PROJECTIONS.values()}
 
     def lora_spec(
         self, modules: tuple[str, ...] = ("q_proj", "v_proj"), rank: int = 8, alpha: float = 16.0, rslora: bool = True
@@ -121,6 +118,22 @@ class RMSNorm(nn.Module):
         return (x32 * (scale.astype(jnp.float32) + self.config.norm_offset)).astype(x.dtype)
 
 
+class PerLayer(NamedTuple):
+    """What differs from layer to layer beside the weights: arrays [L] for the stack, scalars in a layer."""
+
+    layer: Int[Array, "..."]
+    window: Int[Array, "..."]
+    rotary: Int[Array, "..."]  # which of the angles
+
+
+class Places(NamedTuple):
+    """Where tokens stand: how far from which others, which of these they may see, their angles by rotary setting."""
+
+    distance: Int[Array, "*B S C"]
+    visible: Bool[Array, "*B S C"]
+    angles: Float[Array, "n *B S half"]
+
+
 class Layer(nn.Module):
     """One decoder layer. `lora` is this layer's slice of an adapter: name -> {a: [*T, r, i], b: [*T, o, r]}."""
 
@@ -128,30 +141,38 @@ class Layer(nn.Module):
     lora_scale: float
     lora_dropout: float
     train: bool
-    narrow: DTypeLike | None
+    matmul_dtype: DTypeLike | None
     long_row: int
 
     @nn.compact
-    def __call__(self, carry, lora, window, index, angles, places):
+    def __call__(
+        self,
+        carry: tuple[Float[Array, "*B S D"], Cache | None],
+        lora: LayerLora,
+        own: PerLayer,
+        places: Places,
+    ) -> tuple[tuple[Float[Array, "*B S D"], Cache | None], None]:
         x, cache = carry
-        norm_in = RMSNorm(self.config, name="attn_norm")(x)
-        out, cache = self.attention(norm_in, cache, lora, window, index, angles, places)
+        out, cache = self.attention(RMSNorm(self.config, name="attn_norm")(x), cache, lora, own, places)
         x = x + (RMSNorm(self.config, name="post_attn_norm")(out) if self.config.post_norms else out)
         out = self.mlp(RMSNorm(self.config, name="mlp_norm")(x), lora)
         x = x + (RMSNorm(self.config, name="post_mlp_norm")(out) if self.config.post_norms else out)
         return (x, cache), None
 
-    def project(self, name: str, x, dropped, lora, use_bias: bool = False):
-        """x W (+ bias) + scale * (dropped aᵀ) bᵀ, where `dropped` is x after LoRA dropout."""
-        d_out = self.config.projection_widths()[name][1]
-        times = partial(dense_product, narrow=self.narrow)
-        out = nn.Dense(d_out, use_bias=use_bias, dtype=x.dtype, dot_general=times, name=name)(x)
-        if name in lora:
-            weights = jax.tree.map(lambda leaf: leaf.astype(x.dtype), lora[name])
-            out = out + self.lora_scale * lora_delta(dropped, weights["a"], weights["b"])
-        return checkpoint_name(out, PROJECTION)
+    def project(
+        self,
+        name: str,
+        x: Float[Array, "*B S i"],
+        dropped: Float[Array, "*B S i"],
+        lora: LayerLora,
+        use_bias: bool,
+    ) -> Float[Array, "*B S o"]:
+        """One of the seven projections; `dropped` is x after LoRA dropout."""
+        width = self.config.projection_widths()[name][1]
+        dense = LoraDense(width, self.lora_scale, use_bias, self.matmul_dtype, name=name)
+        return dense(x, dropped, lora.get(name))
 
-    def drop(self, x):
+    def drop(self, x: Float[Array, "*B S i"]) -> Float[Array, "*B S i"]:
         """LoRA dropout. Projections of one input share its mask and the backward pass keeps it: drawing it is slow."""
         if not self.train or not self.lora_dropout:
             return x
@@ -159,7 +180,14 @@ class Layer(nn.Module):
         mask = checkpoint_name(jax.random.bernoulli(self.make_rng("dropout"), keep, x.shape), PROJECTION)
         return jnp.where(mask, x / keep, 0)
 
-    def attention(self, x, cache, lora, window, index, angles, places):
+    def attention(
+        self,
+        x: Float[Array, "*B S D"],
+        cache: Cache | None,
+        lora: LayerLora,
+        own: PerLayer,
+        places: Places,
+    ) -> tuple[Float[Array, "*B S D"], Cache | None]:
         config = self.config.attention
         dropped = self.drop(x)
         q = self.project("q_proj", x, dropped, lora, config.qkv_bias).reshape(*x.shape[:-1], config.num_heads, -1)
@@ -167,17 +195,19 @@ class Layer(nn.Module):
         v = self.project("v_proj", x, dropped, lora, config.qkv_bias).reshape(*x.shape[:-1], config.num_kv_heads, -1)
         if config.qk_norm:
             q, k = RMSNorm(self.config, name="q_norm")(q), RMSNorm(self.config, name="k_norm")(k)
+        angles = places.angles[0]
+        if len(places.angles) > 1:
+            angles = jax.lax.dynamic_index_in_dim(places.angles, own.rotary, keepdims=False)
         q, k, v = rotate(q, angles), rotate(k, angles).swapaxes(-3, -2), v.swapaxes(-3, -2)
-        distance, visible = places
-        mask = visible & (distance < window)
+        mask = places.visible & (places.distance < own.window)
         if cache is None:
-            out = attend_causally(q, k, v, mask, config, self.narrow, self.long_row)
+            out = attend_causally(q, k, v, mask, config, self.matmul_dtype, self.long_row)
         else:
-            cache, k, v = write_cache(cache, k, v, index)
-            out = attend(q, k, v, mask, config, self.narrow)
+            cache, k, v = write_cache(cache, k, v, own.layer)
+            out = attend(q, k, v, mask, config, self.matmul_dtype)
         return self.project("o_proj", out, self.drop(out), lora, config.out_bias), cache
 
-    def mlp(self, x, lora):
+    def mlp(self, x: Float[Array, "*B S D"], lora: LayerLora) -> Float[Array, "*B S D"]:
         act = {"silu": nn.silu, "gelu_tanh": nn.gelu, "gelu": lambda h: nn.gelu(h, approximate=False)}
         dropped, use_bias = self.drop(x), self.config.mlp_bias
         gate = act[self.config.activation](self.project("gate_proj", x, dropped, lora, use_bias))
@@ -185,13 +215,15 @@ class Layer(nn.Module):
         return self.project("down_proj", hidden, self.drop(hidden), lora, use_bias)
 
 
-def write_cache(cache: Cache, k, v, index):
-    """Put new keys and values at the cache's slot of layer `index`; return the cache and that layer's whole k and v."""
-    start = (index, *(0,) * (k.ndim - 2), cache.slot, 0)
+def write_cache(
+    cache: Cache, k: Float[Array, "*B K S h"], v: Float[Array, "*B K S h"], layer: Int[Array, ""]
+) -> tuple[Cache, Float[Array, "*B K C h"], Float[Array, "*B K C h"]]:
+    """Put new keys and values at the cache's slot of this layer; return the cache and that layer's whole k and v."""
+    start: tuple[Any, ...] = (layer, *(0,) * (k.ndim - 2), cache.slot, 0)
     keys = jax.lax.dynamic_update_slice(cache.keys, k[None].astype(cache.keys.dtype), start)
     values = jax.lax.dynamic_update_slice(cache.values, v[None].astype(cache.values.dtype), start)
-    layer = [jax.lax.dynamic_index_in_dim(array, index, keepdims=False) for array in (keys, values)]
-    return replace(cache, keys=keys, values=values), *layer
+    whole_k, whole_v = (jax.lax.dynamic_index_in_dim(array, layer, keepdims=False) for array in (keys, values))
+    return replace(cache, keys=keys, values=values), whole_k, whole_v
 
 
 class Decoder(nn.Module):
@@ -205,7 +237,7 @@ class Decoder(nn.Module):
     dtype: Any = jnp.float32  # of the activations
     lora_dropout: float = 0.0
     train: bool = False  # dropout on
-    narrow: DTypeLike | None = None  # round the operands of matrix products to this; sums stay float32
+    matmul_dtype: DTypeLike | None = None  # round the operands of matrix products to this; sums stay float32
     long_row: int = LONG_ROW  # rows of at least so many tokens attend in blocks
     remat: bool = True  # for the backward pass keep only what projections return, and recompute the rest
 
@@ -241,14 +273,13 @@ class Decoder(nn.Module):
         visible = (distance >= 0) & (mine > 0) & ((mine == theirs) | (theirs == SHARED))
         if cache is None:
             visible &= jnp.tri(tokens.shape[-1], dtype=bool)  # what `attend_causally` relies on
-        angles = positions[..., None].astype(jnp.float32) * rope_frequencies(config.attention)
+        angles, rotary = rotary_angles(config.attention, positions)
+        windows = [GLOBAL_WINDOW if own.window is None else own.window for own in config.attention.layers]
         (x, cache), _ = self._layers(adapter)(
             (x, cache),
             {} if adapter is None else adapter.weights,
-            jnp.asarray([GLOBAL_WINDOW if w is None else w for w in config.attention.windows]),
-            jnp.arange(config.num_layers),
-            angles,
-            (distance, visible),
+            PerLayer(jnp.arange(config.num_layers), jnp.asarray(windows), rotary),
+            Places(distance, visible, angles),
         )
         if cache is not None:
             cache = replace(cache, slot=cache.slot + tokens.shape[-1])
@@ -265,19 +296,21 @@ class Decoder(nn.Module):
             layer,
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
-            in_axes=(layer_axis, 0, 0, nn.broadcast, nn.broadcast),
+            in_axes=(layer_axis, 0, nn.broadcast),
             length=self.config.num_layers,
         )
         scale = 1.0 if adapter is None else adapter.spec.scale
-        return scanned(self.config, scale, self.lora_dropout, self.train, self.narrow, self.long_row, name="layers")
+        return scanned(
+            self.config, scale, self.lora_dropout, self.train, self.matmul_dtype, self.long_row, name="layers"
+        )
 
 
 def logits(
-    config: DecoderConfig, params: dict[str, Any], hidden: Float[Array, "*B D"], narrow: DTypeLike | None = None
+    config: DecoderConfig, params: dict[str, Any], hidden: Float[Array, "*B D"], matmul_dtype: DTypeLike | None = None
 ) -> Float[Array, "*B V"]:
     """Scores over the vocabulary, float32. Kept apart from the decoder so that they are computed where needed only."""
     head = params["embedding"] if config.tied_head else params["head"]
-    scores = product("...d,vd->...v", hidden, head.astype(hidden.dtype), narrow)
+    scores = rounded_einsum("...d,vd->...v", hidden, head.astype(hidden.dtype), matmul_dtype)
     if config.logit_softcap is not None:
         scores = config.logit_softcap * jnp.tanh(scores / config.logit_softcap)
     return scores

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, Float32, Int
 
 from t2l_jax.decoder import Decoder, DecoderConfig
-from t2l_jax.decoder.sizes import power_of_two
+from t2l_jax.decoder.padding import SHORTEST_PROMPT, pad_rows, power_of_two
 from t2l_jax.encoder.cache import embed_texts, fingerprint, with_progress
 from t2l_jax.encoder.text import prepare_all
 from t2l_jax.errors import UserError
@@ -89,15 +89,11 @@ def token_batches(
     """
     buckets: dict[int, list[int]] = {}
     for index, ids in enumerate(tokens):
-        buckets.setdefault(max(16, power_of_two(len(ids))), []).append(index)
+        buckets.setdefault(max(SHORTEST_PROMPT, power_of_two(len(ids))), []).append(index)
     for length, members in sorted(buckets.items()):
         most = MAX_TOKENS // length
         for start in range(0, len(members), most):
             chosen = members[start : start + most]
-            rows = power_of_two(len(chosen))
-            padded = np.zeros((rows, length), np.int32)
-            lengths = np.zeros(rows, np.int32)
-            for row, index in enumerate(chosen):
-                lengths[row] = len(tokens[index])
-                padded[row, : lengths[row]] = tokens[index]
-            yield chosen, padded, lengths
+            shape = 1, power_of_two(len(chosen)), length
+            padded, lengths = pad_rows([[tokens[index] for index in chosen]], shape, left=False)
+            yield chosen, padded[0], lengths[0]

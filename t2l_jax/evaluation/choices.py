@@ -16,7 +16,8 @@ from flax import struct
 from jaxtyping import Array, Float, Int
 
 from t2l_jax.data.tasks import Example, Task
-from t2l_jax.decoder import Decoder, DecoderConfig, init_cache, logits
+from t2l_jax.decoder import Decoder, logits
+from t2l_jax.decoder.generation import prefill
 from t2l_jax.lora import Adapter
 
 _LETTERS = re.compile(r"\(([A-Z])\)|\bCompletion ([A-Z])\b")
@@ -73,29 +74,20 @@ class ChoiceBatch:
 
 @partial(jax.jit, static_argnums=0)
 def choose_likeliest(
-    config: DecoderConfig, params: dict[str, Any], batch: ChoiceBatch, adapter: Adapter | None
+    decoder: Decoder, params: dict[str, Any], batch: ChoiceBatch, adapter: Adapter | None
 ) -> tuple[Int[Array, "T R"], Float[Array, "T R"]]:
     """The number of each row's likeliest choice, and how many nats it is ahead of the second.
 
     The prompt is read once into a cache that all choices share. Logits are computed at the choices alone.
     """
-    decoder = Decoder(config, params["embedding"].dtype)
-    size, room = batch.tokens.shape[-1], batch.suffixes.shape[-1]
-    positions = jnp.arange(size) - (size - batch.lengths[..., None])
-    read: Any = decoder.apply(
-        {"params": params},
-        batch.tokens,
-        adapter,
-        segments=(positions >= 0).astype(jnp.int32),
-        positions=jnp.maximum(positions, 0),
-        cache=init_cache(config, batch.lengths.shape, size + room, params["embedding"].dtype),
-    )
+    room = batch.suffixes.shape[-1]
+    _, cache = prefill(decoder, params, batch.tokens, batch.lengths, adapter, room)
     after = batch.lengths[..., None] + jnp.arange(room)
 
     def score(choice: tuple[Array, Array, Array]) -> Array:
         suffix, target, weight = choice
-        output: Any = decoder.apply({"params": params}, suffix, adapter, positions=after, cache=read[1])
-        scores = logits(config, params, output[0])
+        output: Any = decoder.apply({"params": params}, suffix, adapter, positions=after, cache=cache)
+        scores = logits(decoder.config, params, output[0])
         chosen = jnp.take_along_axis(scores, target[..., None], axis=-1)[..., 0] - jax.nn.logsumexp(scores, axis=-1)
         return jnp.where(weight.any(-1), jnp.sum(weight * chosen, axis=-1), -jnp.inf)
 

@@ -17,8 +17,8 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
-from t2l_jax.decoder.generation import NO_TOKEN, SHORTEST_BUCKET, Params, greedy
-from t2l_jax.decoder.sizes import bucket, power_of_two
+from t2l_jax.decoder.generation import NO_TOKEN, Params, greedy
+from t2l_jax.decoder.padding import bucket, pad_rows, power_of_two, power_of_two_within, prompt_bucket
 from t2l_jax.evaluation.choices import ChoiceBatch, choose_likeliest
 from t2l_jax.llm import LLM
 from t2l_jax.lora import Adapter
@@ -70,9 +70,9 @@ class _Row:
     def shape(self) -> Shape:
         query, size = self.query, len(self.query.prompt) + len(self.written)
         if not query.choices:
-            return query.source, False, max(SHORTEST_BUCKET, bucket(size)), self.segment, 0
+            return query.source, False, prompt_bucket(size), self.segment, 0
         longest = bucket(max(len(tokens) for tokens in query.choices) + 1)
-        return query.source, True, max(SHORTEST_BUCKET, bucket(size - 1)), bucket(len(query.choices)), longest
+        return query.source, True, prompt_bucket(size - 1), bucket(len(query.choices)), longest
 
 
 def answer_all(
@@ -104,7 +104,7 @@ def _batches(
     for row in rows:
         by_shape.setdefault(row.shape(), []).append(row)
     for shape, alike in by_shape.items():
-        room = 1 << (max(1, batch_tokens // shape[2]).bit_length() - 1)  # `_run` pads to powers of two
+        room = power_of_two_within(batch_tokens // shape[2])  # `_run` pads to powers of two
         if sources[shape[0]].fetch is None:
             for start in range(0, len(alike), room):
                 yield shape, [alike[start : start + room]]
@@ -152,25 +152,22 @@ def _run(llm: LLM, source: Source, shape: Shape, batch: list[list[_Row]], end: i
         names = [task[0].query.adapter for task in batch]
         adapter = source.fetch(names + names[:1] * (size - len(names)))
     width = power_of_two(max(len(task) for task in batch))
-    config = llm.config
-    tokens, lengths = np.zeros((size, width, shape[2]), np.int32), np.zeros((size, width), np.int32)
+    stop = -1 if shape[1] else None  # a prompt's last token is read with each choice
+    prompts = [[np.append(row.query.prompt, row.written).astype(np.int32)[:stop] for row in task] for task in batch]
+    tokens, lengths = pad_rows(prompts, (size, width, shape[2]))
     places = [(t, r) for t, task in enumerate(batch) for r in range(len(task))]
     rows = [row for task in batch for row in task]
-    for place, row in zip(places, rows, strict=True):
-        prompt = np.append(row.query.prompt, row.written).astype(np.int32)[: -1 if shape[1] else None]
-        tokens[place][-len(prompt) :] = prompt
-        lengths[place] = len(prompt)
     answers: list[Answer] = []
     if shape[1]:
         filled = _choice_batch(tokens, lengths, places, rows, shape, end)
-        chosen, margins = jax.device_get(choose_likeliest(config, source.params, filled, adapter))
+        chosen, margins = jax.device_get(choose_likeliest(llm.decoder, source.params, filled, adapter))
         answers += [int(chosen[place]) for place in places]
     else:
         limits = np.zeros_like(lengths)
         for place, row in zip(places, rows, strict=True):
             limits[place] = min(row.segment, row.query.limit - len(row.written))
         new, margins = jax.device_get(
-            greedy(config, source.params, tokens, lengths, limits, shape[3], adapter, llm.stop_ids)
+            greedy(llm.decoder, source.params, tokens, lengths, limits, shape[3], adapter, llm.stop_ids)
         )
         answers += [[int(token) for token in new[place] if token != NO_TOKEN] for place in places]
     return answers, np.array([margins[place] for place in places])

@@ -8,9 +8,10 @@ from typing import Any
 
 import jax
 
-from t2l_jax.data.prompts import PromptMode, end_of_turn
+from t2l_jax.data.prompts import PromptMode
 from t2l_jax.data.sources import TRAIN, read_tasks
 from t2l_jax.data.tasks import Task, named_like, refuse_unmatched, spread
+from t2l_jax.decoder.chat_template import end_of_turn
 from t2l_jax.errors import UserError
 from t2l_jax.evaluation import report, sandbox, store, weights
 from t2l_jax.evaluation.choices import choices

@@ -12,8 +12,9 @@ from typing import Annotated, Literal
 import numpy as np
 import tyro
 
-from t2l_jax.data.prompts import PromptMode, render
+from t2l_jax.data.prompts import PromptMode
 from t2l_jax.data.tasks import Example, Task
+from t2l_jax.decoder.chat_template import render, render_turns
 from t2l_jax.errors import UserError
 from t2l_jax.evaluation.choices import choices
 from t2l_jax.evaluation.engine import Query, Source
@@ -242,10 +243,7 @@ def few_shot(llm: LLM, task: Task, example: Example, description: str, count: in
     turns = [{"role": "user", "content": asked[0]}]
     for (_, answer), question in zip(pairs, asked[1:], strict=True):
         turns += [{"role": "assistant", "content": answer}, {"role": "user", "content": question}]
-    try:
-        return llm.render([{"role": "system", "content": ""}, *turns])
-    except UserError:  # a template that knows no system turn
-        return llm.render(turns)
+    return render_turns(llm.tokenizer, turns)
 
 
 def answer_tokens(llm: LLM, example: Example) -> tuple[int, int]:

@@ -17,10 +17,13 @@ from jaxtyping import Array
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from t2l_jax.decoder import Decoder, DecoderConfig
+from t2l_jax.decoder.padding import power_of_two_within
 from t2l_jax.errors import UserError
+from t2l_jax.io.families import Family
+from t2l_jax.io.families.config import decoder_config, find_family
+from t2l_jax.io.families.family import TOP_NAMES
 from t2l_jax.io.files import atomic_folder, read_json
 from t2l_jax.io.gguf import gguf_config
-from t2l_jax.io.hf_config import decoder_config
 from t2l_jax.io.locations import ModelFiles, cache_folder
 from t2l_jax.io.readers import Tensor, tensors, weight_files
 
@@ -28,44 +31,30 @@ Params = dict[str, Any]
 Placement = Callable[[str], jax.sharding.Sharding | None]  # path of a parameter, such as "layers/q_proj/kernel"
 
 BLOCK_BYTES = 2**24  # what is read from a file at a time: all that loading needs beside the parameters
-_LAYER_NAMES = {
-    "attn_norm": "input_layernorm",
-    "mlp_norm": "post_attention_layernorm",
-    "q_proj": "self_attn.q_proj",
-    "k_proj": "self_attn.k_proj",
-    "v_proj": "self_attn.v_proj",
-    "o_proj": "self_attn.o_proj",
-    "q_norm": "self_attn.q_norm",
-    "k_norm": "self_attn.k_norm",
-    "gate_proj": "mlp.gate_proj",
-    "up_proj": "mlp.up_proj",
-    "down_proj": "mlp.down_proj",
-}
-_FOUR_NORMS = {
-    "post_attn_norm": "post_attention_layernorm",
-    "mlp_norm": "pre_feedforward_layernorm",
-    "post_mlp_norm": "post_feedforward_layernorm",
-}
-_TOP_NAMES = {"embedding": "model.embed_tokens", "final_norm/scale": "model.norm", "head": "lm_head"}
 
 
 @dataclass(frozen=True)
 class Slot:
-    """Where a checkpoint's tensor goes: the parameter's path, the layer in it, and whether its matrix is turned."""
+    """Where a checkpoint's tensor goes: the parameter's path, the layer in it, and whether its matrix is transposed."""
 
     path: str
     layer: int | None
-    turned: bool
+    transposed: bool
     shape: tuple[int, ...]  # in the checkpoint
 
 
 def load_config(files: ModelFiles) -> DecoderConfig:
     """The decoder that a model's `config.json` or its GGUF file's metadata describes. Reads no weights."""
-    weights = weight_files(files.path)[0]
+    return _read_config(files.path)[1]
+
+
+def _read_config(path: Path) -> tuple[Family, DecoderConfig]:
+    weights = weight_files(path)[0]
     if weights.suffix == ".gguf":
         return gguf_config(weights)
-    path = files.path / "config.json"
-    return decoder_config(read_json(path), path)
+    file = path / "config.json"
+    values = read_json(file)
+    return find_family(values, file), decoder_config(values, file)
 
 
 def load_base(
@@ -77,9 +66,9 @@ def load_base(
     memory holds one block beside them. Raises UserError where the files are missing, cut short or of another model:
     every parameter must be found once, and everything found must have a place.
     """
-    config = load_config(files)
+    family, config = _read_config(files.path)
     shapes = parameter_shapes(config)
-    slots = checkpoint_slots(config, shapes)
+    slots = checkpoint_slots(family, shapes)
     place = sharding or (lambda _: None)
     flat: dict[str, Array] = {}
     filled: dict[str, Path] = {}
@@ -114,20 +103,20 @@ def parameter_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
     return {"/".join(key.key for key in path): leaf.shape for path, leaf in flat}
 
 
-def checkpoint_slots(config: DecoderConfig, shapes: dict[str, tuple[int, ...]]) -> dict[str, Slot]:
+def checkpoint_slots(family: Family, shapes: dict[str, tuple[int, ...]]) -> dict[str, Slot]:
     """Name of each tensor that a checkpoint must hold -> where it goes."""
-    names = {**_LAYER_NAMES, **_FOUR_NORMS} if config.post_norms else _LAYER_NAMES
     slots = {}
     for path, shape in shapes.items():
         if not path.startswith("layers/"):
-            slots[f"{_TOP_NAMES[path]}.weight"] = Slot(path, None, False, shape)
+            name = TOP_NAMES[path.removesuffix("/scale")].hugging_face
+            slots[f"{name}.weight"] = Slot(path, None, False, shape)
             continue
         _, module, leaf = path.split("/")
-        turned = leaf == "kernel"
-        suffix = "bias" if leaf == "bias" else "weight"
-        one = tuple(reversed(shape[1:])) if turned else shape[1:]
+        name, suffix = family.names[module].hugging_face, "bias" if leaf == "bias" else "weight"
+        transposed = leaf == "kernel"
+        one = tuple(reversed(shape[1:])) if transposed else shape[1:]
         for layer in range(shape[0]):
-            slots[f"model.layers.{layer}.{names[module]}.{suffix}"] = Slot(path, layer, turned, one)
+            slots[f"model.layers.{layer}.{name}.{suffix}"] = Slot(path, layer, transposed, one)
     return slots
 
 
@@ -137,7 +126,7 @@ def _is_harmless(tensor: Tensor, config: DecoderConfig) -> bool:
 
 
 def _check_shape(tensor: Tensor, slot: Slot) -> None:
-    shape = tuple(reversed(tensor.shape)) if tensor.flipped else tensor.shape
+    shape = tuple(reversed(tensor.shape)) if tensor.transposed else tensor.shape
     if shape != slot.shape:
         raise UserError(
             f"{tensor.file}: tensor {tensor.name} is {list(shape)}, the config asks for {list(slot.shape)}; "
@@ -149,22 +138,22 @@ def _fill(param: Array, tensor: Tensor, slot: Slot) -> Array:
     """Write a tensor into its parameter, a block of rows at a time."""
     num_rows = tensor.shape[0]
     row_bytes = 4 * math.prod(tensor.shape[1:])
-    step = 2 ** int(math.log2(max(1, BLOCK_BYTES // row_bytes)))  # divides most sizes: one compiled program for all
-    turned = slot.turned != tensor.flipped
+    step = power_of_two_within(BLOCK_BYTES // row_bytes)  # divides most sizes: one compiled program for all
+    transposed = slot.transposed != tensor.transposed
     for start in range(0, num_rows, step):
         rows = tensor.read(start, min(start + step, num_rows))
         corner = [0] * rows.ndim
-        corner[-1 if turned else 0] = start
+        corner[-1 if transposed else 0] = start
         if slot.layer is not None:
             corner.insert(0, slot.layer)
-        param = _write(param, rows, tuple(corner), turned=turned, sharding=param.sharding)
+        param = _write(param, rows, tuple(corner), transposed=transposed, sharding=param.sharding)
         param.block_until_ready()  # or blocks would pile up in memory
     return param
 
 
-@partial(jax.jit, donate_argnums=0, static_argnames=("turned", "sharding"))
-def _write(param: Array, rows: Array, corner: tuple[ArrayLike, ...], *, turned: bool, sharding: Any) -> Array:
-    block = (rows.T if turned else rows).astype(param.dtype)
+@partial(jax.jit, donate_argnums=0, static_argnames=("transposed", "sharding"))
+def _write(param: Array, rows: Array, corner: tuple[ArrayLike, ...], *, transposed: bool, sharding: Any) -> Array:
+    block = (rows.T if transposed else rows).astype(param.dtype)
     block = block.reshape((1,) * (param.ndim - block.ndim) + block.shape)
     return jax.lax.with_sharding_constraint(jax.lax.dynamic_update_slice(param, block, corner), sharding)
 

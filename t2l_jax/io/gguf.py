@@ -15,11 +15,13 @@ import gguf
 import numpy as np
 
 from t2l_jax.decoder import DecoderConfig
-from t2l_jax.decoder.attention import Llama3Scaling, rope_frequencies
+from t2l_jax.decoder.attention import Llama3Scaling, rotary_frequencies
 from t2l_jax.errors import UserError
-from t2l_jax.io.hf_config import decoder_config
+from t2l_jax.io.families import BY_ARCHITECTURE, Family
+from t2l_jax.io.families.config import decoder_config
+from t2l_jax.io.families.family import TOP_NAMES, Gguf
 
-# GGUF key after the architecture's name -> config.json attribute.
+# GGUF key after the architecture's name -> config.json attribute, for every family.
 _KEYS = {
     "block_count": "num_hidden_layers",
     "embedding_length": "hidden_size",
@@ -28,32 +30,11 @@ _KEYS = {
     "attention.head_count_kv": "num_key_value_heads",
     "attention.key_length": "head_dim",
     "attention.layer_norm_rms_epsilon": "rms_norm_eps",
-    "attention.sliding_window": "sliding_window",
     "rope.freq_base": "rope_theta",
-    "attn_logit_softcapping": "attn_logit_softcapping",
-    "final_logit_softcapping": "final_logit_softcapping",
 }
 _IGNORED_KEYS = {"context_length", "vocab_size", "rope.dimension_count", "attention.value_length"}
-_ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma2")
-_TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
-_MODULES = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-_GEMMA2_MODULES = {
-    "post_attention_norm": "post_attention_layernorm",
-    "ffn_norm": "pre_feedforward_layernorm",
-    "post_ffw_norm": "post_feedforward_layernorm",
-}
+# Attribute that no key holds -> the tensor that is there where it is true.
+_BIASES = {"attention_bias": "blk.0.attn_q.bias", "mlp_bias": "blk.0.ffn_gate.bias"}
 _ROPE_FACTORS = "rope_freqs.weight"
 _Kind = gguf.GGUFValueType
 _SCALARS = {
@@ -82,7 +63,7 @@ class GgufTensor:
     offset: int
     num_bytes: int
     heads: int = 0
-    flipped: bool = False
+    transposed: bool = False
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Rows [start, stop) in float32."""
@@ -106,69 +87,67 @@ class GgufTensor:
         return gguf.quants.dequantize(block, self.kind).reshape(stop - start, *self.shape[1:])
 
 
-def gguf_config(file: Path) -> DecoderConfig:
-    """The decoder that a GGUF file's metadata describes.
+def gguf_config(file: Path) -> tuple[Family, DecoderConfig]:
+    """The family and the decoder that a GGUF file's metadata describes.
 
     Raises UserError for an architecture, a key or a rotary scaling that is not supported, by name.
     """
-    fields, found = _read_index(file)
-    arch = _architecture(fields, file)
-    if "token_embd.weight" not in found:
+    fields, stored = _read_index(file)
+    family, gguf_format = _find_family(fields, file)
+    if "token_embd.weight" not in stored:
         raise UserError(f"{file}: has no tensor token_embd.weight; download or copy the file again")
-    values: dict[str, Any] = {"model_type": arch, "vocab_size": found["token_embd.weight"].shape[0]}
+    values: dict[str, Any] = {"model_type": family.model_type, "vocab_size": stored["token_embd.weight"].shape[0]}
+    names = {**_KEYS, **gguf_format.keys}
     for key, value in fields.items():
-        short = key.removeprefix(f"{arch}.")
+        short = key.removeprefix(f"{gguf_format.architecture}.")
         if short == key or short in _IGNORED_KEYS:
             continue
-        if short in _KEYS:
-            values[_KEYS[short]] = value
+        if short in names:
+            values[names[short]] = value
         elif (short, value) != ("rope.scaling.type", "none"):
             raise UserError(f"{file}: key {key} = {value!r} is not supported; take another conversion of the model")
-    values["tie_word_embeddings"] = "output.weight" not in found
-    if arch == "llama":
-        values["mlp_bias"] = "blk.0.ffn_gate.bias" in found
-    if arch != "qwen2":
-        values["attention_bias"] = "blk.0.attn_q.bias" in found
-    if arch == "gemma2":
-        # llama.cpp knows the one exception, the 27B model of 46 layers, by its depth; the file does not say it.
-        head_dim = values["hidden_size"] // values["num_attention_heads"]
-        values["query_pre_attn_scalar"] = head_dim if values["num_hidden_layers"] == 46 else values["head_dim"]
+    values["tie_word_embeddings"] = "output.weight" not in stored
+    values |= {name: tensor in stored for name, tensor in _BIASES.items() if name in family.attributes}
+    values |= gguf_format.derive(values)
     config = decoder_config(values, file)
-    if arch == "gemma2":
-        config = replace(config, norm_offset=0.0)  # llama.cpp stores the norms' scales with the one added
-    return _with_rope_factors(config, found.get(_ROPE_FACTORS))
+    if gguf_format.offset_in_norms:
+        config = replace(config, norm_offset=0.0)
+    return family, _with_rope_factors(config, stored.get(_ROPE_FACTORS))
 
 
 def gguf_tensors(file: Path) -> Iterator[GgufTensor]:
     """The tensors of a GGUF file under their Hugging Face names."""
-    fields, found = _read_index(file)
-    arch = _architecture(fields, file)
+    fields, stored = _read_index(file)
+    family, gguf_format = _find_family(fields, file)
     heads: dict[str, int] = {}
-    if arch == "llama":
-        heads["attn_q"] = fields["llama.attention.head_count"]
-        heads["attn_k"] = fields.get("llama.attention.head_count_kv", heads["attn_q"])
-    for name, tensor in found.items():
+    if gguf_format.interleaved:
+        heads["attn_q"] = fields[f"{gguf_format.architecture}.attention.head_count"]
+        heads["attn_k"] = fields.get(f"{gguf_format.architecture}.attention.head_count_kv", heads["attn_q"])
+    for name, tensor in stored.items():
         if name != _ROPE_FACTORS:  # those are part of the config
             module = name.rpartition(".")[0].rpartition(".")[2]
-            yield replace(tensor, name=hugging_face_name(name, arch), heads=heads.get(module, 0))
+            yield replace(tensor, name=hugging_face_name(name, family), heads=heads.get(module, 0))
 
 
-def hugging_face_name(name: str, arch: str) -> str:
+def hugging_face_name(name: str, family: Family) -> str:
     """The Hugging Face name of a GGUF tensor; a name that is not known is returned as it is."""
     match name.split("."):
-        case [module, kind] if module in _TOP:
-            return f"{_TOP[module]}.{kind}"
+        case [module, kind]:
+            top = {other.gguf: other.hugging_face for other in TOP_NAMES.values()}
+            return f"{top[module]}.{kind}" if module in top else name
         case ["blk", layer, module, kind]:
-            modules = {**_MODULES, **_GEMMA2_MODULES} if arch == "gemma2" else _MODULES
+            modules = {other.gguf: other.hugging_face for other in family.names.values()}
             return f"model.layers.{layer}.{modules[module]}.{kind}" if module in modules else name
     return name
 
 
-def _architecture(fields: dict[str, Any], file: Path) -> str:
-    arch = fields.get("general.architecture")
-    if arch not in _ARCHITECTURES:
-        raise UserError(f"{file}: architecture {arch!r} is not supported; {', '.join(_ARCHITECTURES)} are")
-    return arch
+def _find_family(fields: dict[str, Any], file: Path) -> tuple[Family, Gguf]:
+    architecture = fields.get("general.architecture")
+    family = BY_ARCHITECTURE.get(architecture) if isinstance(architecture, str) else None
+    if family is None or family.gguf is None:
+        names = ", ".join(BY_ARCHITECTURE)
+        raise UserError(f"{file}: architecture {architecture!r} is not supported; {names} are")
+    return family, family.gguf
 
 
 def _read_index(file: Path) -> tuple[dict[str, Any], dict[str, GgufTensor]]:
@@ -189,12 +168,12 @@ def _read_index(file: Path) -> tuple[dict[str, Any], dict[str, GgufTensor]]:
         raise UserError(f"{file}: no such file") from error
     except (struct.error, ValueError, OverflowError, MemoryError) as error:
         raise UserError(f"{file}: not a whole GGUF file ({error}); download or copy it again") from error
-    found = {}
+    stored = {}
     for name, shape, kind, offset in entries:
         block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
         num_bytes = math.prod(shape) // block * block_bytes
-        found[name] = GgufTensor(name, file, shape, kind, start + offset, num_bytes)
-    return fields, found
+        stored[name] = GgufTensor(name, file, shape, kind, start + offset, num_bytes)
+    return fields, stored
 
 
 def _unpack(stream: BinaryIO, layout: str) -> tuple[Any, ...]:
@@ -231,10 +210,13 @@ def _with_rope_factors(config: DecoderConfig, tensor: GgufTensor | None) -> Deco
     if np.all(factors == 1):
         return config
     scaling = Llama3Scaling(float(factors.max()), low_freq_factor=1.0, high_freq_factor=4.0, original_length=8192)
-    scaled = replace(config, attention=replace(config.attention, rope_scaling=scaling))
-    ratio = rope_frequencies(config.attention) / rope_frequencies(scaled.attention)
-    if factors.shape != ratio.shape or not np.allclose(factors, ratio, rtol=1e-4):
-        raise UserError(
-            f"{tensor.file}: the factors in {_ROPE_FACTORS} are not Llama 3.1's, and no others are supported"
-        )
-    return scaled
+    layers = []
+    for layer in config.attention.layers:
+        scaled = replace(layer, rotary=layer.rotary and replace(layer.rotary, scaling=scaling))
+        plain, slowed = (rotary_frequencies(each.rotary, config.attention.head_dim) for each in (layer, scaled))
+        if layer.rotary and (factors.shape != plain.shape or not np.allclose(factors, plain / slowed, rtol=1e-4)):
+            raise UserError(
+                f"{tensor.file}: the factors in {_ROPE_FACTORS} are not Llama 3.1's, and no others are supported"
+            )
+        layers.append(scaled)
+    return replace(config, attention=replace(config.attention, layers=tuple(layers)))

@@ -34,7 +34,6 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 DESCRIPTION_FILE = "description.txt"
 
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "float64": "F64"}  # ours -> safetensors'
-BLOCKS = {name: "mlp" if name in ("gate_proj", "up_proj", "down_proj") else "self_attn" for name in PROJECTIONS}
 TENSOR_NAME = re.compile(r"base_model\.model\.(?:model\.)?layers\.(\d+)\.(?:self_attn|mlp)\.(\w+)\.lora_([AB])\.weight")
 
 PEFT_DEFAULT = 8  # of both r and lora_alpha
@@ -105,9 +104,9 @@ class PeftFormat:
     def blocks(self, weights: HostWeights) -> list[bytes | memoryview]:
         """The bytes of one adapter's `adapter_model.safetensors`, in order. Float32 A is not copied."""
         shapes = self.spec.shapes()
-        found = {module: {side: array.shape for side, array in sides.items()} for module, sides in weights.items()}
-        if found != shapes:
-            raise UserError(f"the adapter's weights do not fit its spec: expected {shapes}, got {found}")
+        given = {module: {side: array.shape for side, array in sides.items()} for module, sides in weights.items()}
+        if given != shapes:
+            raise UserError(f"the adapter's weights do not fit its spec: expected {shapes}, got {given}")
         blocks: list[bytes | memoryview] = [self.header]
         for module in self.spec.names:
             a, b = weights[module]["a"], weights[module]["b"]
@@ -311,13 +310,13 @@ def setting(options: dict[str, Any], name: str, patterns: str, path: str) -> int
 
 def _module_path(layer: int, module: str) -> str:
     """A projection's place in a transformers model of the Llama family."""
-    return f"model.layers.{layer}.{BLOCKS[module]}.{module}"
+    return f"model.layers.{layer}.{PROJECTIONS[module].block}.{module}"
 
 
 def digest(folder: Path) -> str:
     """A hash of a PEFT folder's configuration and weights."""
-    found = hashlib.sha256()
+    content = hashlib.sha256()
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         with explained(folder / name, "read"):
-            found.update((folder / name).read_bytes())
-    return found.hexdigest()
+            content.update((folder / name).read_bytes())
+    return content.hexdigest()

@@ -46,7 +46,7 @@ _MALFORMED = (
 
 
 class Tensor(Protocol):
-    """A tensor in a file. `flipped`: its axes are [in, out], the reverse of a PyTorch checkpoint's."""
+    """A tensor in a file. `transposed`: its axes are [in, out], the reverse of a PyTorch checkpoint's."""
 
     @property
     def name(self) -> str: ...
@@ -55,7 +55,7 @@ class Tensor(Protocol):
     @property
     def shape(self) -> tuple[int, ...]: ...
     @property
-    def flipped(self) -> bool: ...
+    def transposed(self) -> bool: ...
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Rows [start, stop). Raises UserError where the file ends too early."""
@@ -71,7 +71,7 @@ class PlainTensor:
     shape: tuple[int, ...]
     dtype: Any
     pieces: tuple[tuple[int, int], ...]
-    flipped: bool = False
+    transposed: bool = False
 
     def read(self, start: int, stop: int) -> np.ndarray:
         shape = (stop - start, *self.shape[1:])
@@ -101,11 +101,11 @@ def weight_files(path: Path) -> list[Path]:
     for name in WEIGHT_FILES:
         if (path / name).is_file():
             return _shards(path / name) if name.endswith(".index.json") else [path / name]
-    found = sorted(path.glob("*.gguf"))
-    if len(found) == 1:
-        return found
-    if found:
-        raise UserError(f"{path}: holds {len(found)} GGUF files; name one of them: {', '.join(p.name for p in found)}")
+    ggufs = sorted(path.glob("*.gguf"))
+    if len(ggufs) == 1:
+        return ggufs
+    if ggufs:
+        raise UserError(f"{path}: holds {len(ggufs)} GGUF files; name one of them: {', '.join(p.name for p in ggufs)}")
     raise UserError(f"{path}: no weights found; expected one of {', '.join(WEIGHT_FILES)}, or a .gguf file")
 
 
@@ -141,13 +141,13 @@ def safetensors_tensors(file: Path) -> Iterator[PlainTensor]:
         try:
             header = json.loads(stream.read(length))
             entries = [(name, header[name]) for name in header if name != "__metadata__"]
-            found = [
+            index = [
                 (name, entry["dtype"], tuple(entry["shape"]), *map(int, entry["data_offsets"]))
                 for name, entry in entries
             ]
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{file}: its safetensors header is malformed; download or copy it again") from error
-    for name, dtype, shape, begin, end in sorted(found, key=lambda entry: entry[3]):
+    for name, dtype, shape, begin, end in sorted(index, key=lambda entry: entry[3]):
         if dtype not in _SAFETENSORS_DTYPES:
             raise UserError(f"{file}: tensor {name} is {dtype}; only {', '.join(_SAFETENSORS_DTYPES)} can be read")
         kind = np.dtype(_SAFETENSORS_DTYPES[dtype])
@@ -175,7 +175,7 @@ def flax_tensors(file: Path) -> Iterator[PlainTensor]:
             raise UserError(f"{file}: ends inside array {name}; download or copy the file again")
         # Flax calls a matrix `kernel` and keeps it [in, out]; it calls an embedding `embedding`.
         last = "weight" if path[-1] in ("kernel", "embedding") else path[-1]
-        yield PlainTensor(".".join([*path[:-1], last]), file, shape, kind, pieces, flipped=path[-1] == "kernel")
+        yield PlainTensor(".".join([*path[:-1], last]), file, shape, kind, pieces, transposed=path[-1] == "kernel")
 
 
 def _read_entry(stream: BinaryIO) -> Any:

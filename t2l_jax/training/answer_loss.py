@@ -27,7 +27,7 @@ class Scoring(NamedTuple):
     """How hidden states are scored, and the scores held against targets."""
 
     config: DecoderConfig
-    narrow: DTypeLike | None = None
+    matmul_dtype: DTypeLike | None = None
     smoothing: float = 0.0
 
 
@@ -117,7 +117,7 @@ def _by_chunk(
         given = states.at[mine].get(mode="fill", fill_value=0)
 
         def loss(states: Array) -> tuple[Array, Array]:
-            scores = logits(scoring.config, params, states, scoring.narrow)
+            scores = logits(scoring.config, params, states, scoring.matmul_dtype)
             wrong = (jnp.argmax(scores, axis=-1) != wanted[mine]) & supervised[mine]
             return cross_entropy(scores, wanted[mine], flat_weights[mine], scoring.smoothing), wrong
 

@@ -78,9 +78,9 @@ class Best:
         if value > self._value if self._rises else value < self._value:
             self.step, self._value = step, value
             place = self._state.step.sharding
-            scalars = jax.device_put((jnp.asarray(step, jnp.int32), jnp.asarray(value, jnp.float32)), place)
+            at, reached = jax.device_put((jnp.asarray(step, jnp.int32), jnp.asarray(value, jnp.float32)), place)
             # A copy: the training step will be given the originals' memory.
-            self._state = BestState(*scalars, jax.tree.map(jnp.copy, params))
+            self._state = BestState(at, reached, jax.tree.map(jnp.copy, params))
             self._checkpoints.save(step, self._state)
 
     def out_of_patience(self, step: int, every: int) -> bool:

@@ -15,7 +15,7 @@ import numpy as np
 from t2l_jax.errors import Stopped, UserError
 from t2l_jax.io.files import atomic_write
 from t2l_jax.training.objectives import Objective
-from t2l_jax.training.trackers import METRICS_FILE, TRACKERS, OpenTracker, read_records
+from t2l_jax.training.trackers import METRICS_FILE, TRACKERS, OpenTracker, Tracker, read_records
 
 
 class RunLog:
@@ -32,11 +32,10 @@ class RunLog:
         self._validated = {r["step"] for r in read_records(folder / METRICS_FILE) if "loss" not in r}
         self._failed = True  # until the run ends well
         with ExitStack() as stack:
-            self._trackers = []
+            self._trackers: list[Tracker] = []
             for open_tracker in trackers:
-                tracker = open_tracker(folder, start)
-                stack.callback(lambda tracker=tracker: tracker.close(self._failed))
-                self._trackers.append(tracker)
+                self._trackers.append(open_tracker(folder, start))
+                stack.callback(self._close, self._trackers[-1])
             self._open = stack.pop_all()
         self._waiting: list[tuple[int, Any, float, Any]] = []
         self._since = time.perf_counter()
@@ -81,6 +80,9 @@ class RunLog:
         """Training goes on: leave what came after the last flush (validation, a checkpoint) out of the rates."""
         if not self._waiting:
             self._since = time.perf_counter()
+
+    def _close(self, tracker: Tracker) -> None:
+        tracker.close(self._failed)
 
     def _log(self, step: int, metrics: Mapping[str, float]) -> None:
         for tracker in self._trackers:

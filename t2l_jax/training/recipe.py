@@ -55,7 +55,7 @@ class ComputeConfig:
         """The decoder that computes in this way."""
         narrow = jnp.bfloat16 if self.precision == "bf16-matmul" else None
         long_row = LONG_ROW if jax.default_backend() == "cpu" else 16 * LONG_ROW  # blocks are many small products
-        return Decoder(config, self.base_dtype(), narrow=narrow, remat=self.remat, long_row=long_row)
+        return Decoder(config, self.base_dtype(), matmul_dtype=narrow, remat=self.remat, long_row=long_row)
 
     def mesh(self, num_tasks: int) -> Mesh:
         """The devices that share a batch of `num_tasks` tasks: the most that divide its parts.

@@ -27,7 +27,7 @@ from t2l_jax.training.loop import Batches, RunConfig, train
 from t2l_jax.training.material import Material, check_best, read_material
 from t2l_jax.training.objectives import FrozenBase
 from t2l_jax.training.recipe import Recipe
-from t2l_jax.training.trackers import TRACKERS, WeightsAndBiases, import_wandb
+from t2l_jax.training.trackers import TRACKERS, OpenTracker, WeightsAndBiases, import_wandb
 from t2l_jax.training.trainees import TRAINEES, Release, Trainee
 
 RECIPE_FILE = "recipe.json"
@@ -61,7 +61,7 @@ def run(recipe: Recipe, folder: Path, wandb: str | None = None, *, trust_remote_
         )
     # Only now, since a recipe that cannot be run must leave nothing behind.
     _claim(folder, recipe, material, encoder, files, began)
-    trackers = (*TRACKERS, partial(WeightsAndBiases, wandb)) if wandb else TRACKERS
+    trackers: tuple[OpenTracker, ...] = (*TRACKERS, partial(WeightsAndBiases, wandb)) if wandb else TRACKERS
     how = RunConfig(recipe.loop, recipe.optimizer, recipe.best, recipe.compute.accumulate, mesh, trackers)
     variables = train(trainee, objective, Batches(material.sampler.draw, material.validation), folder, how, initial)
     return trainee.publish(folder, variables, release)

@@ -3,8 +3,9 @@ import copy
 import pytest
 
 from t2l_jax.data import words
-from t2l_jax.data.prompts import encode, end_of_turn, render
+from t2l_jax.data.prompts import encode
 from t2l_jax.data.tasks import Example
+from t2l_jax.decoder.chat_template import end_of_turn, render
 from t2l_jax.errors import UserError
 from t2l_jax.io.base import load_tokenizer
 from t2l_jax.io.locations import resolve
@@ -26,26 +27,6 @@ def with_template(tokenizer, template):
     other = copy.deepcopy(tokenizer)
     other.chat_template = template
     return other
-
-
-def test_instance_only_is_the_chat_template_around_the_instance(tokenizer):
-    text = tokenizer.decode(render(tokenizer, LIST))
-    assert text == (f"<|im_start|>system\n<|im_end|>\n<|im_start|>user\n{LIST}<|im_end|>\n<|im_start|>assistant\n")
-
-
-def test_instruction_stands_before_the_instance_after_a_blank_line(tokenizer):
-    text = tokenizer.decode(render(tokenizer, LIST, "Give the animal."))
-    assert f"<|im_start|>user\nGive the animal.\n\n{LIST}<|im_end|>" in text
-
-
-@pytest.mark.parametrize("instruction", [None, "Give the animal."])
-def test_tokens_are_those_of_transformers(tokenizer, instruction):
-    content = LIST if instruction is None else f"{instruction}\n\n{LIST}"
-    turns = [{"role": "system", "content": ""}, {"role": "user", "content": content}]
-    expected = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=False)
-    assert render(tokenizer, LIST, instruction) == expected
-    alone = tokenizer.apply_chat_template(turns[1:], add_generation_prompt=True, tokenize=True, return_dict=False)
-    assert (len(alone), len(expected)) == ((40, 24) if instruction is None else (46, 30))
 
 
 def test_prompt_and_answer_are_the_whole_conversation(tokenizer):
@@ -77,16 +58,6 @@ def test_words_family_is_short(tokenizer):
     assert max(lengths) <= 40
 
 
-def test_template_that_refuses_a_system_turn_gets_none(tokenizer):
-    refusing = with_template(tokenizer, REFUSES_SYSTEM)
-    assert refusing.decode(render(refusing, LIST)) == f"<user>{LIST}<model>"
-
-
-def test_a_template_that_refuses_every_turn_is_named(tokenizer):
-    with pytest.raises(UserError, match=r"the chat template of .* refuses the prompt: no"):
-        render(with_template(tokenizer, "{{ raise_exception('no') }}"), LIST)
-
-
 def test_an_answer_ends_as_the_template_ends_a_turn(tokenizer):
     """Gemma's ends turns with a token that is not EOS; a template may end them with no token at all."""
     closing = REFUSES_SYSTEM.replace("message['content']", "message['content'] + '<|im_start|>\\n'")
@@ -97,8 +68,3 @@ def test_an_answer_ends_as_the_template_ends_a_turn(tokenizer):
     without.eos_token = None
     with pytest.raises(UserError, match="has no token that ends an answer: it needs an eos_token"):
         end_of_turn(without)
-
-
-def test_no_chat_template(tokenizer):
-    with pytest.raises(UserError, match="no chat template: use an instruct model"):
-        render(with_template(tokenizer, None), LIST)

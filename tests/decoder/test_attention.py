@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t2l_jax.decoder.attention import CAUSAL_BLOCKS, LONG_ROW, AttentionConfig, attend, attend_causally
+from t2l_jax.decoder.attention import CAUSAL_BLOCKS, LONG_ROW, AttentionConfig, LayerAttention, attend, attend_causally
 
-HEADS = AttentionConfig(num_heads=4, num_kv_heads=2, head_dim=8, windows=(None,))
+HEADS = AttentionConfig(num_heads=4, num_kv_heads=2, head_dim=8, layers=(LayerAttention(),))
 
 
 @pytest.mark.parametrize("length", [LONG_ROW // 2, LONG_ROW, LONG_ROW + 1, 2 * LONG_ROW])

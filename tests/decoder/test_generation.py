@@ -8,15 +8,19 @@ import torch
 import transformers
 from tiny_models import save_tiny
 
-from t2l_jax.decoder.generation import Sampling, generate, nucleus, stream
-from t2l_jax.decoder.model import generation
+from t2l_jax.decoder import Decoder, generation
+from t2l_jax.decoder.generation import Sampling, generate_tokens, nucleus, stream
 from t2l_jax.errors import UserError
 from t2l_jax.io.base import load_base
-from t2l_jax.io.locations import resolve
 from t2l_jax.lora import Adapter, LoraSpec, init_adapter, merge, stack
 
 NEW = 12
 PROMPTS = [[5], [7, 8, 9], list(range(3, 40)), [90, 2, 2, 31, 64, 11, 80]]
+
+
+def load(folder):
+    config, params = load_base(str(folder))
+    return Decoder(config), params
 
 
 @pytest.fixture(scope="module", params=["smollm2, tied head", "mistral, window"])
@@ -24,14 +28,14 @@ def models(request, tmp_path_factory):
     """A tiny transformers model and ours with the same weights."""
     folder = tmp_path_factory.mktemp("tiny")
     reference = save_tiny(request.param, folder)
-    return reference, *load_base(resolve(folder))
+    return reference, *load(folder)
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiny")
     save_tiny("smollm2, tied head", folder)
-    return load_base(resolve(folder))
+    return load(folder)
 
 
 def reference_greedy(model: transformers.PreTrainedModel, prompt: list[int], stop: int | None = None) -> list[int]:
@@ -60,16 +64,16 @@ def random_adapters(count: int, spec: LoraSpec) -> Adapter:
 
 
 def test_greedy_tokens_are_those_of_transformers(models):
-    reference, config, params = models
-    ours = generate(config, params, PROMPTS, sampling=Sampling(NEW))
+    reference, decoder, params = models
+    ours = generate_tokens(decoder, params, PROMPTS, sampling=Sampling(NEW))
     assert ours == [reference_greedy(reference, prompt) for prompt in PROMPTS]
 
 
 def test_every_row_stops_by_itself_at_any_stop_token(models):
-    reference, config, params = models
-    free = generate(config, params, PROMPTS, sampling=Sampling(NEW))
+    reference, decoder, params = models
+    free = generate_tokens(decoder, params, PROMPTS, sampling=Sampling(NEW))
     stops = [free[0][3], free[1][0]]  # the second ends its row at once
-    ours = generate(config, params, PROMPTS, sampling=Sampling(NEW), stop_ids=stops)
+    ours = generate_tokens(decoder, params, PROMPTS, sampling=Sampling(NEW), stop_ids=stops)
     expected = [row[: min([row.index(stop) for stop in stops if stop in row], default=NEW)] for row in free]
     assert ours == expected
     assert ours[1] == []
@@ -77,51 +81,51 @@ def test_every_row_stops_by_itself_at_any_stop_token(models):
 
 
 def test_a_row_does_not_depend_on_the_rows_beside_it(base):
-    config, params = base
-    together = generate(config, params, PROMPTS, sampling=Sampling(NEW))
-    assert together == [generate(config, params, [prompt], sampling=Sampling(NEW))[0] for prompt in PROMPTS]
+    decoder, params = base
+    together = generate_tokens(decoder, params, PROMPTS, sampling=Sampling(NEW))
+    assert together == [generate_tokens(decoder, params, [prompt], sampling=Sampling(NEW))[0] for prompt in PROMPTS]
 
 
 def test_an_adapter_per_row_per_task_or_for_all_is_the_merged_model(base):
-    config, params = base
-    adapters = random_adapters(3, config.lora_spec(("q_proj", "v_proj", "down_proj"), rank=4))
+    decoder, params = base
+    adapters = random_adapters(3, decoder.config.lora_spec(("q_proj", "v_proj", "down_proj"), rank=4))
     merged = [merge(params, adapters[i]) for i in range(3)]
     sampling = Sampling(NEW)
 
-    per_row = generate(config, params, PROMPTS[:3], adapter=adapters, sampling=sampling)
-    assert per_row == [generate(config, merged[i], PROMPTS[i : i + 1], sampling=sampling)[0] for i in range(3)]
+    per_row = generate_tokens(decoder, params, PROMPTS[:3], adapter=adapters, sampling=sampling)
+    assert per_row == [generate_tokens(decoder, merged[i], PROMPTS[i : i + 1], sampling=sampling)[0] for i in range(3)]
 
     groups = [PROMPTS[:1], PROMPTS[1:], PROMPTS[::2]]
-    per_task = generate(config, params, groups, adapter=adapters, sampling=sampling)
-    assert per_task == [generate(config, merged[i], groups[i], sampling=sampling) for i in range(3)]
+    per_task = generate_tokens(decoder, params, groups, adapter=adapters, sampling=sampling)
+    assert per_task == [generate_tokens(decoder, merged[i], groups[i], sampling=sampling) for i in range(3)]
 
-    for_all = generate(config, params, groups, adapter=adapters[1], sampling=sampling)
-    assert for_all == [generate(config, merged[1], group, sampling=sampling) for group in groups]
-    assert per_row[0] != generate(config, params, PROMPTS[:1], sampling=sampling)[0]
+    for_all = generate_tokens(decoder, params, groups, adapter=adapters[1], sampling=sampling)
+    assert for_all == [generate_tokens(decoder, merged[1], group, sampling=sampling) for group in groups]
+    assert per_row[0] != generate_tokens(decoder, params, PROMPTS[:1], sampling=sampling)[0]
 
 
 @pytest.mark.parametrize("sampling", [Sampling(NEW), Sampling(NEW, temperature=2.0, top_p=0.9)])
 def test_streaming_yields_the_tokens_of_generate(base, sampling):
-    config, params = base
-    adapter = random_adapters(1, config.lora_spec())[0]
+    decoder, params = base
+    adapter = random_adapters(1, decoder.config.lora_spec())[0]
     options = {"adapter": adapter, "sampling": sampling, "key": jax.random.key(3)}
-    whole = generate(config, params, PROMPTS[1:2], **options)[0]
-    assert list(stream(config, params, PROMPTS[1], **options)) == whole
+    whole = generate_tokens(decoder, params, PROMPTS[1:2], **options)[0]
+    assert list(stream(decoder, params, PROMPTS[1], **options)) == whole
     stop = whole[4]
-    assert list(stream(config, params, PROMPTS[1], stop_ids=[stop], **options)) == whole[: whole.index(stop)]
+    assert list(stream(decoder, params, PROMPTS[1], stop_ids=[stop], **options)) == whole[: whole.index(stop)]
 
 
 def test_prompts_of_one_bucket_and_new_sampling_compile_once(base):
-    config, params = base
+    decoder, params = base
     programs = (generation._generate, generation._start_jit, generation._advance_jit)
     for program in programs:
         program.clear_cache()
-    generate(config, params, [[1] * 17, [2], [3]], sampling=Sampling(4))
-    generate(config, params, [[4, 5, 6], [7] * 23, [8]], sampling=Sampling(4, 0.7, 0.9), key=jax.random.key(1))
+    generate_tokens(decoder, params, [[1] * 17, [2], [3]], sampling=Sampling(4))
+    generate_tokens(decoder, params, [[4, 5, 6], [7] * 23, [8]], sampling=Sampling(4, 0.7, 0.9), key=jax.random.key(1))
     for prompt in ([1], [2, 3], [4] * 16):
-        list(stream(config, params, prompt, sampling=Sampling(4)))
+        list(stream(Decoder(decoder.config), params, prompt, sampling=Sampling(4)))  # equal decoders are one
     assert [program._cache_size() for program in programs] == [1, 1, 1]
-    generate(config, params, [[1] * 25, [2], [3]], sampling=Sampling(4))
+    generate_tokens(decoder, params, [[1] * 25, [2], [3]], sampling=Sampling(4))
     assert generation._generate._cache_size() == 2
 
 
@@ -142,8 +146,8 @@ def test_drawn_tokens_follow_the_tempered_nucleus():
     shape = (1, count)
     scores = jax.random.normal(jax.random.key(5), (40,))
     keys = jax.random.split(jax.random.key(6), shape)
-    choice = generation.Choice(jnp.float32(temperature), jnp.float32(top_p), keys, jnp.zeros(0, jnp.int32))
-    drawn = generation.choose(jnp.broadcast_to(scores, (*shape, len(scores))), choice, jnp.int32(0))
+    sampling = generation.SamplingArrays(jnp.float32(temperature), jnp.float32(top_p), keys, jnp.zeros(0, jnp.int32))
+    drawn = generation.choose(jnp.broadcast_to(scores, (*shape, len(scores))), sampling, jnp.int32(0))
 
     probs = np.exp(np.asarray(scores, np.float64) / temperature)
     probs /= probs.sum()
@@ -156,23 +160,23 @@ def test_drawn_tokens_follow_the_tempered_nucleus():
 
 
 def test_a_key_draws_the_same_tokens_whatever_the_batch(base):
-    config, params = base
+    decoder, params = base
     sampling = Sampling(NEW, temperature=1.5)
-    first = generate(config, params, PROMPTS[:1], sampling=sampling, key=jax.random.key(2))
-    assert generate(config, params, PROMPTS[:3], sampling=sampling, key=jax.random.key(2))[:1] == first
-    assert generate(config, params, PROMPTS[:1], sampling=sampling, key=jax.random.key(3)) != first
-    twice = generate(config, params, PROMPTS[:1] * 2, sampling=sampling, key=jax.random.key(2))
+    first = generate_tokens(decoder, params, PROMPTS[:1], sampling=sampling, key=jax.random.key(2))
+    assert generate_tokens(decoder, params, PROMPTS[:3], sampling=sampling, key=jax.random.key(2))[:1] == first
+    assert generate_tokens(decoder, params, PROMPTS[:1], sampling=sampling, key=jax.random.key(3)) != first
+    twice = generate_tokens(decoder, params, PROMPTS[:1] * 2, sampling=sampling, key=jax.random.key(2))
     assert twice[0] != twice[1]
 
 
 def test_bad_input_is_refused_by_name(base):
-    config, params = base
-    adapters = random_adapters(2, config.lora_spec())
+    decoder, params = base
+    adapters = random_adapters(2, decoder.config.lora_spec())
     cases = [
-        (lambda: generate(config, params, [[1], []]), "prompt 1 is empty"),
-        (lambda: generate(config, params, [[1, config.vocab_size]]), "outside the vocabulary"),
-        (lambda: generate(config, params, [[1]], adapter=adapters), "need one prompt"),
-        (lambda: list(stream(config, params, [1], adapter=adapters)), "index it first"),
+        (lambda: generate_tokens(decoder, params, [[1], []]), "prompt 1 is empty"),
+        (lambda: generate_tokens(decoder, params, [[1, decoder.config.vocab_size]]), "outside the vocabulary"),
+        (lambda: generate_tokens(decoder, params, [[1]], adapter=adapters), "need one prompt"),
+        (lambda: list(stream(decoder, params, [1], adapter=adapters)), "index it first"),
         (lambda: Sampling(0), "max_new_tokens"),
         (lambda: Sampling(temperature=-1.0), "temperature"),
         (lambda: Sampling(top_p=0.0), "top_p"),
@@ -180,4 +184,4 @@ def test_bad_input_is_refused_by_name(base):
     for call, message in cases:
         with pytest.raises(UserError, match=message):
             call()
-    assert generate(config, params, []) == []
+    assert generate_tokens(decoder, params, []) == []

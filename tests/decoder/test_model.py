@@ -15,13 +15,15 @@ import transformers
 from tiny_models import FAMILIES, LENGTH, random_tokens, save_tiny, torch_logits
 
 from t2l_jax.decoder import Decoder, DecoderConfig, init_cache, logits
-from t2l_jax.decoder.attention import CAUSAL_BLOCKS, LONG_ROW, AttentionConfig, Llama3Scaling
+from t2l_jax.decoder.attention import CAUSAL_BLOCKS, LONG_ROW, AttentionConfig, LayerAttention, Llama3Scaling, Rotary
 from t2l_jax.errors import UserError
 from t2l_jax.io.base import load_base, load_tokenizer
 from t2l_jax.io.locations import resolve
 from t2l_jax.lora import Adapter, init_adapter, merge, stack
 
 TOLERANCE = 1e-3  # on logits up to some 35, float32
+
+SCALING = Llama3Scaling(8.0, 1.0, 4.0, 8)
 
 # Every feature of every family at once: what holds for this decoder holds for simpler ones.
 CONFIG = DecoderConfig(
@@ -33,9 +35,11 @@ CONFIG = DecoderConfig(
         num_heads=4,
         num_kv_heads=2,
         head_dim=8,
-        windows=(5, None, 5),
-        rope_theta=100.0,
-        rope_scaling=Llama3Scaling(8.0, 1.0, 4.0, 8),
+        layers=(
+            LayerAttention(5, Rotary(100.0, SCALING)),
+            LayerAttention(None, Rotary(30.0)),
+            LayerAttention(5, Rotary(100.0, SCALING)),
+        ),
         scale=0.3,
         softcap=3.0,
         qkv_bias=True,
@@ -103,19 +107,41 @@ def test_logits_of_smollm2_are_those_of_transformers(smollm2):
     assert_same(ours, torch_logits(model, torch.tensor([tokens])), TOLERANCE)
 
 
+def test_each_layer_has_its_own_rotary_positions(tmp_path):
+    """Against SmolLM3, whose third layer has none: its weights are named as Llama's."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 96, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.2, "pad_token_id": 0}
+    rope = {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}, "no_rope_layers": [1, 1, 0, 1]}
+    model = transformers.SmolLM3ForCausalLM(transformers.SmolLM3Config(**sizes, **heads, **rope)).eval()
+    model.save_pretrained(tmp_path)
+    config, tokens = transformers.LlamaConfig(**sizes, **heads, tie_word_embeddings=True), random_tokens(2, LENGTH)
+    config.save_pretrained(tmp_path)
+    config, params = load_base(str(tmp_path))
+    layers = tuple(LayerAttention(rotary=Rotary(500.0) if rotary else None) for rotary in rope["no_rope_layers"])
+    config = dataclasses.replace(config, attention=dataclasses.replace(config.attention, layers=layers))
+    assert_same(run(config, params, jnp.asarray(tokens.numpy())), torch_logits(model, tokens), TOLERANCE)
+
+
 # One other value for each field; what must follow from it is changed along.
 _ATTENTION_VARIANTS = {
     "num_heads": {"num_heads": 2},
     "num_kv_heads": {"num_kv_heads": 4},
     "head_dim": {"head_dim": 16},
-    "windows": {"windows": (5, None, None)},
-    "rope_theta": {"rope_theta": 10_000.0},
-    "rope_scaling": {"rope_scaling": None},
+    "layers": {"layers": CONFIG.attention.layers[::-1][1:] + CONFIG.attention.layers[:1]},
     "scale": {"scale": None},
     "softcap": {"softcap": None},
     "qkv_bias": {"qkv_bias": False},
     "out_bias": {"out_bias": False},
     "qk_norm": {"qk_norm": False},
+}
+_LAYER_VARIANTS = {
+    "window": {"window": None},
+    "rotary": {"rotary": None},
+}
+_ROTARY_VARIANTS = {
+    "theta": {"theta": 10_000.0},
+    "scaling": {"scaling": None},
 }
 _SCALING_VARIANTS = {
     "factor": {"factor": 2.0},
@@ -126,7 +152,10 @@ _SCALING_VARIANTS = {
 _VARIANTS = {
     "vocab_size": {"vocab_size": 51},
     "width": {"width": 40},
-    "num_layers": {"num_layers": 2, "attention": dataclasses.replace(CONFIG.attention, windows=(5, None))},
+    "num_layers": {
+        "num_layers": 2,
+        "attention": dataclasses.replace(CONFIG.attention, layers=CONFIG.attention.layers[:2]),
+    },
     "mlp_width": {"mlp_width": 40},
     "attention": {"attention": dataclasses.replace(CONFIG.attention, softcap=1.0)},
     "activation": {"activation": "gelu_tanh"},
@@ -141,26 +170,36 @@ _VARIANTS = {
 
 
 def every_variant():
-    scaling = CONFIG.attention.rope_scaling
-    attention = {
-        **{name: dataclasses.replace(CONFIG.attention, **change) for name, change in _ATTENTION_VARIANTS.items()},
-        **{
-            f"rope_scaling.{name}": dataclasses.replace(
-                CONFIG.attention, rope_scaling=dataclasses.replace(scaling, **change)
-            )
-            for name, change in _SCALING_VARIANTS.items()
-        },
-    }
-    yield from ((name, dataclasses.replace(CONFIG, **change)) for name, change in _VARIANTS.items())
-    yield from (
-        (f"attention.{name}", dataclasses.replace(CONFIG, attention=value)) for name, value in attention.items()
-    )
+    """A change of the whole, of the attention, and of what the last layer has of its own."""
+    last = CONFIG.attention.layers[-1]
+    for name, change in _VARIANTS.items():
+        yield name, dataclasses.replace(CONFIG, **change)
+    for name, change in _ATTENTION_VARIANTS.items():
+        yield f"attention.{name}", with_attention(**change)
+    for name, change in _LAYER_VARIANTS.items():
+        yield f"layer.{name}", with_last_layer(**change)
+    for name, change in _ROTARY_VARIANTS.items():
+        yield f"rotary.{name}", with_last_layer(rotary=dataclasses.replace(last.rotary, **change))
+    for name, change in _SCALING_VARIANTS.items():
+        scaling = dataclasses.replace(SCALING, **change)
+        yield f"scaling.{name}", with_last_layer(rotary=dataclasses.replace(last.rotary, scaling=scaling))
+
+
+def with_attention(**change):
+    return dataclasses.replace(CONFIG, attention=dataclasses.replace(CONFIG.attention, **change))
+
+
+def with_last_layer(**change):
+    layers = CONFIG.attention.layers
+    return with_attention(layers=(*layers[:-1], dataclasses.replace(layers[-1], **change)))
 
 
 def test_variants_cover_every_field():
     for kind, variants in (
         (DecoderConfig, _VARIANTS),
         (AttentionConfig, _ATTENTION_VARIANTS),
+        (LayerAttention, _LAYER_VARIANTS),
+        (Rotary, _ROTARY_VARIANTS),
         (Llama3Scaling, _SCALING_VARIANTS),
     ):
         assert set(get_type_hints(kind)) == set(variants)
@@ -171,7 +210,11 @@ def test_every_field_changes_the_logits(name, config):
     before = run(CONFIG, random_params(CONFIG), TOKENS)
     after = run(config, random_params(config), TOKENS)
     assert np.isfinite(after).all()
-    assert after.shape != before.shape or np.abs(after - before).max() > 1e-2
+    if name == "vocab_size":  # one more token: the scores of the others stay
+        assert_same(after[..., :-1], before)
+        assert after.shape[-1] == 51
+    else:
+        assert np.abs(after - before).max() > 1e-2
 
 
 def test_activations_differ():
@@ -327,12 +370,12 @@ def test_adapters_of_another_base_are_refused():
         CONFIG.check_adapter(wider.lora_spec())
 
 
-def test_narrow_products_stay_close_and_do_round():
+def test_rounded_products_stay_close_and_do_round():
     params = random_params(CONFIG)
-    wide, narrow = (
-        logits(CONFIG, params, Decoder(CONFIG, narrow=kind).apply({"params": params}, TOKENS)[0], kind)
+    exact, rounded = (
+        logits(CONFIG, params, Decoder(CONFIG, matmul_dtype=kind).apply({"params": params}, TOKENS)[0], kind)
         for kind in (None, jnp.bfloat16)
     )
-    assert wide.dtype == narrow.dtype == jnp.float32
-    difference = float(jnp.abs(wide - narrow).max() / jnp.abs(wide).max())
+    assert exact.dtype == rounded.dtype == jnp.float32
+    difference = float(jnp.abs(exact - rounded).max() / jnp.abs(exact).max())
     assert 1e-4 < difference < 5e-2  # bfloat16 keeps 8 bits

@@ -7,6 +7,7 @@ import torch
 from tiny_models import save_tiny
 
 from t2l_jax.data.tasks import Example, Task
+from t2l_jax.decoder import Decoder
 from t2l_jax.evaluation.choices import ChoiceBatch, choices, choose_likeliest
 from t2l_jax.io.base import load_base
 from t2l_jax.io.locations import resolve
@@ -57,7 +58,8 @@ def test_labels_are_choices_where_the_accepted_answers_are_among_them():
 def models(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiny")
     reference = save_tiny("smollm2, tied head", folder)
-    return reference, *load_base(resolve(folder))
+    config, params = load_base(resolve(folder))
+    return reference, Decoder(config), params
 
 
 def batch(prompts, picks, filler=0):
@@ -85,25 +87,25 @@ def likelihood(model, prompt, pick):
     return sum(float(logp[i - 1, whole[i]]) for i in range(len(prompt), len(whole)))
 
 
-def test_the_likeliest_choice_and_its_lead_are_those_of_transformers(models):
-    reference, config, params = models
+def test_the_likeliest_choice_and_its_margin_are_those_of_transformers(models):
+    reference, decoder, params = models
     rng = np.random.default_rng(0)
     prompts = [list(rng.integers(4, 90, n)) for n in (2, 9, 5, 7)]
     picks = [[list(rng.integers(4, 90, n)) for n in sizes] for sizes in ((1, 2, 3), (2, 2), (1, 1, 1, 1), (3, 1))]
-    chosen, leads = choose_likeliest(config, params, batch(prompts, picks, filler=2), None)
+    chosen, margins = choose_likeliest(decoder, params, batch(prompts, picks, filler=2), None)
     for r, (prompt, own) in enumerate(zip(prompts, picks, strict=True)):
         expected = sorted((likelihood(reference, prompt, pick), k) for k, pick in enumerate(own))
         assert int(chosen[0, r]) == expected[-1][1]
-        assert float(leads[0, r]) == pytest.approx(expected[-1][0] - expected[-2][0], abs=1e-3)
+        assert float(margins[0, r]) == pytest.approx(expected[-1][0] - expected[-2][0], abs=1e-3)
 
 
 def test_choices_are_read_through_the_adapter(models):
-    _, config, params = models
-    spec = config.lora_spec(("q_proj", "v_proj"), rank=2)
+    _, decoder, params = models
+    spec = decoder.config.lora_spec(("q_proj", "v_proj"), rank=2)
     adapter = jax.tree.map(lambda leaf: leaf + 0.3, init_adapter(jax.random.key(0), spec))
     asked = batch([[5, 6, 7]], [[[8], [9, 10], [11]]])
-    through = choose_likeliest(config, params, asked, stack([adapter]))
-    merged = choose_likeliest(config, merge(params, adapter), asked, None)
+    through = choose_likeliest(decoder, params, asked, stack([adapter]))
+    merged = choose_likeliest(decoder, merge(params, adapter), asked, None)
     assert int(through[0][0, 0]) == int(merged[0][0, 0])
     assert float(through[1][0, 0]) == pytest.approx(float(merged[1][0, 0]), abs=1e-3)
-    assert float(through[1][0, 0]) != pytest.approx(float(choose_likeliest(config, params, asked, None)[1][0, 0]))
+    assert float(through[1][0, 0]) != pytest.approx(float(choose_likeliest(decoder, params, asked, None)[1][0, 0]))

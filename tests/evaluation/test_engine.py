@@ -1,11 +1,11 @@
-"""Answers against `generate` on one prompt at a time, whatever the batches; near ties are decided alone."""
+"""Answers against `generate_tokens` on one prompt at a time, whatever the batches; near ties are decided alone."""
 
 import jax
 import numpy as np
 import pytest
 from tiny_published import SPEC, save_base
 
-from t2l_jax.decoder.generation import Sampling, generate, greedy, pad_prompts
+from t2l_jax.decoder.generation import Sampling, generate_tokens, greedy, pad_prompts
 from t2l_jax.evaluation import engine
 from t2l_jax.evaluation.engine import Query, Source, answer_all
 from t2l_jax.llm import LLM
@@ -58,7 +58,7 @@ def alone(llm, query):
     """All answers are generated to one length and cut, so that this compiles once a source."""
     adapters = {"base": None, "shared": adapter("shared"), "named": adapter(query.adapter)}
     options = {"adapter": adapters[query.source], "stop_ids": llm.stop_ids, "sampling": Sampling(30)}
-    return generate(llm.config, llm.params, [query.prompt.tolist()], **options)[0][: query.limit]
+    return generate_tokens(llm.decoder, llm.params, [query.prompt.tolist()], **options)[0][: query.limit]
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 4096])
@@ -105,12 +105,12 @@ def test_rows_near_a_tie_are_asked_again_alone(llm, sources, monkeypatch):
     assert sum(size for size in sizes if size > 1) <= sizes.count(1)
 
 
-def test_margins_are_the_smallest_lead_of_a_rows_own_tokens(llm):
+def test_margins_are_the_smallest_margin_of_a_rows_own_tokens(llm):
     """Against the logits of one plain forward pass over prompt and answer."""
     prompts = [[5, 6, 7], [9, 8]]
     tokens, lengths = pad_prompts([prompts], llm.config.vocab_size)
     limits = np.where(lengths > 0, [[6, 2]], 0).astype(np.int32)
-    new, margins = greedy(llm.config, llm.params, tokens, lengths, limits, 6, None, ())
+    new, margins = greedy(llm.decoder, llm.params, tokens, lengths, limits, 6, None, ())
     for row, (prompt, limit) in enumerate(zip(prompts, (6, 2), strict=True)):
         written = [int(token) for token in new[0, row] if token >= 0]
         assert len(written) == limit

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import random_tokens, save_tiny, torch_logits
 
 from t2l_jax.decoder import Decoder, logits
-from t2l_jax.decoder.attention import Llama3Scaling
+from t2l_jax.decoder.attention import Llama3Scaling, Rotary
 from t2l_jax.errors import UserError
 from t2l_jax.io import base as base_module
 from t2l_jax.io.base import load_base, load_config, load_stop_ids, load_tokenizer
@@ -145,13 +145,18 @@ def write_headless_gguf(file, **arrays):
     write_gguf(file, arrays, "llama", **fields)
 
 
+def rotary_of(file):
+    (layer,) = load_config(str(file)).attention.layers
+    return layer.rotary
+
+
 def test_gguf_rope_factors_are_llama3_scaling_or_refused(tmp_path):
     file = tmp_path / "model.gguf"
     for factor in (8.0, 32.0):
         write_headless_gguf(file, **{"rope_freqs.weight": llama3_factors(factor)})
-        assert load_config(resolve(file)).attention.rope_scaling == Llama3Scaling(factor, 1.0, 4.0, 8192)
+        assert rotary_of(file) == Rotary(500_000.0, Llama3Scaling(factor, 1.0, 4.0, 8192))
     write_headless_gguf(file, **{"rope_freqs.weight": np.ones(64, np.float32)})
-    assert load_config(resolve(file)).attention.rope_scaling is None
+    assert rotary_of(file) == Rotary(500_000.0)
     write_headless_gguf(file, **{"rope_freqs.weight": np.linspace(1, 8, 64, dtype=np.float32)})
     with pytest.raises(UserError, match=r"the factors in rope_freqs\.weight are not Llama 3\.1's"):
         load_config(resolve(file))

@@ -47,7 +47,7 @@ def read_all(found):
         middle = tensor.shape[0] // 3
         array = np.concatenate([tensor.read(0, middle), tensor.read(middle, tensor.shape[0])])
         assert array.shape == tensor.shape
-        result[tensor.name] = array.T if tensor.flipped else array
+        result[tensor.name] = array.T if tensor.transposed else array
     return result
 
 
@@ -225,5 +225,5 @@ def test_header_that_lies_about_sizes_is_refused(tmp_path):
 
 def test_gguf_of_another_architecture_is_refused_by_name(tmp_path):
     write_gguf(tmp_path / "model.gguf", {"token_embd.weight": np.ones((2, 2), np.float32)}, arch="mamba")
-    with pytest.raises(UserError, match="architecture 'mamba' is not supported; llama, qwen2"):
+    with pytest.raises(UserError, match="architecture 'mamba' is not supported; llama, gemma2"):
         read_all(tensors(tmp_path))

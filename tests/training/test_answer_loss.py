@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import cross_entropy as torch_cross_entropy
 
 from t2l_jax.decoder import DecoderConfig, logits
-from t2l_jax.decoder.attention import AttentionConfig
+from t2l_jax.decoder.attention import AttentionConfig, LayerAttention
 from t2l_jax.sharding import make_mesh, place_base, place_batch
 from t2l_jax.training.answer_loss import CHUNK, Scoring, answer_loss, cross_entropy
 
@@ -20,7 +20,7 @@ CONFIG = DecoderConfig(
     width=16,
     mlp_width=24,
     num_layers=1,
-    attention=AttentionConfig(num_heads=2, num_kv_heads=2, head_dim=8, windows=(None,)),
+    attention=AttentionConfig(num_heads=2, num_kv_heads=2, head_dim=8, layers=(LayerAttention(),)),
     logit_softcap=5.0,
 )
 
@@ -38,7 +38,7 @@ def given(supervised: int, shape: tuple[int, ...] = (8, 2, 40)):
 
 
 def dense(scoring, params, hidden, targets, weights):
-    scores = logits(scoring.config, params, hidden, scoring.narrow)
+    scores = logits(scoring.config, params, hidden, scoring.matmul_dtype)
     missed = (jnp.argmax(scores, axis=-1) != targets) & (weights > 0)
     return cross_entropy(scores, targets, weights, scoring.smoothing), missed
 
@@ -89,7 +89,7 @@ def test_a_head_of_its_own_and_bfloat16_states():
     untied = replace(CONFIG, tied_head=False)
     params["head"] = params["embedding"][::-1]
     hidden = hidden.astype(jnp.bfloat16)
-    for scoring in (Scoring(untied), Scoring(untied, narrow=jnp.bfloat16)):
+    for scoring in (Scoring(untied), Scoring(untied, matmul_dtype=jnp.bfloat16)):
         (expected, misses), slope = jax.value_and_grad(partial(dense, scoring), argnums=1, has_aux=True)(
             params, hidden, targets, weights
         )

@@ -8,8 +8,8 @@ import pytest
 from tiny_recipe import make_recipe, write_task
 
 from t2l_jax.data.batches import BatchConfig
-from t2l_jax.data.prompts import render
 from t2l_jax.data.tasks import Example, Task
+from t2l_jax.decoder.chat_template import render
 from t2l_jax.errors import UserError
 from t2l_jax.io.base import load_tokenizer
 from t2l_jax.io.locations import resolve

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import pytest
 
 from t2l_jax.decoder import DecoderConfig
-from t2l_jax.decoder.attention import LONG_ROW, AttentionConfig
+from t2l_jax.decoder.attention import LONG_ROW, AttentionConfig, LayerAttention
 from t2l_jax.errors import UserError
 from t2l_jax.hypernet import HypernetConfig
 from t2l_jax.training.recipe import ComputeConfig, Recipe
 
-CONFIG = DecoderConfig(8, 4, 1, 4, AttentionConfig(1, 1, 4, windows=(None,)))
+CONFIG = DecoderConfig(8, 4, 1, 4, AttentionConfig(1, 1, 4, layers=(LayerAttention(),)))
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ def test_precision_is_that_of_the_base_model(precision, dtype, narrow):
     compute = ComputeConfig(precision, remat=False)
     decoder = compute.decoder(CONFIG)
     assert (jnp.dtype(compute.base_dtype()), jnp.dtype(decoder.dtype), decoder.remat) == (dtype, dtype, False)
-    assert decoder.narrow == (None if narrow is None else jnp.dtype(narrow))
+    assert decoder.matmul_dtype == (None if narrow is None else jnp.dtype(narrow))
 
 
 def test_on_accelerators_auto_is_bfloat16_and_short_rows_attend_whole(monkeypatch):

@@ -132,7 +132,7 @@ class Sft(Objective):
             embed_noise=noise,
             rngs=rngs,
         )
-        scoring = Scoring(decoder.config, decoder.narrow, config.label_smoothing if train else 0.0)
+        scoring = Scoring(decoder.config, decoder.matmul_dtype, config.label_smoothing if train else 0.0)
         entropy, missed = answer_loss(scoring, self.base, hidden, batch.targets, batch.weights, self.mesh)
         exact = jnp.sum(batch.weights * (segment_sums(missed.astype(jnp.float32), batch.segments) == 0))
         penalty = weight_penalty(adapter)

@@ -62,7 +62,8 @@ class TextHypernetwork(Trainee):
         return adapters, sum((jnp.mean(leaf) for leaf in jax.tree.leaves(sown)), start=jnp.zeros(()))
 
     def begin_from(self, location: str, release: Release, base: DecoderConfig) -> Variables:
-        return initial.published_weights(location, self._model(release), release.encoder and release.encoder.adapter)
+        adapter = None if release.encoder is None else release.encoder.adapter
+        return initial.published_weights(location, self._model(release), adapter)
 
     def begin_as(self, offset: Path, fresh: Variables, base: DecoderConfig) -> Variables:
         return initial.with_offset(offset, self.config, self.spec, fresh, base)

@@ -5,6 +5,7 @@ Axes: T tasks of a batch, N tasks of a run.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -68,7 +69,8 @@ class SharedLora(Trainee):
     def adapters(
         self, variables: Variables, conditions: Condition, key: PRNGKeyArray | None = None
     ) -> tuple[Adapter, Extra]:
-        return variables["params"][jnp.zeros_like(conditions.task)], jnp.zeros(())
+        tasks: Any = conditions.task
+        return variables["params"][jnp.zeros_like(tasks)], jnp.zeros(())
 
     def begin_from(self, location: str, release: Release, base: DecoderConfig) -> Variables:
         return {"params": stack([initial.adapter_at(location, self.spec, base)])}

@@ -1,15 +1,16 @@
 """A Hugging Face `config.json` as a DecoderConfig. An attribute that is not understood is an error, never ignored."""
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from t2l_jax.decoder.attention import AttentionConfig, Llama3Scaling
+from t2l_jax.decoder.attention import AttentionConfig, LayerAttention, Llama3Scaling, Rotary
 from t2l_jax.decoder.model import Activation, DecoderConfig
 from t2l_jax.errors import UserError
+from t2l_jax.io.families import BY_MODEL_TYPE, Family
+from t2l_jax.io.families.family import Values
 
-# Attributes that are read for every family, and those of one family with what their absence means.
+# Attributes that are read for every family, with what their absence means.
 _REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 _SHARED = {
     "model_type": None,
@@ -21,24 +22,6 @@ _SHARED = {
     "rope_theta": 10_000.0,
     "rope_scaling": None,
     "rope_parameters": None,
-}
-_WINDOWS = {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28, "layer_types": None}
-_FAMILIES: dict[str, dict[str, Any]] = {
-    "llama": {"attention_bias": False, "mlp_bias": False},
-    "mistral": {"sliding_window": 4096},
-    "gemma2": {
-        "attention_bias": False,
-        "head_dim": 256,
-        "hidden_activation": "gelu_pytorch_tanh",
-        "tie_word_embeddings": True,
-        "query_pre_attn_scalar": 256,
-        "sliding_window": 4096,
-        "layer_types": None,
-        "final_logit_softcapping": 30.0,
-        "attn_logit_softcapping": 50.0,
-    },
-    "qwen2": _WINDOWS,
-    "qwen3": {**_WINDOWS, "attention_bias": False, "head_dim": 128},
 }
 # Attributes that do not change what the decoder computes from the same tokens.
 _HARMLESS = frozenset(
@@ -80,45 +63,48 @@ _ACTIVATIONS: dict[str, Activation] = {
 }
 
 
+def find_family(config: Mapping[str, Any], file: Path) -> Family:
+    """The family that a `config.json`'s content names. Raises UserError where it is not supported."""
+    model_type = config.get("model_type")
+    if model_type not in BY_MODEL_TYPE:
+        names = ", ".join(BY_MODEL_TYPE)
+        raise UserError(f"{file}: model_type {model_type!r} is not supported; choose a model of {names}")
+    return BY_MODEL_TYPE[model_type]
+
+
 def decoder_config(config: Mapping[str, Any], file: Path) -> DecoderConfig:
     """The decoder that a `config.json`'s content describes; `file` is named in errors.
 
     Raises UserError for another model type, a missing attribute, and any attribute or value that is not supported.
     """
-    family = config.get("model_type")
-    if family not in _FAMILIES:
-        raise UserError(f"{file}: model_type {family!r} is not supported; choose a model of {', '.join(_FAMILIES)}")
-    known = {**_SHARED, **_FAMILIES[family]}
+    family = find_family(config, file)
+    known = {**_SHARED, **family.attributes}
     _refuse_unknown(config, {*known, *_REQUIRED}, file)
     missing = [name for name in _REQUIRED if config.get(name) is None]
     if missing:
         raise UserError(f"{file}: lacks {', '.join(missing)}; take the config.json that belongs to the weights")
     values = {**known, **config}
-    gemma = family == "gemma2"
-    activation = values["hidden_activation"] or "gelu_pytorch_tanh" if gemma else values["hidden_act"]
+    activation = family.activation(values)
     if activation not in _ACTIVATIONS:
         raise UserError(f"{file}: activation {activation!r} is not supported; one of {', '.join(_ACTIVATIONS)} is")
-    return DecoderConfig(
+    decoder = DecoderConfig(
         vocab_size=values["vocab_size"],
         width=values["hidden_size"],
         num_layers=values["num_hidden_layers"],
         mlp_width=values["intermediate_size"],
-        attention=_attention(family, values, file),
+        attention=_attention(values, file),
         activation=_ACTIVATIONS[activation],
         mlp_bias=bool(values.get("mlp_bias")),
         norm_eps=values["rms_norm_eps"],
-        norm_offset=1.0 if gemma else 0.0,
-        post_norms=gemma,
-        embed_scale=math.sqrt(values["hidden_size"]) if gemma else 1.0,
-        logit_softcap=values.get("final_logit_softcapping"),
         tied_head=values["tie_word_embeddings"],
     )
+    return family.adapt(decoder, values, file)
 
 
 def _refuse_unknown(config: Mapping[str, Any], known: set[str], file: Path) -> None:
     for name, value in config.items():
         if name == "sliding_window_size" and value == config.get("sliding_window"):
-            continue  # Gemma 2's older name, which some published files hold beside the newer one
+            continue  # an older name of it, which some published files hold beside the newer one
         # None and False switch a feature off: without it the computation is the one that we know.
         if name not in known and name not in _HARMLESS and value is not None and value is not False:
             raise UserError(
@@ -127,50 +113,21 @@ def _refuse_unknown(config: Mapping[str, Any], known: set[str], file: Path) -> N
             )
 
 
-def _attention(family: str, values: Mapping[str, Any], file: Path) -> AttentionConfig:
+def _attention(values: Values, file: Path) -> AttentionConfig:
     heads = values["num_attention_heads"]
     bias = bool(values.get("attention_bias"))
-    theta, scaling = _rope(values, file)
     return AttentionConfig(
         num_heads=heads,
         num_kv_heads=values["num_key_value_heads"] or heads,
         head_dim=values["head_dim"] or values["hidden_size"] // heads,
-        windows=_windows(family, values, file),
-        rope_theta=theta,
-        rope_scaling=scaling,
-        scale=values["query_pre_attn_scalar"] ** -0.5 if family == "gemma2" else None,
-        softcap=values.get("attn_logit_softcapping"),
-        qkv_bias=bias or family == "qwen2",
+        layers=(LayerAttention(rotary=_rotary(values, file)),) * values["num_hidden_layers"],
+        qkv_bias=bias,
         out_bias=bias,
-        qk_norm=family == "qwen3",
     )
 
 
-def _windows(family: str, values: Mapping[str, Any], file: Path) -> tuple[int | None, ...]:
-    """Each layer's sliding window."""
-    layers = range(values["num_hidden_layers"])
-    window = values.get("sliding_window")
-    if family == "llama" or (family in ("qwen2", "qwen3") and not values["use_sliding_window"]):
-        window = None
-    types = values.get("layer_types")
-    if types is not None:
-        unknown = sorted(set(types) - {"sliding_attention", "full_attention"})
-        if unknown or len(types) != len(layers):
-            raise UserError(
-                f"{file}: layer_types must name sliding_attention or full_attention for each layer: {types}"
-            )
-        if window is None and "sliding_attention" in types:
-            raise UserError(f"{file}: layer_types asks for sliding_attention, but there is no sliding_window")
-        return tuple(window if kind == "sliding_attention" else None for kind in types)
-    if family == "gemma2":
-        return tuple(window if layer % 2 == 0 else None for layer in layers)
-    if family in ("qwen2", "qwen3"):
-        return tuple(window if layer >= values["max_window_layers"] else None for layer in layers)
-    return (window,) * len(layers)
-
-
-def _rope(values: Mapping[str, Any], file: Path) -> tuple[float, Llama3Scaling | None]:
-    """Base and scaling of the rotary positions: `rope_parameters` (transformers 5), or `rope_theta`, `rope_scaling`."""
+def _rotary(values: Values, file: Path) -> Rotary:
+    """The rotary positions: `rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling`."""
     rope = dict(values["rope_parameters"] or values["rope_scaling"] or {})
     theta = rope.pop("rope_theta", values["rope_theta"])
     older = rope.pop("type", "default")
@@ -184,7 +141,8 @@ def _rope(values: Mapping[str, Any], file: Path) -> tuple[float, Llama3Scaling |
     if set(rope) != expected:
         raise UserError(f"{file}: rope type {kind!r} needs {sorted(expected)}, got {sorted(rope)}")
     if not expected:
-        return float(theta), None
-    return float(theta), Llama3Scaling(
+        return Rotary(float(theta))
+    scaling = Llama3Scaling(
         rope["factor"], rope["low_freq_factor"], rope["high_freq_factor"], rope["original_max_position_embeddings"]
     )
+    return Rotary(float(theta), scaling)

@@ -1,15 +1,15 @@
-"""Configs as files hold them, of transformers 4 and 5; whether the numbers are right is for tests/test_decoder.py."""
+"""Configs as files hold them, of transformers 4 and 5; whether the numbers are right: tests/decoder/test_model.py."""
 
-import math
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tiny_models import FAMILIES
 
-from t2l_jax.decoder.attention import Llama3Scaling
+from t2l_jax.decoder.attention import LayerAttention, Llama3Scaling, Rotary
 from t2l_jax.errors import UserError
-from t2l_jax.io.hf_config import decoder_config
+from t2l_jax.io.families import BY_MODEL_TYPE
+from t2l_jax.io.families.config import decoder_config
 
 FILE = Path("model/config.json")
 LLAMA = {
@@ -36,7 +36,7 @@ SCALING = {
 
 
 def windows(**config) -> tuple[int | None, ...]:
-    return decoder_config({**LLAMA, **config}, FILE).attention.windows
+    return tuple(layer.window for layer in decoder_config({**LLAMA, **config}, FILE).attention.layers)
 
 
 def test_llama():
@@ -45,7 +45,7 @@ def test_llama():
     assert (config.norm_eps, config.tied_head, config.activation, config.embed_scale) == (1e-5, False, "silu", 1.0)
     attention = config.attention
     assert (attention.num_heads, attention.num_kv_heads, attention.head_dim) == (4, 2, 16)
-    assert (attention.rope_theta, attention.rope_scaling, attention.windows) == (500000.0, None, (None,) * 4)
+    assert attention.layers == (LayerAttention(window=None, rotary=Rotary(500000.0)),) * 4
 
 
 def test_what_published_files_hold_beside_what_is_read():
@@ -78,7 +78,7 @@ def test_absent_attributes_mean_the_defaults_of_transformers():
 )
 def test_llama3_scaling_in_every_spelling(rope):
     attention = decoder_config({**LLAMA, **rope}, FILE).attention
-    assert (attention.rope_theta, attention.rope_scaling) == (5e5, Llama3Scaling(8.0, 1.0, 4.0, 8192))
+    assert {layer.rotary for layer in attention.layers} == {Rotary(5e5, Llama3Scaling(8.0, 1.0, 4.0, 8192))}
 
 
 def test_windows_of_each_family():
@@ -113,7 +113,7 @@ def test_what_transformers_writes_is_read_and_old_keys_mean_the_same(family, tmp
     written["rope_theta"] = rope.pop("rope_theta")
     written["rope_scaling"] = rope if rope["rope_type"] != "default" else None
     assert decoder_config(written, FILE) == config
-    assert math.isclose(config.attention.rope_theta, written["rope_theta"])
+    assert [layer.rotary.theta for layer in config.attention.layers] == [written["rope_theta"]] * 4
     assert replace(config, norm_eps=1.0) != config
 
 
@@ -145,5 +145,10 @@ def test_what_is_not_understood_is_refused_by_name(change, message):
     assert "model/config.json: " in str(error.value)
 
 
-def test_attributes_that_are_off_are_no_error():
-    decoder_config({**LLAMA, "use_bidirectional_attention": None, "tie_encoder_decoder": False}, FILE)
+def test_attributes_that_are_off_change_nothing():
+    off = {"use_bidirectional_attention": None, "tie_encoder_decoder": False}
+    assert decoder_config({**LLAMA, **off}, FILE) == decoder_config(LLAMA, FILE)
+
+
+def test_every_family_has_a_model_that_is_held_against_transformers():
+    assert {config.model_type for config in FAMILIES.values()} == set(BY_MODEL_TYPE)

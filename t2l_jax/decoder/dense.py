@@ -1,0 +1,43 @@
+"""The linear map of every projection: a frozen kernel, and a LoRA on top of it.
+
+Axes: B any batch axes, sequence included, i input width, o output width, r rank, T the first batch axes.
+"""
+
+from collections.abc import Mapping
+
+import flax.linen as nn
+from jax.ad_checkpoint import checkpoint_name
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from t2l_jax.decoder.precision import rounded_einsum
+from t2l_jax.lora import lora_delta
+
+PROJECTION = "projection"  # the name under which rematerialisation keeps what projections return
+
+
+class LoraDense(nn.Module):
+    """x W (+ bias) + scale * (dropped aᵀ) bᵀ, where `dropped` is x after LoRA dropout.
+
+    Everything is computed in the type of x. No other code multiplies with a projection's kernel.
+    """
+
+    width: int  # of the output
+    lora_scale: float
+    use_bias: bool = False
+    matmul_dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "*B i"],
+        dropped: Float[Array, "*B i"],
+        lora: Mapping[str, Float[Array, "..."]] | None,  # a: [*T, r, i], b: [*T, o, r]
+    ) -> Float[Array, "*B o"]:
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.width))
+        out = rounded_einsum("...i,io->...o", x, kernel.astype(x.dtype), self.matmul_dtype, x.dtype)
+        if self.use_bias:
+            out = out + self.param("bias", nn.initializers.zeros_init(), (self.width,)).astype(x.dtype)
+        if lora is not None:
+            out = out + self.lora_scale * lora_delta(dropped, lora["a"].astype(x.dtype), lora["b"].astype(x.dtype))
+        return checkpoint_name(out, PROJECTION)
