@@ -14,9 +14,9 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1]
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
-from jaxtyping import install_import_hook
+import typecheck_functions
 
-install_import_hook("t2l_jax", "typecheck_functions.check_functions")
+typecheck_functions.install()
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
