@@ -5,10 +5,16 @@ from pathlib import Path
 
 # Before JAX is imported, and in the environment so that the processes which tests start have it too.
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
-os.environ["HF_HUB_OFFLINE"] = "1"
-# A tiny model is compiled once and runs for a moment: half of a first run was LLVM optimising its loops.
+# A tiny model is compiled once and runs for a moment. Without LLVM's optimisations and with XLA's older emitters of
+# loops, compiling takes a fifth of the time. A jaxlib that does not know a flag any more says so and ends: remove it.
+XLA_FLAGS = (
+    "--xla_force_host_platform_device_count=8",
+    "--xla_cpu_use_fusion_emitters=false",
+    "--xla_cpu_parallel_codegen_split_count=1",
+)
+os.environ["XLA_FLAGS"] = " ".join((os.environ.get("XLA_FLAGS", ""), *XLA_FLAGS))
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"
 # Programs compiled by one run serve the next: most of the time of a first run is compilation.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
@@ -23,6 +29,12 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 from t2l_jax.io.locations import resolve  # noqa: E402
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first, so that no worker is left alone with one of them at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(autouse=True)

@@ -183,6 +183,7 @@ generate_to_folder(model_module.load(sys.argv[1]), read_requests(Path(sys.argv[2
 """
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_it_ends_with_every_adapter_once_and_whole(model, tmp_path):
     published = save_published(tmp_path / "model", tiny_config())
     requests = [Request(f"t{index:03d}", f"Say {index}") for index in range(240)]

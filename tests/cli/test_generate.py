@@ -89,6 +89,7 @@ def test_generate_from_a_file_refuses(capsys, place, lines, options, message):
     assert_refused(capsys, message, "generate", "--from", "t.jsonl", *MODEL, "--out", "new", *options)
 
 
+@pytest.mark.slow
 def test_generate_in_a_process_of_its_own_without_the_base_model(tmp_path, minilm):
     """The real text encoder; the base model is not even there. What stands there already is left: one line says so."""
     net = replace(NET, task=TaskEncoderConfig(dim=384))

@@ -108,12 +108,13 @@ def killed_run(folder: str) -> None:
 def start(function: str, folder: Path) -> subprocess.CompletedProcess:
     """Run a function of this file on a folder in a process of its own."""
     tests = Path(__file__).parents[1]
-    code = f"import conftest, test_loop; test_loop.{function}({str(folder)!r})"
+    code = f"import test_loop; test_loop.{function}({str(folder)!r})"
     path = os.pathsep.join(map(str, (Path(__file__).parent, tests, tests.parent)))
     environment = {**os.environ, "PYTHONPATH": path}
     return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_is_undisturbed(undisturbed, tmp_path):
     killed = start("killed_run", tmp_path)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
