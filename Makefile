@@ -12,7 +12,7 @@ demo: $(INSTALLED)  ## one sentence in, an adapter out, the model before and aft
 	$(BIN)/python experiments/demo.py
 
 test: $(WITH_DEV)  ## the whole test suite, on 8 fake CPU devices
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: $(WITH_DEV)  ## what a commit must pass: style, format, types
 	$(BIN)/ruff check .

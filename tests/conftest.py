@@ -1,11 +1,17 @@
 """What holds for every test: CPU, 8 devices, no hub, shapes checked at run time, fixed seeds."""
 
 import os
+from importlib import metadata
 from pathlib import Path
 
 # Before JAX is imported, and in the environment so that the processes which tests start have it too.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+if metadata.version("jaxlib").startswith("0.10."):  # another one may not know these flags, and end
+    os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+# A tiny model is compiled once and runs for a moment: without LLVM's optimisations, and with XLA's older emitters of
+# loops, compiling takes a fifth of the time. `JAX_DISABLE_MOST_OPTIMIZATIONS=0` tests what users run.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 # No type and no axis is added silently: what is meant is written down.
 os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
@@ -15,15 +21,21 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1]
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
-from jaxtyping import install_import_hook
+import typecheck_functions
 
-install_import_hook("t2l_jax", "typecheck_functions.check_functions")
+typecheck_functions.install()
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
 from t2l_jax.io.locations import resolve  # noqa: E402
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first, so that no worker is left alone with one of them at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(autouse=True)

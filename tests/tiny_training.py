@@ -18,6 +18,7 @@ from t2l_jax.decoder.attention import AttentionConfig, LayerAttention
 from t2l_jax.hypernet import Condition, HypernetConfig, TaskEncoderConfig, Variables
 from t2l_jax.training import Batches, LoopConfig, OptimizerConfig, RunConfig, train
 from t2l_jax.training.objectives import Objective, Sft, SftConfig
+from t2l_jax.training.trackers import JsonLines, TensorBoard
 from t2l_jax.training.trainees import TextHypernetwork, Trainee
 
 CONFIG = DecoderConfig(
@@ -85,9 +86,9 @@ def run(
     validation: dict[str, list[Batch]] | None = None,
     **changes: Any,
 ) -> Variables:
-    """Train in a folder, as LOOP and FAST say unless changed; {} for no validation."""
+    """Train in a folder, as LOOP and FAST say unless changed; {} for no validation. No picture: it takes a second."""
     sets = {"seen": [validation_batch()]} if validation is None else validation
-    how = RunConfig(**{"loop": LOOP, "optimizer": FAST, **changes})
+    how = RunConfig(**{"loop": LOOP, "optimizer": FAST, "trackers": (JsonLines, TensorBoard), **changes})
     return train(trainee, learn or objective(), Batches(draw or sampler().draw, sets), folder, how)
 
 

@@ -34,8 +34,17 @@ def test_train_starts_from_the_recipe_of_the_file(capsys, place, monkeypatch):
     assert third.loop.steps == 5
 
 
-def test_the_experiment_in_the_repository_is_one(capsys, monkeypatch):
-    assert cli.read_experiment(str(ROOT / "experiments" / "recipes" / "smollm2_words.py")).tasks == ("words",)
+@pytest.mark.parametrize(
+    ("name", "tasks"),
+    [
+        ("smollm2_words", ("words",)),
+        ("smollm2_family", ("family",)),
+        ("multitask", ("family",)),
+        ("oracles", ("family",)),
+    ],
+)
+def test_the_recipes_in_the_repository_are_some(name, tasks):
+    assert cli.read_experiment(str(ROOT / "experiments" / "recipes" / f"{name}.py")).tasks == tasks
 
 
 @pytest.mark.parametrize(
@@ -59,10 +68,10 @@ def test_train_refuses_a_file_that_is_no_experiment(capsys, place, code, message
         (("nowhere.py",), "nowhere.py: no such experiment file"),
         (("exp",), "exp: an experiment is a Python file"),
         (("exp.py", "--steps", "0"), "steps must be at least 1, got 0"),
-        (("exp.py", "--tasks", "nowhere"), "nowhere: no such folder of tasks"),
-        (("./exp.py", "--tasks", "nowhere"), "nowhere: no such folder of tasks"),
+        (("exp.py", "--tasks", "nowhere", "--base", "models/base"), "nowhere: no such folder of tasks"),
+        (("./exp.py", "--tasks", "nowhere", "--base", "models/base"), "nowhere: no such folder of tasks"),
         (("exp.py", "--hypernet.latent", "6"), "hypernet.latent must be a multiple of 4 and above 0, got 6"),
-        (("exp.py", "--tasks", "full"), "neither a task.yaml nor folders of tasks"),
+        (("exp.py", "--tasks", "full", "--base", "models/base"), "neither a task.yaml nor folders of tasks"),
         (("exp.py", "--tasks", "tasks", "--base", "nowhere"), "nowhere: no such model folder"),
         (("exp.py", "--tasks", "tasks", "--base", "models/base", "--batch.tasks", "3"), "a batch of 3 tasks"),
         (("exp.py", "--tasks", "tasks", "--base", "models/base", "--lora.rank", "0"), "LoRA needs rank"),

@@ -25,6 +25,7 @@ from t2l_jax.io.locations import resolve
 from t2l_jax.io.published import save_model
 from t2l_jax.model import Model, describe, load
 
+pytestmark = pytest.mark.slow
 TEXTS = ["Answer with the longest word", "Add the two numbers.", "Is it good? Say yes or no", "Translate. " * 40]
 
 

@@ -37,12 +37,12 @@ def answerers(llm):
 
 
 def make_queries():
-    """Every source, prompts of 2 to 16 tokens, answers of 3 to 30 tokens, and choices."""
+    """Every source, prompts of 2 to 8 tokens (one bucket, and one after a segment), answers of 3 to 30, and choices."""
     rng = np.random.default_rng(0)
     questions = []
     for number in range(18):
         source = ("base", "shared", "named")[number % 3]
-        prompt = rng.integers(2, 25, rng.integers(2, 17)).astype(np.int32)
+        prompt = rng.integers(2, 25, rng.integers(2, 9)).astype(np.int32)
         picks = tuple(tuple(map(int, rng.integers(5, 25, n))) for n in (1, 2, 3)) if number % 4 == 0 else ()
         questions.append(Question(source, f"task{number % 5}", prompt, int(rng.choice([3, 30])), picks))
     return questions
@@ -75,23 +75,28 @@ def test_answers_are_those_of_each_prompt_alone_at_every_batch_size(llm, answere
             assert answer == alone(llm, question)
 
 
+def logits_of(llm, tokens, adapter=None):
+    """Logits after each token, in one plain forward pass."""
+    padded = np.pad(tokens, (0, 16 - len(tokens)))  # one length, one compilation; what comes after changes nothing
+    return np.asarray(llm(padded[None], adapter)[0], np.float64)
+
+
 def likelihood(llm, question, pick):
-    """Log-probability of prompt + choice + end, in one plain forward pass."""
+    """Log-probability of prompt + choice + end."""
     adapters: dict[str, Adapter | None] = {
         "base": None,
         "shared": adapter("shared"),
         "named": adapter(question.adapter),
     }
     whole = np.array([*question.prompt, *pick, END])
-    padded = np.pad(whole, (0, 24 - len(whole)))  # one length, one compilation; what comes after changes nothing
-    logits = np.asarray(llm(padded[None], adapters[question.weights])[0], np.float64)
+    logits = logits_of(llm, whole, adapters[question.weights])
     logp = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     return sum(logp[i - 1, whole[i]] for i in range(len(question.prompt), len(whole)))
 
 
 def test_rows_near_a_tie_are_asked_again_alone(llm, answerers, monkeypatch):
     """With every row near a tie, every segment is asked once together and once alone."""
-    questions = [question for question in make_queries() if not question.choices][:6]
+    questions = [question for question in make_queries() if not question.choices]
     expected = [alone(llm, question) for question in questions]
     sizes = []
     run = engine._run
@@ -118,5 +123,5 @@ def test_margins_are_the_smallest_margin_of_a_rows_own_tokens(llm):
     for row, (prompt, limit) in enumerate(zip(prompts, (6, 2), strict=True)):
         written = [int(token) for token in new[0, row] if token >= 0]
         assert len(written) == limit
-        scores = np.sort(np.asarray(llm(np.array([[*prompt, *written[:-1]]]))[0, len(prompt) - 1 :]))
+        scores = np.sort(logits_of(llm, [*prompt, *written[:-1]])[len(prompt) - 1 : len(prompt) - 1 + limit])
         assert float(margins[0, row]) == pytest.approx((scores[:, -1] - scores[:, -2]).min(), abs=1e-4)

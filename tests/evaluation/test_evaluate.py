@@ -40,11 +40,13 @@ SPLITS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _settings(monkeypatch, tmp_path):
-    monkeypatch.setenv("T2L_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(model_module, "load_encoder", lambda source, **_: HashEncoder())
-    monkeypatch.setattr(evaluate, "read_tasks", lambda source: SPLITS)
+@pytest.fixture(scope="module", autouse=True)
+def _settings(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("T2L_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setattr(model_module, "load_encoder", lambda source, **_: HashEncoder())
+        patch.setattr(evaluate, "read_tasks", lambda source: SPLITS)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -58,14 +60,31 @@ def model(folder):
     return load(folder)
 
 
-@pytest.fixture
-def given(model, tmp_path):
+@pytest.fixture(scope="module")
+def given(folder, tmp_path_factory):
     """A shared LoRA, oracles of two training tasks and an unseen one, a hypernetwork that knows one training task."""
-    places = {name: tmp_path / "peft" / name for name in ("shared", "task1", "task2", "task4")}
+    place = tmp_path_factory.mktemp("given")
+    places = {name: place / "peft" / name for name in ("shared", "task1", "task2", "task4")}
     for seed, path in enumerate(places.values()):
         save_peft(some_adapter(seed), path)
     multitask = places.pop("shared")
-    return Baselines(multitask, places, one_hot(tmp_path / "run", model, ["task1", "gone"]))
+    return Baselines(multitask, places, one_hot(place / "run", load(folder), ["task1", "gone"]))
+
+
+EVERYTHING = EvaluationConfig(examples=3, wordings=3, prompt="both")
+
+
+@pytest.fixture(scope="module")
+def whole(folder, given, tmp_path_factory):
+    """The folder of one evaluation with every column, which most tests look at: a batch of each shape is a program."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    return out, evaluate.evaluate(load(folder), EVERYTHING, out, given)
+
+
+@pytest.fixture
+def copied(whole, tmp_path):
+    """A copy of it to damage or to go on with."""
+    return Path(shutil.copytree(whole[0], tmp_path / "out"))
 
 
 def one_hot(folder, model, tasks):
@@ -89,18 +108,17 @@ def by_key(path):
     return {line["key"]: line for line in lines(path)}
 
 
-def test_every_column_file_and_note(model, given, tmp_path):
-    config = EvaluationConfig(examples=3, wordings=3, prompt="both")
-    text = evaluate.evaluate(model, config, tmp_path / "out", given)
+def test_every_column_file_and_note(whole):
+    out, text = whole
     for method in METHODS.values():
         assert method.title in text
     assert "1 of 3 tasks have no oracle" in text
     assert "2 of 3 tasks have no one-hot hypernetwork" in text
     assert "(2 of 3 tasks)" in text
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+    assert {path.name for path in out.iterdir()} == {
         *("settings.json", "environment.json", "predictions.jsonl", "table.md", "table.csv", "table.json", "table.png")
     }
-    found = lines(tmp_path / "out")
+    found = lines(out)
     assert len({line["key"] for line in found}) == len(found)
     count = {(m, mode): 0 for m in METHODS for mode in ("", "instance", "instruction")}
     for line in found:
@@ -112,7 +130,7 @@ def test_every_column_file_and_note(model, given, tmp_path):
     assert [count["oracle", "instance"], count["oracle", "instruction"]] == [9, 18]
     assert [count["one-hot", "instance"], count["one-hot", "instruction"]] == [3, 6]
     assert count["random", "instance"] == 3 * rows
-    data = json.loads((tmp_path / "out" / "table.json").read_text())
+    data = json.loads((out / "table.json").read_text())
     chosen = [e for e in data["entries"] if e["task"] == "task4" and e["method"] == "aligned"]
     assert {e["metric"] for e in chosen} == {"label accuracy"}
     mine = [line["score"] for line in found if (line["task"], line["method"], line["mode"]) == ("task5", "base", "")]
@@ -120,23 +138,26 @@ def test_every_column_file_and_note(model, given, tmp_path):
     assert listed["mean"] == pytest.approx(100 * np.mean(mine))
 
 
-def test_scores_do_not_depend_on_the_batch_size(model, given, tmp_path):
-    found = []
-    for batch_tokens in (16, 4096):
-        methods = ("base", "misaligned", "aligned", "oracle")
-        config = EvaluationConfig(examples=2, methods=methods, batch_tokens=batch_tokens)
-        evaluate.evaluate(model, config, tmp_path / str(batch_tokens), given)
-        found.append(by_key(tmp_path / str(batch_tokens)))
-    assert found[0] == found[1]
-    assert len({line["prediction"] for line in found[0].values()}) > 10
-    tables = [(tmp_path / size / "table.csv").read_text() for size in ("16", "4096")]
-    assert tables[0] == tables[1]
+def test_scores_do_not_depend_on_the_batch_size(model, given, whole, tmp_path):
+    """The rows of some columns, one by one, against those among the rows of all columns."""
+    methods = ("base", "misaligned", "aligned", "oracle")
+    one_by_one = replace(EVERYTHING, methods=methods, prompt="instance", batch_tokens=16)
+    evaluate.evaluate(model, one_by_one, tmp_path, given)
+    alone, together = by_key(tmp_path), by_key(whole[0])
+    assert alone == {key: together[key] for key in alone}
+    assert len(alone) == 15 + 30 + 30 + 9
+    assert len({line["prediction"] for line in alone.values()}) > 10
+    entries = [json.loads((folder / "table.json").read_text())["entries"] for folder in (tmp_path, whole[0])]
+    assert entries[0] == [
+        entry
+        for entry in entries[1]
+        if entry["mode"] == "instance" and {entry["method"], entry["minus"] or "base"} <= {*methods}
+    ]
 
 
-def test_a_killed_evaluation_goes_on_and_drops_a_half_line(model, tmp_path, monkeypatch):
-    out, config = tmp_path / "out", EvaluationConfig(examples=2, methods=("base", "aligned"))
-    text = evaluate.evaluate(model, config, out)
-    whole, table = by_key(out), (out / "table.json").read_text()
+def test_a_killed_evaluation_goes_on_and_drops_a_half_line(model, given, whole, copied, monkeypatch):
+    (_, text), out, config = whole, copied, EVERYTHING
+    rows, table = by_key(out), (out / "table.json").read_text()
     written = (out / "predictions.jsonl").read_bytes().splitlines(keepends=True)
     (out / "predictions.jsonl").write_bytes(b"".join(written[:7]) + written[7][:20])
     (out / "table.json").unlink()
@@ -148,12 +169,12 @@ def test_a_killed_evaluation_goes_on_and_drops_a_half_line(model, tmp_path, monk
         return answer_all(llm, answerers, questions, batch_tokens, end)
 
     monkeypatch.setattr(evaluate, "answer_all", spy)
-    assert evaluate.evaluate(model, config, out) == text
-    assert (by_key(out), (out / "table.json").read_text()) == (whole, table)
-    assert evaluate.evaluate(model, config, out) == text
-    assert asked == [len(whole) - 7, 0]
+    assert evaluate.evaluate(model, config, out, given) == text
+    assert (by_key(out), (out / "table.json").read_text()) == (rows, table)
+    assert evaluate.evaluate(model, config, out, given) == text
+    assert asked == [len(rows) - 7, 0]
     sessions = json.loads((out / "environment.json").read_text())["sessions"]
-    assert [session["start"] for session in sessions] == [0, 7, len(whole)]
+    assert [session["start"] for session in sessions] == [0, 7, len(rows)]
     assert all(session["seconds"] >= 0 for session in sessions)
 
 
@@ -163,22 +184,23 @@ def test_a_folder_in_which_another_process_evaluates_is_refused(model, tmp_path)
         evaluate.evaluate(model, config, tmp_path / "out")
 
 
-def test_another_evaluations_folder_is_refused(model, folder, given, tmp_path, monkeypatch):
-    out, config = tmp_path / "out", EvaluationConfig(examples=1, methods=("base",))
-    evaluate.evaluate(model, config, out)
-    evaluate.evaluate(model, replace(config, batch_tokens=64), out)
+def test_another_evaluations_folder_is_refused(model, folder, given, copied, tmp_path, monkeypatch):
+    out, config = copied, EVERYTHING
+    evaluate.evaluate(model, replace(config, batch_tokens=64), out, given)
     monkeypatch.setattr(Model, "load_base", lambda self: pytest.fail("the base model is loaded"))
     with pytest.raises(UserError, match=r"settings\.json.*\(examples differ\): give another --out"):
-        evaluate.evaluate(model, replace(config, examples=2), out)
+        evaluate.evaluate(model, replace(config, examples=2), out, given)
     with pytest.raises(UserError, match="multitask, one_hot, oracles differ"):
-        evaluate.evaluate(model, config, out, given)
+        evaluate.evaluate(model, config, out)
     other = save_published(tmp_path / "other", load(folder).config, seed=1)
     with pytest.raises(UserError, match=r"another model .*\(model differ"):
-        evaluate.evaluate(load(other), config, out)
-    for file in Path(model.config.base).glob("*.safetensors"):
-        os.utime(file, (1, 1))
+        evaluate.evaluate(load(other), config, out, given)
+    (file,) = Path(model.config.base).glob("*.safetensors")
+    before = file.stat()
+    os.utime(file, (1, 1))
     with pytest.raises(UserError, match=r"another model .*\(base_files differ"):
-        evaluate.evaluate(load(folder), config, out)
+        evaluate.evaluate(load(folder), config, out, given)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x")
     with pytest.raises(UserError, match="holds files and no evaluation"):
@@ -187,13 +209,13 @@ def test_another_evaluations_folder_is_refused(model, folder, given, tmp_path, m
         evaluate.evaluate(model, config, tmp_path / "mine" / "thesis.txt")
 
 
-def test_an_aligned_answer_is_that_of_the_merged_model(model, tmp_path):
-    out = tmp_path / "out"
-    evaluate.evaluate(model, EvaluationConfig(examples=1, methods=("aligned",)), out)
+def test_an_aligned_answer_is_that_of_the_merged_model(model, whole):
     llm = model.load_base()
     adapter = model.generate(["Say 5 last."])[0]
     expected = llm.replace(params=merge(llm.params, adapter)).chat([INPUTS[0]])[0]
-    line = next(line for line in lines(out) if (line["task"], line["wording"]) == ("task5", 1))
+    asked = ("task5", "aligned", "instance", 1, 0)
+    fields = ("task", "method", "mode", "wording", "example")
+    (line,) = (line for line in lines(whole[0]) if tuple(line[field] for field in fields) == asked)
     assert line["prediction"]
     assert expected.startswith(line["prediction"])
 
@@ -216,7 +238,7 @@ def test_code_is_run_only_when_asked(model, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluate, "read_tasks", lambda source: {"unseen": [make_task(5), code]})
     ran = []
     monkeypatch.setattr(sandbox, "passes", lambda text: bool(ran.append(text)) or "check(one)" in text)
-    config = EvaluationConfig(examples=1, methods=("base",))
+    config = EvaluationConfig(examples=1, methods=("base",), max_new_tokens=16)
     assert "task6 left out: --run-code" in evaluate.evaluate(model, config, tmp_path / "a")
     with pytest.raises(UserError, match="nothing to evaluate: unseen: task6 left out: --run-code"):
         evaluate.evaluate(model, replace(config, only=("task6",)), tmp_path / "c")
@@ -275,10 +297,9 @@ def test_tasks_are_chosen_by_split_pattern_and_number():
 def test_folders_without_adapters_are_refused(given, tmp_path):
     found = find_baselines(given.multitask, given.multitask.parent)
     assert sorted(found.oracles) == ["shared", "task1", "task2", "task4"]
-    shutil.rmtree(given.multitask)
-    with pytest.raises(UserError, match="--multitask takes the folder of one PEFT adapter"):
-        find_baselines(given.multitask, None)
     (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="--multitask takes the folder of one PEFT adapter"):
+        find_baselines(tmp_path / "empty", None)
     with pytest.raises(UserError, match="holds no folder with a PEFT adapter"):
         find_baselines(None, tmp_path / "empty")
 

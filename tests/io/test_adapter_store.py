@@ -205,6 +205,7 @@ with AdapterStore(sys.argv[1], PeftFormat(spec), "x") as store:
 """
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_it_ends_with_every_adapter_once_and_whole(tmp_path):
     folder = tmp_path / "s"
     folder.mkdir()

@@ -25,6 +25,7 @@ from t2l_jax.io.checkpoint import Checkpoints
 from t2l_jax.io.files import locked
 from t2l_jax.training import BestConfig, LoopConfig, TrainState, make_optimizer
 from t2l_jax.training.objectives import SftConfig
+from t2l_jax.training.trackers import TRACKERS
 from t2l_jax.training.trainees import LoraTable
 
 METRICS = ("loss", "cross_entropy", "exact", "weight_penalty", "trainee_loss")
@@ -51,7 +52,7 @@ def assert_equal(first: Variables, second: Variables) -> None:
 def undisturbed(tmp_path_factory) -> tuple[Path, Variables]:
     """A run of all steps without a stop."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    return folder, run(folder)
+    return folder, run(folder, trackers=TRACKERS)
 
 
 def test_metrics_hold_every_step_and_every_validation_in_order(undisturbed):
@@ -107,12 +108,13 @@ def killed_run(folder: str) -> None:
 def start(function: str, folder: Path) -> subprocess.CompletedProcess:
     """Run a function of this file on a folder in a process of its own."""
     tests = Path(__file__).parents[1]
-    code = f"import conftest, test_loop; test_loop.{function}({str(folder)!r})"
+    code = f"import test_loop; test_loop.{function}({str(folder)!r})"
     path = os.pathsep.join(map(str, (Path(__file__).parent, tests, tests.parent)))
     environment = {**os.environ, "PYTHONPATH": path}
     return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_is_undisturbed(undisturbed, tmp_path):
     killed = start("killed_run", tmp_path)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
