@@ -42,7 +42,9 @@ def read_mixture(
     if weights and (len(weights) != len(sources) or min(weights) <= 0):
         raise UserError(f"{len(sources)} sources of tasks need as many weights above 0, got {list(weights)}")
     if weights and set(wanted) != {TRAIN}:
-        raise UserError(f"task_weights are for tasks of {TRAIN} only: leave out them or selection.splits")
+        raise UserError(
+            f"task_weights are for tasks of {TRAIN} only: leave out one of task_weights and selection.splits"
+        )
     splits: dict[str, list[Task]] = {TRAIN: []}
     chances: list[float] = []
     for index, source in enumerate(sources):
