@@ -130,8 +130,8 @@ class Sampler:
     def __post_init__(self) -> None:
         if self.shape.tasks > len(self.tasks):
             raise UserError(
-                f"a batch of {self.shape.tasks} tasks needs as many training tasks, there are {len(self.tasks)}: "
-                "lower --batch.tasks or add tasks"
+                f"a batch of {self.shape.tasks} tasks needs at least {self.shape.tasks} training tasks, "
+                f"there are {len(self.tasks)}: lower --batch.tasks or add tasks"
             )
         weights = np.asarray([task.weight for task in self.tasks])
         chances = self.shape.tasks * weights / weights.sum()

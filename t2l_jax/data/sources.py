@@ -40,7 +40,9 @@ def read_mixture(
     two tasks share a name.
     """
     if weights and (len(weights) != len(sources) or min(weights) <= 0):
-        raise UserError(f"{len(sources)} sources of tasks need as many weights above 0, got {list(weights)}")
+        raise UserError(
+            f"task_weights: {len(sources)} task sources need {len(sources)} weights above 0, got {list(weights)}"
+        )
     if weights and set(wanted) != {TRAIN}:
         raise UserError(
             f"task_weights are for tasks of {TRAIN} only: leave out one of task_weights and selection.splits"
@@ -56,6 +58,6 @@ def read_mixture(
         for name, tasks in own.items():
             splits.setdefault(name, []).extend(tasks)
     if not sources:
-        raise UserError("no source of tasks is given: name one with --tasks")
+        raise UserError("no task source is given: name one with --tasks")
     check_unique([task for tasks in splits.values() for task in tasks])
     return splits, tuple(chances)
