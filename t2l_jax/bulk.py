@@ -27,7 +27,7 @@ from t2l_jax.sharding import batch_sharding, make_mesh, replicated
 
 @dataclass(frozen=True)
 class Request:
-    """An adapter to be made: the name of its folder, and what its task is."""
+    """An adapter to generate: the name of its folder, and the description of its task."""
 
     name: str
     description: str
@@ -58,14 +58,14 @@ def read_requests(path: Path) -> list[Request]:
         prepare(record["description"], f"{where}: the description")
         requests.append(Request(name, record["description"]))
     if not requests:
-        raise UserError(f"{path} has no lines: write one object with name and description a line")
+        raise UserError(f"{path} has no lines: write one object with name and description per line")
     return requests
 
 
 def generate_to_folder(model: Model, requests: Sequence[Request], folder: Path, batch: int = 64) -> int:
-    """Make the adapters that are not in `folder` yet; return how many were made.
+    """Generate the adapters that are not in `folder` yet; return their number.
 
-    One PEFT folder per adapter, and a manifest (see `AdapterStore`). Killed and started again, it goes on.
+    One PEFT folder per adapter, and a manifest (see `AdapterStore`). An interrupted call resumes when repeated.
     """
     if batch < 1:
         raise UserError(f"a batch must hold at least one adapter, got {batch}")

@@ -1,4 +1,4 @@
-"""`t2l generate | train | evaluate | publish | chat | embed | models`: each a few lines over the library."""
+"""`t2l generate | train | evaluate | publish | chat | embed | models`: thin commands over the library."""
 
 import inspect
 import os
@@ -16,7 +16,7 @@ from tyro.conf import Positional, arg, subcommand
 import t2l_jax
 from t2l_jax.errors import Stopped, UserError
 
-if TYPE_CHECKING:  # importing it takes seconds: only `t2l train` waits for that
+if TYPE_CHECKING:  # importing it takes seconds, so only `t2l train` does
     from t2l_jax.training.recipe import Recipe
 
 ModelLocation = Annotated[str | None, arg(metavar="MODEL")]
@@ -25,9 +25,9 @@ Settings = TypeVar("Settings")
 
 @dataclass(frozen=True)
 class Generate:
-    """Write adapters from descriptions, as PEFT folders. The base LLM's weights are not loaded.
+    """Generate LoRA adapters from descriptions and save them as PEFT folders. The base LLM is not loaded.
 
-    A line of tasks.jsonl: {"name": "last", "description": "Answer with the last word."}
+    Each line of tasks.jsonl: {"name": "last", "description": "Answer with the last word."}
 
     Examples:
       t2l generate "Answer with the last word." --out last/
@@ -35,15 +35,15 @@ class Generate:
     """
 
     description: Positional[Annotated[str | None, arg(metavar="DESCRIPTION")]] = None
-    """What the adapter shall make the base LLM do."""
+    """Description of the task that the adapter should teach the base LLM."""
     file: Annotated[Path | None, arg(name="from", metavar="FILE")] = None
-    """A JSONL file with many descriptions, instead of one on the command line."""
+    """Read names and descriptions from a JSONL file, one adapter per line."""
     out: Path = Path("adapter")
-    """Folder to write: one adapter, or with --from one folder per adapter and a manifest."""
+    """Output folder: one adapter or, with --from, one folder per adapter and a manifest."""
     model: ModelLocation = None
-    """Hypernetwork: a folder, hf:org/name or pypi:package==version. Default: the one in the package."""
+    """Hypernetwork: a folder, hf:org/name or pypi:package==version. Default: the bundled one."""
     batch: int = 64
-    """Adapters computed at a time, with --from."""
+    """Number of adapters generated at a time with --from."""
     trust_remote_code: bool = False
     """Let the text encoder's own Python code run (gte-large needs it)."""
 
@@ -53,7 +53,7 @@ class Generate:
         elif self.file is not None and self.description is None:
             self._many(self.file)
         else:
-            raise UserError("give a description or --from tasks.jsonl (one of the two)")
+            raise UserError("give either a description or --from tasks.jsonl")
 
     def _one(self, description: str) -> None:
         from t2l_jax import load, save_peft
@@ -79,9 +79,9 @@ class Generate:
 
 @dataclass(frozen=True)
 class Train(Generic[Settings]):
-    """Train a hypernetwork, or LoRAs to compare it with (--trainee). A run that was stopped continues.
+    """Train a hypernetwork, or baseline LoRAs (--trainee). Repeat the command to resume an interrupted run.
 
-    A recipe file is Python and defines RECIPE; every field of it can be set by a flag.
+    A recipe is a Python file that defines RECIPE. Flags override its fields.
 
     Examples:
       t2l train experiments/recipes/smollm2_words.py --out runs/words --steps 100
@@ -90,11 +90,11 @@ class Train(Generic[Settings]):
 
     recipe: Annotated[Settings, arg(name="")]
     experiment: Positional[Annotated[Path | None, arg(metavar="FILE.py")]] = None
-    """Python file that defines RECIPE; it is run. Default: the values that --help shows, which train on word tasks."""
+    """Recipe file: Python that defines RECIPE, which is executed. Default: the values shown here (word tasks)."""
     out: Path = Path("runs/latest")
-    """Run folder: metrics, curves, checkpoints, at the end model/ or, of LoRAs, adapters/. A stopped run continues."""
+    """Run folder: metrics, curves, checkpoints and, at the end, model/ (LoRAs: adapters/). Resumes an earlier run."""
     wandb: Annotated[str | None, arg(metavar="PROJECT")] = None
-    """Report to this project at Weights & Biases too (pip install wandb)."""
+    """Also log to this Weights & Biases project (pip install wandb)."""
     trust_remote_code: bool = False
     """Let the text encoder's own Python code run (gte-large needs it)."""
 
@@ -109,9 +109,9 @@ class Train(Generic[Settings]):
 
 @dataclass(frozen=True)
 class Evaluate(Generic[Settings]):
-    """Compare adapters written from descriptions with the base model, prompts, other adapters and trained LoRAs.
+    """Compare generated adapters with the base model, prompting, control adapters and trained LoRAs.
 
-    Killed and started again with the same words, it goes on where it was. It computes on one device, in float32.
+    Repeat the command to resume an interrupted evaluation. Runs on one device, in float32.
 
     Examples:
       t2l evaluate --max-tasks 4 --examples 4
@@ -123,16 +123,16 @@ class Evaluate(Generic[Settings]):
 
     config: Annotated[Settings, arg(name="")]
     model: Positional[ModelLocation] = None
-    """Hypernetwork to evaluate. Default: the one in the package."""
+    """Hypernetwork to evaluate. Default: the bundled one."""
     multitask: Annotated[Path | None, arg(metavar="FOLDER")] = None
-    """PEFT folder of one LoRA that was trained on all tasks."""
+    """PEFT folder of a LoRA trained on all tasks (multi-task baseline)."""
     oracles: Annotated[Path | None, arg(metavar="FOLDER")] = None
-    """Folder of PEFT folders, each a LoRA trained on one task and named like it."""
+    """Folder of PEFT folders, one per task: the LoRA trained on that task, under the task's name."""
     one_hot: Annotated[Path | None, arg(metavar="RUN")] = None
-    """Run folder of a hypernetwork that was trained from task identities (t2l train --trainee one-hot)."""
+    """Run folder of a hypernetwork trained on one-hot task identities (t2l train --trainee one-hot)."""
     out: Annotated[Path, arg(metavar="FOLDER")] = Path("evaluation")
-    """Folder for the answers, predictions.jsonl, the table as .md, .csv, .json and .png, and environment.json: command,
-    machine and time."""
+    """Output folder: predictions.jsonl, the table as .md, .csv, .json and .png, and environment.json (command, machine,
+    time)."""
     trust_remote_code: bool = False
     """Let the text encoder's own Python code run (gte-large needs it)."""
 
@@ -150,9 +150,9 @@ class Evaluate(Generic[Settings]):
 
 @dataclass(frozen=True)
 class Chat:
-    """Talk to the base model through an adapter, word by word as it writes. An empty line ends it.
+    """Chat with the base model through an adapter, streaming its answers. An empty line ends the chat.
 
-    Every line is answered by itself: nothing of what was said before is read again.
+    Each line is answered independently; there is no conversation history.
 
     Examples:
       t2l chat --description "Answer with the last word."
@@ -160,19 +160,19 @@ class Chat:
     """
 
     description: Annotated[str | None, arg(metavar="TEXT")] = None
-    """Make an adapter from this sentence."""
+    """Generate the adapter from this description."""
     adapter: Annotated[Path | None, arg(metavar="FOLDER")] = None
-    """Use this PEFT folder."""
+    """Load the adapter from this PEFT folder."""
     model: ModelLocation = None
-    """Hypernetwork, which names the base model. Default: the one in the package."""
+    """Hypernetwork; it determines the base model. Default: the bundled one."""
     max_new_tokens: int = 256
-    """Tokens of an answer at most."""
+    """Maximum number of tokens per answer."""
     temperature: float = 0.0
-    """0 always takes the likeliest token; 1 draws from the model's own distribution."""
+    """Sampling temperature: 0 is greedy decoding, 1 samples from the model's distribution."""
     top_p: float = 1.0
-    """Draw among the likeliest tokens that have so much probability together."""
+    """Nucleus sampling: sample from the smallest set of tokens whose total probability reaches this."""
     seed: int = 0
-    """Of what is drawn."""
+    """Random seed for sampling."""
     trust_remote_code: bool = False
     """Let the text encoder's own Python code run (gte-large needs it)."""
 
@@ -202,23 +202,23 @@ class Chat:
 
 @dataclass(frozen=True)
 class Embed:
-    """Embed texts: z, as the hypernetwork reads it, to an .npy file of float32 [texts, width].
+    """Compute the task embeddings z of texts and save them as a float32 .npy array [texts, width].
 
-    The encoder is the hypernetwork's own, or any other one.
+    Uses the hypernetwork's own text encoder or, with --encoder, another one.
 
     Examples:
       t2l embed "Answer with the last word." "Translate to French" --out z.npy
     """
 
     texts: Positional[tuple[str, ...]]
-    """The texts."""
+    """Texts to embed."""
     out: Path = Path("z.npy")
-    """File to write."""
+    """Output file."""
     model: ModelLocation = None
-    """Hypernetwork whose encoder it is. Default: the one in the package."""
+    """Hypernetwork whose text encoder to use. Default: the bundled one."""
     encoder: ModelLocation = None
-    """Another encoder: minilm, gte-large, last-token:LOCATION, the location of a sentence-transformers model, or the
-    folder of a LoRA adapter for one."""
+    """Text encoder to use instead: minilm, gte-large, last-token:LOCATION, the location of a sentence-transformers
+    model, or the folder of a LoRA adapter for a text encoder."""
     trust_remote_code: bool = False
     """Let the encoder's own Python code run (gte-large needs it)."""
 
@@ -248,7 +248,7 @@ class Embed:
 
 @dataclass(frozen=True)
 class Models:
-    """Say what the hypernetwork is made for: its base model, text encoder, adapter shape and size.
+    """Describe hypernetworks: base model, text encoder, adapter shape and size.
 
     Examples:
       t2l models
@@ -256,7 +256,7 @@ class Models:
     """
 
     models: Positional[tuple[str, ...]] = ()
-    """Hypernetworks to describe. Default: those in the package."""
+    """Hypernetworks to describe. Default: the bundled ones."""
 
     def run(self) -> None:
         from t2l_jax.io.published import pretrained_models
@@ -267,9 +267,9 @@ class Models:
 
 @dataclass(frozen=True)
 class Publish:
-    """Copy a trained hypernetwork to a folder of its own, for others to load.
+    """Export a trained hypernetwork to a folder that others can load.
 
-    The folder holds config.json, model.safetensors, README.md and, if the text encoder has an adapter, encoder/.
+    The folder contains config.json, model.safetensors, README.md and, if the text encoder has an adapter, encoder/.
 
     Examples:
       t2l publish runs/words --out smollm2-words
@@ -279,11 +279,11 @@ class Publish:
     run_folder: Positional[Annotated[Path, arg(metavar="RUN")]]
     """Run folder of `t2l train`, or a published folder."""
     out: Annotated[Path, arg(metavar="FOLDER")]
-    """Folder to write."""
+    """Output folder."""
     encoder: Annotated[Path | None, arg(metavar="FOLDER")] = None
-    """PEFT folder of another adapter for the text encoder. Default: the adapter that the model has, if any."""
+    """PEFT folder of an adapter to publish for the text encoder. Default: the model's own, if any."""
     alpha: Annotated[float | None, arg(metavar="ALPHA")] = None
-    """LoRA alpha of the adapters that the model writes: less than in training makes them weaker. Default: the same."""
+    """LoRA alpha of the generated adapters; a smaller value weakens them. Default: the alpha of training."""
 
     def run(self) -> None:
         from t2l_jax.io.published import publish
@@ -296,7 +296,7 @@ Command = Publish | Generate | Train[Any] | Evaluate[Any] | Chat | Embed | Model
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point of `t2l`: bad input ends in one line on stderr and exit status 2."""
+    """Entry point of `t2l`. A UserError prints one line to stderr and exits with status 2."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         parse(arguments).run()
@@ -308,12 +308,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(stopped.status)
     except KeyboardInterrupt:
         sys.exit(130)
-    except BrokenPipeError:  # whoever reads our output (head, a pager) has seen enough
+    except BrokenPipeError:  # the reader of our output (head, a pager) has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def parse(arguments: Sequence[str]) -> Command:
-    """The command that the arguments describe; a `train` with a recipe file starts from that file's recipe."""
+    """Parse the arguments into a command; `train` with a recipe file takes its defaults from that recipe."""
     experiment = next((argument for argument in arguments if argument.endswith(".py")), None)
     commands: list[Any] = []
     for kind in (Generate, Train, Evaluate, Publish, Chat, Embed, Models):
@@ -338,14 +338,14 @@ def parse(arguments: Sequence[str]) -> Command:
     command = tyro.cli(union, args=arguments, prog="t2l", description=t2l_jax.__doc__)
     named = command.experiment if isinstance(command, Train) else None
     if named is not None and (experiment is None or named != Path(experiment)):
-        raise UserError(f"{named}: an experiment is a Python file, its name ends in .py")
+        raise UserError(f"{named}: an experiment is a Python file: give one whose name ends in .py")
     return command
 
 
 def read_experiment(source: str | None) -> "Recipe":
-    """The RECIPE of an experiment file; without a file, the paper's settings.
+    """The RECIPE that an experiment file defines; without a file, the default recipe.
 
-    Raises UserError where there is no such file, no RECIPE in it, or where its code fails.
+    Raises UserError if the file does not exist, its code fails, or it defines no RECIPE.
     """
     from t2l_jax.training.recipe import Recipe
 
@@ -361,7 +361,7 @@ def read_experiment(source: str | None) -> "Recipe":
         line, reason = (error.lineno, error.msg) if isinstance(error, SyntaxError) else ([1, *own][-1], error)
         raise UserError(f"{path}, line {line}: {type(error).__name__}: {reason}") from error
     if not isinstance(recipe, Recipe):
-        raise UserError(f"{path}: an experiment file must define RECIPE, a t2l_jax.training.recipe.Recipe")
+        raise UserError(f"{path}: an experiment file must define RECIPE, an instance of t2l_jax.training.recipe.Recipe")
     return recipe
 
 

@@ -1,4 +1,4 @@
-"""The exceptions that are shown without a traceback: a person's mistake, and a person's wish to stop."""
+"""Exceptions that the CLI shows without a traceback: user errors, and requests to stop."""
 
 import signal
 
@@ -8,11 +8,11 @@ class UserError(Exception):
 
 
 class Unreachable(UserError):
-    """The network is at fault, not what was asked for: asking for the next thing is no use."""
+    """The network failed, not the request: further requests are pointless."""
 
 
 class Stopped(Exception):
-    """Work ended early because a signal asked for it, and can go on later. The CLI exits with status 128 + signal."""
+    """Work was stopped early by a signal and can be resumed. The CLI exits with status 128 + signal."""
 
     def __init__(self, number: signal.Signals, where: str) -> None:
         super().__init__(f"stopped by {number.name} {where}; the same command goes on from there")

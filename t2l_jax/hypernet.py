@@ -34,28 +34,31 @@ Variables = dict[str, Any]  # Linen collections: "params" are trained, "constant
 
 @struct.dataclass
 class Condition:
-    """What is known of a task when its adapter is written. Leading axes mean many tasks.
+    """What the hypernetwork is conditioned on for one task. Leading axes mean many tasks.
 
-    A pytree, so that more (examples, a document) can stand beside the description; whatever pads, places or batches
-    conditions maps over its leaves. A field that nobody reads is None.
+    A pytree, so that other inputs (examples, a document) can be added; code that pads, places or batches conditions
+    maps over its leaves. An unused field is None.
     """
 
-    z: Float[Array | np.ndarray, "*T z"] | None = None  # task embedding: of the description, float32
-    task: Int[Array | np.ndarray, "*T"] | None = None  # its place among those of a run: its identity if no text is read
+    z: Float[Array | np.ndarray, "*T z"] | None = None  # task embedding of the description, float32
+    task: Int[Array | np.ndarray, "*T"] | None = None  # index among the run's tasks, for trainees that read no text
 
 
 @dataclass(frozen=True)
 class TaskEncoderConfig:
-    """How z becomes the task part of the query.
+    """How the task embedding z is encoded.
 
-    `linear` reads z as it is: a sentence embedding, or a one-hot task identity. The others choose among `codebook`
-    learned vectors: `discrete` by a hard choice with straight-through gradient, `vq` by the nearest vector
-    (van den Oord et al., arXiv 1711.00937; its loss is sown into the collection "losses"), `softmax` by a soft mixture.
+    `linear` projects z, a sentence embedding or a one-hot task identity. The others use a codebook of learned vectors:
+    `discrete` picks one with a straight-through gradient, `vq` picks the nearest (van den Oord et al., arXiv
+    1711.00937; its loss is sown into the collection "losses"), `softmax` mixes them.
     """
 
-    dim: int = 384  # width of z; a recipe takes its encoder's
+    dim: int = 384
+    """Width of z. Leave it out in a recipe: it follows from the text encoder."""
     kind: Literal["linear", "discrete", "vq", "softmax"] = "linear"
+    """How z is encoded; see above."""
     codebook: int = 64
+    """Number of codebook vectors (not for linear)."""
 
     def __post_init__(self) -> None:
         if self.codebook < 1:
@@ -68,12 +71,19 @@ class HypernetConfig:
 
     task: TaskEncoderConfig = TaskEncoderConfig()
     head: Literal["L", "M", "S"] = "L"
+    """Architecture: one output of the head holds A and B (L), A or B (M), or one row of A or of B transposed (S)."""
     latent: int = 128
+    """Latent width D, a multiple of 4."""
     head_in: int = 512
+    """Input width of the head."""
     dropout: float = 0.05
-    rotary_rows: bool = False  # S only: tell rows apart by rotation instead of a row embedding
+    """Dropout in the hypernetwork's MLPs."""
+    rotary_rows: bool = False
+    """S only: encode the row by rotation instead of a row embedding."""
     init: Literal["sft", "reconstruction"] = "sft"
-    offset: Literal["none", "frozen", "learned"] = "none"  # an adapter added to every output
+    """Initialisation of the head. sft: adapters initially leave the base model unchanged; reconstruction: random."""
+    offset: Literal["none", "frozen", "learned"] = "none"
+    """Adapter added to every output: none, frozen (from --offset-init or --init-from) or learned."""
 
     def __post_init__(self) -> None:
         if self.latent < 4 or self.latent % 4:
@@ -85,7 +95,7 @@ class HypernetConfig:
 
 
 def lift(function: Any, module: nn.Module, *args: Any, in_axes: Any = 0) -> Any:
-    """`jax.vmap` of function(module, *args) with the module's parameters shared and dropout drawn anew."""
+    """`jax.vmap` of function(module, *args) with shared parameters and independent dropout."""
     shared: dict[Any, Any] = {"params": None, "constants": None}
     lifted = nn.vmap(function, in_axes=in_axes, variable_axes=shared, split_rngs={"params": False, "dropout": True})
     return lifted(module, *args)
@@ -186,12 +196,12 @@ class Query(nn.Module):
 
 
 def look_up(table: nn.Embed, index: Int[Array, ""]) -> Float[Array, " d"]:
-    """The table's row. As a vector of one index, since Linen refuses a scalar one where the table has one row."""
+    """One row of the table. Indexed by a vector of length one: Linen rejects a scalar if the table has one row."""
     return table(index[None])[0]
 
 
 def rotate_by(u: Float[Array, " D"], position: Int[Array, ""]) -> Float[Array, " D"]:
-    """u turned by a position, channel pairs (j, j + D/2) at RoFormer's frequencies."""
+    """u rotated by a position, channel pairs (j, j + D/2) at RoFormer's frequencies."""
     half = u.shape[-1] // 2
     angles = position.astype(jnp.float32) * 10_000.0 ** (-jnp.arange(half, dtype=jnp.float32) / half)
     first, second = jnp.split(u, 2)
@@ -200,7 +210,7 @@ def rotate_by(u: Float[Array, " D"], position: Int[Array, ""]) -> Float[Array, "
 
 
 class Head(nn.Module):
-    """The linear read-out of one module: what the query became -> (A [r, i], B [o, r]).
+    """The linear read-out of one module: the transformed query -> (A [r, i], B [o, r]).
 
     For SFT it starts with zero weights and a bias that is a LoRA's own initialisation, so that the adapted model is
     the base model exactly and A has somewhere to go from. In L the bias is trained. In M and S one output serves A and

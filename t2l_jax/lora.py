@@ -59,7 +59,7 @@ class LoraModule:
 class LoraSpec:
     """The shape and scale of an adapter: which projections, how many layers, rank, alpha, rsLoRA or not.
 
-    `modules` is kept in the order of PROJECTIONS, whatever order it was given in: equal sets are equal specs.
+    `modules` is sorted in the order of PROJECTIONS, so that equal sets give equal specs.
     """
 
     modules: tuple[LoraModule, ...]
@@ -85,7 +85,7 @@ class LoraSpec:
 
     @property
     def scale(self) -> float:
-        """What A and B's product is multiplied by: alpha / r, or alpha / sqrt(r) with rsLoRA."""
+        """The factor of B A: alpha / r, or alpha / sqrt(r) with rsLoRA."""
         return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
     @property
@@ -122,8 +122,8 @@ class LoraSpec:
 class Adapter:
     """One adapter, or many: a pytree of `a` [*batch, L, r, i] and `b` [*batch, L, o, r] per module.
 
-    `spec` travels along as static data, so the scale is never lost and `jax.tree.map` adds, averages or scales the
-    weights alone. Leading batch axes mean "many adapters".
+    `spec` is static data, so the scale is never lost, and `jax.tree.map` adds, averages or scales only the weights.
+    Leading batch axes mean "many adapters".
     """
 
     weights: dict[str, dict[str, Float[Array, "..."]]]
@@ -148,7 +148,7 @@ class Adapter:
 
 
 def init_adapter(key: PRNGKeyArray, spec: LoraSpec, dtype: Any = jnp.float32) -> Adapter:
-    """The usual start of LoRA training: A ~ U(±1/sqrt(i)), B = 0, hence a delta of exactly zero."""
+    """The usual initialisation of LoRA: A ~ U(±1/sqrt(i)), B = 0, hence a delta of exactly zero."""
     keys = jax.random.split(key, len(spec.modules))
     shapes = spec.shapes()
     weights = {}
@@ -172,7 +172,7 @@ def lora_delta(
 
 
 def dense_delta(adapter: Adapter) -> dict[str, Float[Array, "*batch L i o"]]:
-    """The change that the adapter makes to each projection's kernel [L, i, o], scale included."""
+    """The adapter's delta to each projection's kernel [L, i, o], scale included."""
     return {
         name: adapter.spec.scale * jnp.einsum("...ri,...or->...io", w["a"], w["b"])
         for name, w in adapter.weights.items()

@@ -1,7 +1,7 @@
-"""The device mesh, and where each logical axis lies on it: one line each.
+"""The device mesh, and the mesh axis of each logical axis.
 
-The mesh has two axes. Tasks are spread over `data`; the base model's widths over `model`. Everything else follows from
-the logical axes that each parameter declares, and XLA inserts the communication.
+The mesh has two axes: tasks are sharded over `data`, the base model's widths over `model`. Everything else follows from
+the logical axes that each parameter declares; XLA inserts the communication.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ from t2l_jax.lora import PROJECTIONS
 
 RULES: dict[str, str | None] = {
     "task": "data",
-    "heads": "model",  # of queries, head by head
+    "heads": "model",  # query heads
     "kv_heads": "model",
     "mlp": "model",
     "vocab": "model",
@@ -22,14 +22,14 @@ RULES: dict[str, str | None] = {
     "width": None,
 }
 
-# The axes of the parameters with a vocabulary. Those of a layer's kernels stand in `lora.PROJECTIONS`.
+# Axes of the parameters with a vocabulary axis. Those of the layers' kernels are in `lora.PROJECTIONS`.
 TABLES = {"embedding": ("vocab", "width"), "head": ("vocab", "width")}
 
 
 def make_mesh(model: int = 1, data: int | None = None) -> Mesh:
-    """A mesh of `data` x `model` devices; `data` is by default what `model` leaves of them.
+    """A mesh of `data` x `model` devices; by default `data` is the number of devices divided by `model`.
 
-    Raises UserError where there are not enough devices, or where `model` does not divide them.
+    Raises UserError if there are not enough devices, or if `model` does not divide them by default.
     """
     count = jax.device_count()
     if data is None:
@@ -43,9 +43,9 @@ def make_mesh(model: int = 1, data: int | None = None) -> Mesh:
 
 
 def param_sharding(mesh: Mesh, path: str) -> NamedSharding:
-    """Where a decoder parameter lies. `partial(param_sharding, mesh)` is what `load_base` takes.
+    """The sharding of a decoder parameter, by its path. Pass `partial(param_sharding, mesh)` to `load_base`.
 
-    A norm lies whole on every device, as does whatever no table names.
+    Norms, and parameters in no table, are replicated.
     """
     *parents, leaf = path.split("/")
     axes: tuple[str, ...] = TABLES.get(path, ())
@@ -56,30 +56,30 @@ def param_sharding(mesh: Mesh, path: str) -> NamedSharding:
 
 
 def place_base(mesh: Mesh, params: dict[str, Any]) -> dict[str, Any]:
-    """A decoder's parameters, each where `param_sharding` wants it; what lies there already is not copied."""
+    """Place a decoder's parameters according to `param_sharding`; those already in place are not copied."""
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: jax.device_put(leaf, param_sharding(mesh, "/".join(key.key for key in path))), params
     )
 
 
 def task_mesh(num_tasks: int) -> Mesh:
-    """The mesh of data parallel training: the largest number of devices that divides a batch of so many tasks."""
+    """The mesh of data-parallel training: the largest number of devices that divides `num_tasks`."""
     count = jax.device_count()
     return make_mesh(data=max(size for size in range(1, count + 1) if num_tasks % size == 0))
 
 
 def batch_sharding(mesh: Mesh, leading: int = 0) -> NamedSharding:
-    """Arrays whose first axis, after `leading` others, is the task: batches of tokens, descriptions' z, adapters."""
+    """The sharding of arrays whose first axis, after `leading` others, is the task: tokens, conditions, adapters."""
     return NamedSharding(mesh, PartitionSpec(*(None,) * leading, RULES["task"]))
 
 
 def place_batch(mesh: Mesh, batch: Any) -> Any:
-    """A batch spread by task; whole on every device where the devices do not divide its tasks (validation may)."""
+    """Shard a batch by task; replicate it if the devices do not divide its tasks (possible in validation)."""
     num_tasks = jax.tree.leaves(batch)[0].shape[0]
     fits = num_tasks % mesh.shape["data"] == 0
     return jax.device_put(batch, batch_sharding(mesh) if fits else replicated(mesh))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """A whole copy on every device."""
+    """The sharding with a whole copy on every device."""
     return NamedSharding(mesh, PartitionSpec())

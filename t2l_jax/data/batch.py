@@ -1,4 +1,4 @@
-"""An SFT batch: rows of tokens, task by task, and what the adapters of its tasks are written from.
+"""An SFT batch: rows of tokens by task, and the conditions that the adapters are generated from.
 
 Axes: T tasks, R rows of a task, S sequence.
 """
@@ -11,12 +11,12 @@ from t2l_jax.hypernet import Condition
 
 @struct.dataclass
 class Batch:
-    """Rows of T tasks, R rows each, of several examples each, and where in them the answers are.
+    """Rows of packed examples for T tasks, R rows each, and their prediction targets.
 
-    `segments` is 1 on what all examples of a row begin with, numbers them 2, 3, ... and is 0 on padding; `positions`
-    count from 0 in every example, what it shares included.
-    `targets[t, r, s]` is the token that the hidden state of place s of the row is to predict; `weights` sum to 1 over
-    the batch, equal for every task and for every example of a task, 0 where there is no target.
+    `segments` is 1 on the shared prefix of a row, 2, 3, ... on its examples and 0 on padding; `positions` count from 0
+    in every example, the shared prefix included. `targets[t, r, s]` is the token to predict from the hidden state at
+    position s; `weights` sum to 1 over the batch, equally for all tasks and for all examples of a task, and are 0 where
+    there is no target.
     """
 
     condition: Condition  # [T]

@@ -1,15 +1,15 @@
 """SFT batches of packed rows. The batch of step n is a function of (seed, n) alone.
 
-A batch is [task, row, position]: tasks are drawn first, then as many of their examples as fill their rows. A row holds
-examples of one task end to end. What all prompts of the task begin with (the head of the chat template; of a task with
-one wording its whole instruction) stands once at the beginning of the row, as segment 1, which all of the row attends
-to; after it every example is a segment of its own, which attends to itself, and whose positions go on from segment 1.
-So the model reads what it would read if each example stood alone, and reads what they share once. However many of its
-examples fit, a task weighs as much in the loss as any other, as where every task brings one example (the paper).
+A batch is [task, row, position]: tasks are drawn first, then enough of their examples to fill their rows. A row holds
+examples of one task end to end. The prefix that all prompts of the task share (the head of the chat template and, with
+a single wording, the whole instruction) is stored once at the beginning of the row, as segment 1, which the whole row
+attends to. Each example is a segment of its own after it: it attends to itself, and its positions continue from segment
+1. The model thus computes the same as for each example alone, but reads the shared prefix once. All tasks of a batch
+have equal weight in the loss, however many of their examples fit, as with one example per task in the paper.
 
-Examples longer than a row are left out, since a cut prompt is another task (`Sampler.too_long` counts them). The last
-examples of a row are chosen among the next LOOKAHEAD so that they fill it: the examples of a batch are therefore a
-little shorter than all examples, by up to 2% on real tasks with rows of 1,024 tokens (experiments/padding.py).
+Examples longer than a row are left out, since truncation would change the task (`Sampler.too_long` counts them). The
+last examples of a row are chosen among the next LOOKAHEAD to fill it, which favours short ones: on real tasks with rows
+of 1,024 tokens the mean length drops by up to 2% (experiments/padding.py).
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,14 +32,14 @@ LOOKAHEAD = 8  # examples that may fail to fit before a task's rows count as ful
 
 @dataclass(frozen=True)
 class BatchConfig:
-    """The shape of a step's batch."""
+    """Shape of a training batch."""
 
     tasks: int = 8
-    """Tasks of a step."""
+    """Number of tasks per step."""
     rows: int = 1
-    """Rows of each task."""
+    """Number of rows per task."""
     length: int = 1024
-    """Tokens of a row, which holds several examples. Longer examples are left out."""
+    """Tokens per row. A row packs several examples; examples longer than a row are left out."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -49,7 +49,7 @@ class BatchConfig:
 
 @dataclass(frozen=True)
 class TokenTable:
-    """Encoded examples end to end: example i is tokens[starts[i]:starts[i + 1]], first prompts[i] tokens of prompt."""
+    """Concatenated examples: example i is tokens[starts[i]:starts[i + 1]], its prompt the first prompts[i] of them."""
 
     tokens: Int[np.ndarray, " N"]
     starts: Int[np.ndarray, " n+1"]
@@ -57,7 +57,7 @@ class TokenTable:
 
     @classmethod
     def of(cls, examples: Sequence[Encoded]) -> "TokenTable":
-        """The table of these examples."""
+        """Concatenate examples into a table."""
         ends = np.cumsum([0] + [len(e.prompt) + len(e.answer) for e in examples], dtype=np.int64)
         parts = [np.asarray(part, np.int32) for example in examples for part in example]
         tokens = np.concatenate(parts) if parts else np.zeros(0, np.int32)
@@ -72,12 +72,12 @@ class TokenTable:
 
     @cached_property
     def lengths(self) -> Int[np.ndarray, " n"]:
-        """How many tokens the model reads of each example: the last is predicted, never read."""
+        """Number of tokens per example that the model reads: the last one is only predicted."""
         return np.diff(self.starts) - 1
 
     @cached_property
     def shared(self) -> int:
-        """How many tokens all prompts begin with, their last token left out: from there the answer is predicted."""
+        """Length of the longest prefix of all prompts, without their last token, which predicts the answer."""
         head = self[0].prompt[:-1] if len(self) else ()
         for start, size in zip(self.starts[:-1], self.prompts - 1, strict=True):
             head = head[:size]
@@ -88,14 +88,14 @@ class TokenTable:
 
 @dataclass(frozen=True)
 class TrainingTask:
-    """What training reads of a task: n conditions (one for each description), and its examples in each mode trained.
+    """A task's training data: n conditions (one per description), and its examples in each prompt mode.
 
-    The tables of both modes hold the same examples in the same order. `weight`: how often the task is drawn, next to
-    the others'.
+    The tables of both modes hold the same examples in the same order. `weight` is the task's relative sampling
+    frequency.
     """
 
     name: str
-    conditions: Condition  # [n], of which each step draws one
+    conditions: Condition  # [n]; each step draws one
     examples: Mapping[PromptMode, TokenTable]
     weight: float = 1.0
 
@@ -104,7 +104,7 @@ class TrainingTask:
         return len(jax.tree.leaves(self.conditions)[0])
 
     def fits(self, mode: PromptMode, length: int) -> bool:
-        """True if any of its examples in this mode fits in a row of `length` tokens."""
+        """True if at least one example in this mode fits in a row of `length` tokens."""
         return int(self.examples[mode].lengths.min(initial=2**31)) <= length
 
     @property
@@ -113,13 +113,13 @@ class TrainingTask:
 
 
 def shortest(examples: Mapping[PromptMode, TokenTable]) -> int:
-    """Tokens that the model reads of the shortest example; without examples more than any row holds."""
+    """Number of tokens that the model reads of the shortest example; 2**31 if there are no examples."""
     return min((int(table.lengths.min(initial=2**31)) for table in examples.values()), default=2**31)
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """Draws the batches of a run. Of the tasks drawn, `instruction_share` show examples with an instruction."""
+    """Draws the batches of a run. A drawn task's prompts hold an instruction with probability `instruction_share`."""
 
     tasks: Sequence[TrainingTask]
     shape: BatchConfig
@@ -130,8 +130,8 @@ class Sampler:
     def __post_init__(self) -> None:
         if self.shape.tasks > len(self.tasks):
             raise UserError(
-                f"a batch of {self.shape.tasks} tasks needs as many training tasks, there are {len(self.tasks)}: "
-                "lower --batch.tasks or add tasks"
+                f"a batch of {self.shape.tasks} tasks needs at least {self.shape.tasks} training tasks, "
+                f"there are {len(self.tasks)}: lower --batch.tasks or add tasks"
             )
         weights = np.asarray([task.weight for task in self.tasks])
         chances = self.shape.tasks * weights / weights.sum()
@@ -150,12 +150,12 @@ class Sampler:
 
     @property
     def too_long(self) -> tuple[int, int]:
-        """(Examples that fit in no row and are never drawn, examples); an example counts once in each mode."""
+        """(Number of examples longer than a row, number of all examples); an example counts once per mode."""
         lengths = np.concatenate([table.lengths for task in self.tasks for table in task.examples.values()])
         return int((lengths > self.shape.length).sum()), len(lengths)
 
     def draw(self, step: int) -> Batch:
-        """The batch of a step: the same for the same seed and step, whatever came before."""
+        """The batch of a step, a function of seed and step alone."""
         rng = np.random.default_rng([self.seed, step])
         chosen = draw_tasks(rng, self._chances, self.shape.tasks)
         packed, conditions = [], []
@@ -163,7 +163,7 @@ class Sampler:
             task = self.tasks[index]
             conditions.append(take(task.conditions, rng.integers(task.num_conditions)))
             mode: PromptMode = "instruction" if rng.random() < self.instruction_share else "instance"
-            if not task.fits(mode, self.shape.length):  # then another one does
+            if not task.fits(mode, self.shape.length):  # then it does in another mode
                 mode = next(other for other in task.examples if task.fits(other, self.shape.length))
             table = task.examples[mode]
             packed.append(pack(table, rng.permutation(len(table)), self.shape.rows, self.shape.length))
@@ -171,7 +171,7 @@ class Sampler:
 
 
 def draw_tasks(rng: np.random.Generator, chances: Float[np.ndarray, " n"], count: int) -> Int[np.ndarray, " T"]:
-    """`count` different tasks, each with its own probability; these sum to `count` (systematic sampling)."""
+    """Draw `count` distinct tasks by systematic sampling; `chances` are inclusion probabilities that sum to `count`."""
     order = rng.permutation(len(chances))
     places = np.searchsorted(np.cumsum(chances[order]), rng.random() + np.arange(count), side="right")
     return order[np.minimum(places, len(order) - 1)]
@@ -179,14 +179,14 @@ def draw_tasks(rng: np.random.Generator, chances: Float[np.ndarray, " n"], count
 
 @dataclass(frozen=True)
 class Packed:
-    """The rows of a task: `shared` is what all its examples begin with; each row holds what follows in some of them."""
+    """The rows of a task: `shared` is the prefix of all its examples; rows hold examples without it."""
 
     shared: Tokens
     rows: Sequence[Sequence[Encoded]]
 
 
 def pack(table: TokenTable, order: Int[np.ndarray, " n"], rows: int, length: int) -> Packed:
-    """Examples in this order, each put in the fullest row that it fits in, until LOOKAHEAD of them fitted in none."""
+    """Put each example, in this order, in the fullest row with room for it, until LOOKAHEAD examples fit in none."""
     filled: list[list[Encoded]] = [[] for _ in range(rows)]
     free, misses = [length - table.shared] * rows, 0
     for index in order:
@@ -205,19 +205,19 @@ def pack(table: TokenTable, order: Int[np.ndarray, " n"], rows: int, length: int
 
 
 def take(conditions: Condition, index: int | np.integer) -> Condition:
-    """One of a batch of conditions."""
+    """One condition of a batch of conditions."""
     return jax.tree.map(lambda leaf: leaf[index], conditions)
 
 
 def stack_conditions(conditions: Sequence[Condition]) -> Condition:
-    """Conditions of single tasks as those of a batch [T], in host memory."""
+    """Stack conditions of single tasks into those of a batch [T], in host memory."""
     return jax.tree.map(lambda *leaves: np.stack(leaves), *conditions)
 
 
 def collate(packed: Sequence[Packed], conditions: Condition, length: int) -> Batch:
-    """The rows of tasks, as many of each, as one batch of numpy arrays with rows of `length` tokens.
+    """Combine tasks of R rows each into one batch of NumPy arrays with rows of `length` tokens.
 
-    Raises ValueError where the examples of a row are longer than `length`.
+    Raises ValueError if a row's examples exceed `length`.
     """
     shape = (len(packed), len(packed[0].rows), length)
     counts = [sum(map(len, task.rows)) for task in packed]

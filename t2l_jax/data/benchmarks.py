@@ -1,7 +1,7 @@
-"""How the benchmarks of the original's registry are scored, which its metadata.yaml does not say.
+"""Scoring of the benchmarks in the original's registry, which its metadata.yaml does not specify.
 
-By the name of the data set on the hub: the metric, what kind of task it is, its labels, and for code where in a row the
-test is. What metadata.yaml itself says of `metric`, `kind` and `labels` wins.
+By name of the data set on the hub: metric, kind of task, labels and, for code, the test of a row. `metric`, `kind` and
+`labels` in metadata.yaml take precedence.
 """
 
 import ast
@@ -14,14 +14,14 @@ Row = dict[str, Any]
 
 
 class Code(NamedTuple):
-    """The test of a code task: Python text that defines `check(function)`, and the function's name."""
+    """The test of a code task: Python source that defines `check(function)`, and the function's name."""
 
     test: str
     entry_point: str
 
 
 class Benchmark(NamedTuple):
-    """What an evaluation must know of a data set's tasks."""
+    """How to evaluate the tasks of a data set."""
 
     metric: str = "exact_match"
     kind: str = "generation"
@@ -34,7 +34,7 @@ def _humaneval(row: Row) -> Code:
 
 
 def _mbpp(row: Row) -> Code:
-    """MBPP's assertions call a function by its name: the last that `code` defines and they call."""
+    """MBPP's assertions call a function by name: the last one defined in `code` that they call."""
     tests = "\n".join(row["test_list"])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # "\d" in a string

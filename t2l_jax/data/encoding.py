@@ -1,7 +1,7 @@
-"""Examples as tokens, kept on disk by content: a run that reads the same examples again does not tokenise them again.
+"""Tokenised examples, cached on disk by content.
 
-A file of the cache holds one task's examples in one mode. Its name is a hash of everything that the tokens follow from:
-the tokenizer and its chat template, the texts, the instructions. A damaged file is made anew.
+A cache file holds one task's examples in one mode. Its name is a hash of everything that determines the tokens: the
+tokenizer and its chat template, the texts, the instructions. A damaged file is replaced.
 """
 
 import hashlib
@@ -21,12 +21,12 @@ from t2l_jax.decoder.chat_template import end_of_turn
 from t2l_jax.io.files import atomic_write
 from t2l_jax.progress import progress_bar
 
-FORMAT = 1  # part of the hash: to be raised when `encode` makes other tokens of the same texts
-Job = tuple[Sequence[Example], Sequence[str]]  # examples of a task, and the instructions dealt out to them
+FORMAT = 1  # part of the hash: increment if `encode` tokenises the same texts differently
+Job = tuple[Sequence[Example], Sequence[str]]  # examples of a task, and their instructions, assigned in turn
 
 
 def encode_all(tokenizer: PreTrainedTokenizerBase, jobs: Sequence[Job], cache: Path) -> list[TokenTable]:
-    """`prompts.encode` of each job, read from the folder `cache` where it is there, and put there where it is not."""
+    """`prompts.encode` each job, or read the result from the folder `cache` if it is there."""
     tokens_from = fingerprint(tokenizer)
     tables = []
     with progress_bar() as progress:
@@ -43,7 +43,7 @@ def encode_all(tokenizer: PreTrainedTokenizerBase, jobs: Sequence[Job], cache: P
 
 
 def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A hash of what decides the tokens of a text: vocabulary, rules, chat template, and the token that ends a turn."""
+    """A hash of what determines the tokens of a text: vocabulary, rules, chat template and end-of-turn token."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     rules = json.dumps(tokenizer.get_vocab(), sort_keys=True) if backend is None else backend.to_str()
     parts = (FORMAT, type(tokenizer).__name__, rules, tokenizer.chat_template, end_of_turn(tokenizer))
@@ -56,7 +56,7 @@ def _key(tokens_from: str, examples: Sequence[Example], instructions: Sequence[s
 
 
 def _read(path: Path, count: int) -> TokenTable | None:
-    """The table in a file; None where there is none, or one that is damaged."""
+    """The table in a file; None if the file is missing or damaged."""
     try:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
             table = TokenTable(arrays["tokens"], arrays["starts"], arrays["prompts"])

@@ -1,17 +1,17 @@
-"""Tasks of the hub, as the original's registry describes them: a folder of `<name>/metadata.yaml`.
+"""Tasks from the hub, described by a registry in the format of the original: a folder of `<name>/metadata.yaml`.
 
     descriptions          wordings of the task
-    ds_kwargs             what `datasets.load_dataset` is called with: path, name, split, data_files, data_dir, revision
-    user_prompt_template  the instance, with the columns of a row in braces: "{question}", "{choices[label][0]}"
+    ds_kwargs             arguments of `datasets.load_dataset`: path, name, split, data_files, data_dir, revision
+    user_prompt_template  the instance, with columns of the row in braces: "{question}", "{choices[label][0]}"
     response_field        the column that holds the answer, or the list of accepted answers
-    assistant_prefill, assistant_postfill   what stands before and after the answer; may be absent
-    metric, kind, labels  as in task.yaml; when absent what benchmarks.py knows of the data set, else "exact_match"
-    t2l_split             "train" is trained on, "unlisted" left out, anything else is for tests; when absent,
-                          Lots-of-LoRAs is trained on
+    assistant_prefill, assistant_postfill   optional text before and after the answer
+    metric, kind, labels  as in task.yaml; default: those of the data set in benchmarks.py, else "exact_match"
+    t2l_split             "train": training task; "unlisted": left out; else held out. Default: Lots-of-LoRAs is for
+                          training, everything else is held out
 
-Lots-of-LoRAs has the instruction, examples and instance in one column `input`: `task_def` and `problem` are cut out of
-it, and `answer` is its `output`. A template's task_def is left out, since the instruction is said by descriptions here.
-`path` may be a folder beside metadata.yaml. Code of a data set never runs: `datasets` has no such option since 4.0.
+Lots-of-LoRAs has the instruction, examples and instance in one column `input`: `task_def` and `problem` are extracted
+from it, and `answer` is its `output`. task_def is empty in templates, since descriptions carry the instruction here.
+`path` may be a folder next to metadata.yaml. A data set's code never runs: `datasets` has no such option since 4.0.
 """
 
 import re
@@ -39,9 +39,9 @@ from t2l_jax.io.files import check_name
 from t2l_jax.io.locations import HTTP_ERROR, cache_folder
 
 METADATA = "metadata.yaml"
-MAX_TEST = 100  # the last rows, a tenth of them at most
-FIELD = re.compile(r"(?!\d+(\[|$))[^.\[\]]+(\[[^.\[\]]+\])*")  # of a template: column, or column[item]
-WAITS = (1.0, 4.0, 16.0)  # seconds before a download is tried again
+MAX_TEST = 100  # test examples: the last rows, at most a tenth of them
+FIELD = re.compile(r"(?!\d+(\[|$))[^.\[\]]+(\[[^.\[\]]+\])*")  # a template's field: column, or column[item]
+WAITS = (1.0, 4.0, 16.0)  # seconds before each retry of a download
 DS_KWARGS = ("path", "name", "split", "data_files", "data_dir", "revision")
 SUPER_NI = re.compile(
     r"Definition:\s*(?P<task_def>.*?)\n\s*\n.*Now complete the following example\s*-\s*\n"
@@ -53,16 +53,15 @@ Loaded = TypeVar("Loaded")
 
 
 def is_registry(folder: Path) -> bool:
-    """Whether this is a folder of `<name>/metadata.yaml`."""
+    """True for a folder of `<name>/metadata.yaml`."""
     return any(folder.glob(f"*/{METADATA}"))
 
 
 def load_registry(folder: Path) -> list[Task]:
-    """All listed tasks of a registry, in order of their names. With HF_HUB_OFFLINE=1 only what is in the cache is read.
+    """All listed tasks of a registry, sorted by name. With HF_HUB_OFFLINE=1 only the cache is read.
 
-    Downloads are kept in the cache folder, and are tried again after a while where the network fails. A task whose file
-    is malformed or whose data set is none is left out, with a warning. Raises UserError where none is left, and where
-    the hub cannot be reached.
+    Downloads are cached, and retried on network errors. A task whose file is malformed or whose data set cannot be
+    loaded is left out with a warning. Raises UserError if no task is left or the hub cannot be reached.
     """
     listed = [path for path in sorted(folder.glob(f"*/{METADATA}")) if _split(path) != "unlisted"]
     if not listed:
@@ -71,7 +70,7 @@ def load_registry(folder: Path) -> list[Task]:
 
 
 def _split(path: Path) -> Any:
-    """The field `t2l_split`; None too where the file is malformed, which is said where the task is loaded."""
+    """The field `t2l_split`; None if absent or if the file is malformed, which loading the task reports."""
     try:
         return read_yaml(path).get("t2l_split")
     except UserError:
@@ -79,9 +78,9 @@ def _split(path: Path) -> Any:
 
 
 def load_hub_task(path: Path) -> Task:
-    """The task that a metadata.yaml describes; its name is that of the folder.
+    """The task described by a metadata.yaml, named after its folder.
 
-    Raises UserError naming the file and field, or the data set.
+    Raises UserError that names the file and the field or data set.
     """
     where, fields = str(path), read_yaml(path)
     name = check_name(path.parent.name)
@@ -89,7 +88,7 @@ def load_hub_task(path: Path) -> Task:
     template = text_field(fields.get("user_prompt_template"), "user_prompt_template", where)
     response = text_field(fields.get("response_field"), "response_field", where)
     if fields.get("system_message"):
-        raise UserError(f"{where}: the field `system_message` is not offered: put its text into user_prompt_template")
+        raise UserError(f"{where}: the field `system_message` is not supported: put its text into user_prompt_template")
     around = (fields.get("assistant_prefill") or "", fields.get("assistant_postfill") or "")
     check_template(template, where)
     options = _options(fields.get("ds_kwargs"), path)
@@ -97,7 +96,7 @@ def load_hub_task(path: Path) -> Task:
     rows = load_rows(options, where)
     examples = list(_examples(rows, template, response, around, benchmark, where))
     if not examples:
-        raise UserError(f"{where}: no row of {options['path']} makes an example: look at user_prompt_template")
+        raise UserError(f"{where}: no row of {options['path']} makes an example: check user_prompt_template")
     count = min(MAX_TEST, len(examples) // 10)
     trained = "train" if str(options["path"]).startswith("Lots-of-LoRAs/") else "eval"
     return Task(
@@ -114,7 +113,7 @@ def load_hub_task(path: Path) -> Task:
 
 
 def load_rows(options: dict[str, Any], where: str) -> datasets.Dataset:
-    """The rows of a data set; `where` is the file that asks for it, for messages."""
+    """The rows of a data set; `where`, the file that names it, is for error messages."""
     offline = datasets.config.HF_HUB_OFFLINE
     config = datasets.DownloadConfig(local_files_only=offline)
 
@@ -126,7 +125,7 @@ def load_rows(options: dict[str, Any], where: str) -> datasets.Dataset:
         rows = load() if offline else with_retries(load)
     except Exception as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
-        advice = "look at ds_kwargs"
+        advice = "check ds_kwargs"
         if offline:
             advice = "it is not in the cache: run once with the network, without HF_HUB_OFFLINE"
         elif isinstance(error, NETWORK):
@@ -139,20 +138,20 @@ def load_rows(options: dict[str, Any], where: str) -> datasets.Dataset:
 
 
 def with_retries(load: Callable[[], Loaded], sleep: Callable[[float], None] = time.sleep) -> Loaded:
-    """What `load` returns; where the network or the server fails it is tried again after each of WAITS."""
+    """Call `load`, retrying after each of WAITS if the network or the server fails."""
     for wait in WAITS:
         try:
             return load()
         except NETWORK as error:
             status = getattr(getattr(error, "response", None), "status_code", 503)
-            if status < 500 and status != 429:  # asking again does not help
+            if status < 500 and status != 429:  # a retry does not help
                 raise
         sleep(wait)
     return load()
 
 
 def check_template(template: str, where: str) -> None:
-    """Raise UserError for a template that is none, or that does more than to name columns and items in them."""
+    """Raise UserError if a template is malformed or does more than name columns and their items."""
     try:
         parts = list(string.Formatter().parse(template))
     except ValueError as error:
@@ -164,7 +163,7 @@ def check_template(template: str, where: str) -> None:
 
 
 def _options(value: Any, path: Path) -> dict[str, Any]:
-    """The arguments of `load_dataset`; a path that is a folder beside metadata.yaml is that folder."""
+    """The arguments of `load_dataset`; a `path` relative to metadata.yaml is resolved if it is a folder."""
     if not isinstance(value, dict) or not isinstance(value.get("path"), str):
         raise UserError(f"{path}: the field `ds_kwargs` must be a mapping with `path`, the name of a data set")
     if unknown := sorted(value.keys() - set(DS_KWARGS)):
@@ -176,7 +175,7 @@ def _options(value: Any, path: Path) -> dict[str, Any]:
 def _examples(
     rows: datasets.Dataset, template: str, response: str, around: tuple[str, str], benchmark: Benchmark, where: str
 ) -> Iterator[Example]:
-    """The examples of the rows; rows without an item that the template names are left out, with a warning."""
+    """The examples of the rows; incomplete rows are left out with a warning."""
     short = 0
     named = {re.split(r"[.\[]", field)[0] for _, field, _, _ in string.Formatter().parse(template) if field}
     for row in rows:
@@ -201,7 +200,7 @@ def _examples(
         outputs = tuple(f"{around[0]}{item}{around[1]}" for item in answers)
         try:
             code = benchmark.code(row) if benchmark.code else Code("", "")
-        except (LookupError, SyntaxError, TypeError, ValueError):  # its test tests nothing
+        except (LookupError, SyntaxError, TypeError, ValueError):  # it has no usable test
             short += 1
             continue
         yield Example(text, outputs[0], outputs, *code)
@@ -210,7 +209,7 @@ def _examples(
 
 
 def _derived(row: dict[str, Any]) -> dict[str, Any]:
-    """Columns that the registry's templates name and the data sets do not have as such."""
+    """Columns that templates of the registry name and that are derived from those of the data set."""
     derived: dict[str, Any] = {}
     if isinstance(row.get("input"), str) and (match := SUPER_NI.match(row["input"])):
         derived = {**match.groupdict(), "answer": row.get("output")}

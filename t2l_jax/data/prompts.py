@@ -1,6 +1,6 @@
-"""From an example to tokens: the prompt as the base model's own chat template writes it, and the answer.
+"""Tokenises examples: the prompt in the base model's chat template, and the answer.
 
-Two modes. Instance only: the user turn holds the instance and nothing else, so the adapter alone carries the task.
+Two prompt modes. Instance only: the user turn holds just the instance, so that only the adapter carries the task.
 With instruction: the user turn holds the instruction, a blank line and the instance (the mode of the paper).
 """
 
@@ -27,9 +27,9 @@ class Encoded(NamedTuple):
 def encode(
     tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], instructions: Sequence[str] = ()
 ) -> list[Encoded]:
-    """Each example's prompt (see `chat_template.prompt_text`) and its answer, which ends with `end_of_turn`.
+    """Tokenise each example's prompt (see `chat_template.prompt_text`) and its answer with `end_of_turn`.
 
-    With instructions, that of example i is number i, beginning again after the last.
+    Example i gets instruction i modulo their number; without instructions the prompt is the instance alone.
     """
     wordings = instructions or (None,)
     texts = [prompt_text(tokenizer, e.input, wordings[i % len(wordings)]) for i, e in enumerate(examples)]

@@ -1,4 +1,4 @@
-"""Which of the tasks of the sources a run trains on."""
+"""Selection of the training tasks from the task sources."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,17 +10,17 @@ from t2l_jax.errors import UserError
 
 @dataclass(frozen=True)
 class TaskSelection:
-    """Which tasks of the sources are trained on."""
+    """Which tasks to train on."""
 
     splits: tuple[str, ...] = (TRAIN,)
-    """Splits to take tasks from. Any but `train` are for oracles only, which learn from the tasks' own examples."""
+    """Splits to take tasks from. Splits other than `train` are for oracles only."""
     only: tuple[str, ...] = ()
-    """Patterns of task names, such as 'sni_*'. Default: all."""
+    """Use only tasks whose names match these patterns, such as 'sni_*'. Default: all."""
     most: int | None = None
-    """Use at most this many tasks per split, evenly spaced: of one source those that `t2l evaluate --max-tasks` takes.
-    Default: all."""
+    """Maximum number of tasks per split, evenly spaced. With one source these are the tasks that `t2l evaluate
+    --max-tasks` takes. Default: all."""
     wordings: int | None = None
-    """Use the first this many descriptions of each task. Default: all that are for training."""
+    """Number of training descriptions per task, taken in order. Default: all."""
 
     def __post_init__(self) -> None:
         for name in ("most", "wordings"):
@@ -32,9 +32,9 @@ class TaskSelection:
 def select_tasks(
     splits: Mapping[str, Sequence[Task]], weights: Sequence[float], selection: TaskSelection, any_split: bool
 ) -> tuple[list[Task], tuple[float, ...]]:
-    """The tasks to train on and how often each is drawn. `weights` are those of the split `train`, 1 elsewhere.
+    """The tasks to train on and their sampling weights. `weights` belong to the split `train`; other tasks weigh 1.
 
-    Raises UserError for an unknown split, for one that may not be trained on (unless `any_split`), and if no task is
+    Raises UserError if a split is unknown, if one other than `train` is selected without `any_split`, or if no task is
     left.
     """
     if unknown := sorted(set(selection.splits) - splits.keys()):

@@ -1,6 +1,6 @@
-"""Where tasks come from: the built-in family, and folders of tasks; several of them mixed by a ratio.
+"""Task sources: the built-in ones, folders of tasks and registries, mixed with given weights.
 
-Every source has a split "train", and any number of others that are never trained on, each with a name that says why.
+Every source has a split "train" and any number of held-out splits, whose names say what is new in them.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ BUILT_IN = {"words": words.tasks, "family": family.tasks, "gym": gym.tasks}
 
 
 def read_tasks(source: str) -> dict[str, list[Task]]:
-    """The splits of a source: the name of a built-in family, a folder of tasks, or a registry of tasks of the hub."""
+    """The splits of a task source: a built-in name, a folder of tasks, or a registry of tasks on the hub."""
     if source in BUILT_IN:
         return BUILT_IN[source]()
     if not Path(source).is_dir():
@@ -33,16 +33,20 @@ def read_tasks(source: str) -> dict[str, list[Task]]:
 def read_mixture(
     sources: Sequence[str], weights: Sequence[float] = (), wanted: Sequence[str] = (TRAIN,)
 ) -> tuple[dict[str, list[Task]], tuple[float, ...]]:
-    """The splits of all sources together, and how often each training task is drawn next to the others.
+    """The merged splits of all sources, and the relative sampling frequency of each training task.
 
-    With `weights`, one for each source, the sources' tasks are drawn in that ratio; without, every task as often as
-    any other. Raises UserError where the split "train" is wanted and a source has no task there, where other splits
-    are wanted with weights, and where two tasks have one name.
+    With `weights`, one per source, sources are drawn in that ratio; without, all tasks are equally likely. Raises
+    UserError if "train" is wanted and a source has no training tasks, if other splits are wanted with weights, or if
+    two tasks share a name.
     """
     if weights and (len(weights) != len(sources) or min(weights) <= 0):
-        raise UserError(f"{len(sources)} sources of tasks need as many weights above 0, got {list(weights)}")
+        raise UserError(
+            f"task_weights: {len(sources)} task sources need {len(sources)} weights above 0, got {list(weights)}"
+        )
     if weights and set(wanted) != {TRAIN}:
-        raise UserError(f"task_weights are for tasks of {TRAIN} only: leave them out, or choice.splits")
+        raise UserError(
+            f"task_weights are for tasks of {TRAIN} only: leave out one of task_weights and selection.splits"
+        )
     splits: dict[str, list[Task]] = {TRAIN: []}
     chances: list[float] = []
     for index, source in enumerate(sources):
@@ -54,6 +58,6 @@ def read_mixture(
         for name, tasks in own.items():
             splits.setdefault(name, []).extend(tasks)
     if not sources:
-        raise UserError("no source of tasks is given: name one with --tasks")
+        raise UserError("no task source is given: name one with --tasks")
     check_unique([task for tasks in splits.values() for task in tasks])
     return splits, tuple(chances)

@@ -1,10 +1,10 @@
-"""A task is a name, descriptions, examples and a metric. Here: its type, and the loader of local folders.
+"""Tasks: name, descriptions, examples and metric; and the loader of local task folders.
 
 The folder of a task holds three files:
 
-    task.yaml      name, descriptions; if wanted, metric ("exact_match" when absent), use ("train" when absent),
-                   kind ("generation" when absent) and labels (the answers of a classification)
-    train.jsonl    one {"input": ..., "output": ..., "outputs": [accepted answers]} a line; outputs may be absent;
+    task.yaml      name, descriptions; optional: metric (default "exact_match"), use (default "train"),
+                   kind (default "generation") and labels (the answers of a classification)
+    train.jsonl    one {"input": ..., "output": ..., "outputs": [accepted answers]} per line; outputs is optional;
                    lines of a code task also hold "test" and "entry_point"
     test.jsonl     the same
 """
@@ -21,7 +21,7 @@ import yaml
 from t2l_jax.errors import Unreachable, UserError
 from t2l_jax.io.files import check_name, os_errors_explained, read_jsonl
 
-# The registry of the original has about 200 descriptions a task and trains on 128 of them.
+# The original's registry has about 200 descriptions per task, 128 of them for training.
 MAX_TRAIN_DESCRIPTIONS = 128
 USES = ("train", "test")
 Item = TypeVar("Item")
@@ -29,9 +29,9 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Example:
-    """One instance: what the model reads, what it is trained to answer, and every answer that counts as right.
+    """One instance: the input, the answer to train on, and all accepted answers.
 
-    Of a code task also `test`, Python text that defines `check(function)`, and `entry_point`, the function's name.
+    For a code task also `test`, Python source that defines `check(function)`, and `entry_point`, the function's name.
     """
 
     input: str
@@ -43,7 +43,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Task:
-    """A task. `unseen_descriptions` are wordings never trained on; a task of use "test" is never trained on at all.
+    """A task. `unseen_descriptions` are held-out wordings; a task of use "test" is held out entirely.
 
     `kind` is free text ("classification", "multiple_choice", "code", ...); `labels` are a classification's answers.
     """
@@ -59,40 +59,40 @@ class Task:
     labels: tuple[str, ...] = ()
 
     def held_out_wording(self, draw: int = 0) -> str:
-        """The draw-th wording that is never trained on; of a task without such wordings, the draw-th of the others."""
+        """Held-out wording number `draw`, modulo their number; a training wording if none are held out."""
         texts = self.unseen_descriptions or self.descriptions
         return texts[draw % len(texts)]
 
 
 def named_like(tasks: Sequence[Task], patterns: Sequence[str]) -> list[Task]:
-    """The tasks whose names match one of the patterns, such as 'sni_*'; without patterns all."""
+    """The tasks whose names match one of the patterns, such as 'sni_*'; all if there are no patterns."""
     return [task for task in tasks if not patterns or any(fnmatchcase(task.name, pattern) for pattern in patterns)]
 
 
 def refuse_unmatched(patterns: Sequence[str], tasks: Sequence[Task], field: str) -> None:
-    """Raise UserError with the first pattern that no task's name matches; `field` is where it was given."""
+    """Raise UserError for the first pattern that matches no task; `field` is the option that holds it."""
     for pattern in patterns:
         if not named_like(tasks, [pattern]):
             raise UserError(f"{field}: no task is named like {pattern!r}: correct or remove it")
 
 
 def spread(tasks: Sequence[Task], count: int) -> list[Task]:
-    """At most `count` of the tasks that have test examples, evenly spread over the collection."""
+    """At most `count` of the tasks that have test examples, evenly spaced."""
     return evenly([task for task in tasks if task.test], count)
 
 
 def evenly(items: Sequence[Item], count: int) -> list[Item]:
-    """At most `count` of the items, evenly spread, the first of them included."""
+    """At most `count` of the items, evenly spaced, starting with the first."""
     size = min(count, len(items))
     return [items[index * len(items) // size] for index in range(size)]
 
 
 def load_tasks(folder: str | Path) -> list[Task]:
-    """The task in `folder`, or the tasks in its subfolders in order of their names.
+    """The task in `folder`, or the tasks in its subfolders, sorted by folder name.
 
-    Descriptions past the first MAX_TRAIN_DESCRIPTIONS become unseen wordings. A task of which a file is missing or
-    malformed, or a field absent or of the wrong type, is left out with a warning that names file and line and says
-    how many tasks are left. Raises UserError where none is left, and where two tasks have one name.
+    Descriptions after the first MAX_TRAIN_DESCRIPTIONS are held out. A task with a missing or malformed file, or a
+    missing or mistyped field, is left out with a warning that names file and line. Raises UserError if no task is left
+    or if two tasks share a name.
     """
     folder = Path(folder)
     with os_errors_explained(folder, "read"):
@@ -105,9 +105,9 @@ def load_tasks(folder: str | Path) -> list[Task]:
 
 
 def load_each(paths: Sequence[Path], load: Callable[[Path], Task], folder: Path) -> list[Task]:
-    """What `load` makes of each path; those that it refuses are left out, with a warning that says why.
+    """`load` each path; those that raise UserError are left out with a warning that says why.
 
-    Raises UserError where it refuses all, where two tasks have one name, and where the network is at fault.
+    Raises UserError if all fail, if two tasks share a name, and Unreachable if the network fails.
     """
     tasks, problems = [], []
     for path in paths:
@@ -153,7 +153,7 @@ def load_task(folder: Path) -> Task:
 
 
 def check_unique(tasks: Iterable[Task]) -> None:
-    """Raise UserError where two tasks have one name (upper and lower case do not tell two folders apart everywhere)."""
+    """Raise UserError if two names are equal, ignoring case (some file systems do not distinguish case)."""
     seen: set[str] = set()
     for task in tasks:
         if task.name.lower() in seen:
@@ -162,7 +162,7 @@ def check_unique(tasks: Iterable[Task]) -> None:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The fields of a YAML file. Raises UserError where it cannot be read, or holds no fields."""
+    """The mapping in a YAML file. Raises UserError if it cannot be read or is no mapping."""
     with os_errors_explained(path, "read"):
         data = path.read_bytes()
     try:
@@ -186,15 +186,15 @@ def _example(fields: dict[str, Any], where: str) -> Example:
 
 
 def text_field(value: object, field: str, where: str) -> str:
-    """The value of a field if it is a text that is not empty, else UserError."""
+    """Return the value if it is non-empty text, else raise UserError."""
     if isinstance(value, str) and value.strip():
         return value
     problem = "is missing" if value is None else "is empty" if isinstance(value, str) else f"is {value!r:.40}, not text"
-    raise UserError(f"{where}: the field `{field}` {problem}: give it a text that is not empty")
+    raise UserError(f"{where}: the field `{field}` {problem}: write a non-empty text")
 
 
 def texts_field(value: object, field: str, where: str) -> tuple[str, ...]:
-    """The value of a field if it is a list of texts that are not empty, else UserError."""
+    """Return the value as a tuple if it is a non-empty list of non-empty texts, else raise UserError."""
     if not isinstance(value, list) or not value:
         raise UserError(f"{where}: the field `{field}` must be a list of at least one text")
     return tuple(text_field(item, f"{field}[{i}]", where) for i, item in enumerate(value))

@@ -39,7 +39,7 @@ def over_examples(tasks: Sequence[Float[np.ndarray, " _"]], count: int = REPLICA
 
 
 def _draw(values: Float[np.ndarray, " _"], size: int, count: int, rng: np.random.Generator) -> np.ndarray:
-    """`count` means of `size` values, drawn with replacement; of a single value there is no spread to draw."""
+    """`count` means of `size` values, drawn with replacement; a single value has no spread."""
     return values[rng.integers(len(values), size=(count, size))].mean(axis=1)
 
 

@@ -1,7 +1,7 @@
-"""Answers to choose among, and how likely a model finds each.
+"""Multiple choice: the possible answers of an example, and their likelihood under a model.
 
-The score of a choice is the log-probability of its tokens and of the token that ends the turn: that of the whole
-answer, so it is not divided by the length, and a choice that begins another one has no advantage.
+The score of a choice is the log-probability of its tokens and of the end-of-turn token. It is that of the whole answer,
+so it is not divided by the length, and a choice that is a prefix of another has no advantage.
 
 Axes: T tasks (adapters), R rows, S prompt, K choices, A tokens of a choice and its end.
 """
@@ -26,10 +26,10 @@ _ANSWER = re.compile(r"(\(|Completion )?([A-Z])(\)|\.)?")
 
 
 def choices(task: Task, example: Example) -> tuple[str, ...]:
-    """A classification's labels; a multiple choice's options, written as its answer is; () where there are none.
+    """A classification's labels, or a multiple choice's options in the format of its answer; () if there are none.
 
-    Options are the letters (A), (B), ... or Completion A, ... of the input, from A on without a gap; or what stands
-    before a colon at the beginning of a line: A: ..., 1: ..., Option 1: ...
+    Options are the letters (A), (B), ... or Completion A, ... of the input, from A on without a gap; or the marks
+    before a colon at the beginning of lines: A: ..., 1: ..., Option 1: ...
     """
     if task.labels:
         offered = task.labels
@@ -47,7 +47,7 @@ def choices(task: Task, example: Example) -> tuple[str, ...]:
 
 
 def _marks(text: str) -> tuple[str, ...]:
-    """What stands before a colon at the beginning of lines: the last run of such marks, from A, 0 or 1 on."""
+    """Marks before a colon at the beginning of lines: the last consecutive run that starts with A, 0 or 1."""
     run: tuple[str, ...] = ()
     for mark in _MARKED.findall(text):
         if run and ord(mark) == ord(run[-1]) + 1:
@@ -59,10 +59,10 @@ def _marks(text: str) -> tuple[str, ...]:
 
 @struct.dataclass
 class ChoiceBatch:
-    """Prompts without their last token, padded on the left, and what may follow.
+    """Left-padded prompts without their last token, and the choices that may follow.
 
-    `suffixes` starts with the prompt's last token and is read; `targets` is the choice and the end of the turn;
-    `weights` is 1 on them and 0 on padding. A row of length 0 only fills the batch. A choice without weights is none.
+    `suffixes`, the input, is the prompt's last token and the choice; `targets` is the choice and the end-of-turn token;
+    `weights` is 1 on targets and 0 on padding. A row of length 0 and a choice of weight 0 are padding.
     """
 
     tokens: Int[Array, "T R S"]
@@ -76,9 +76,9 @@ class ChoiceBatch:
 def choose_likeliest(
     decoder: Decoder, params: dict[str, Any], batch: ChoiceBatch, adapter: Adapter | None
 ) -> tuple[Int[Array, "T R"], Float[Array, "T R"]]:
-    """The number of each row's likeliest choice, and how many nats it is ahead of the second.
+    """The index of each row's likeliest choice, and its margin over the second in nats.
 
-    The prompt is read once into a cache that all choices share. Logits are computed at the choices alone.
+    The prompt is read once into a cache that all choices share. Logits are computed at the choices only.
     """
     room = batch.suffixes.shape[-1]
     _, cache = prefill(decoder, params, batch.tokens, batch.lengths, adapter, room)

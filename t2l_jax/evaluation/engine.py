@@ -1,11 +1,11 @@
-"""Rows of different tasks answered together, each through its own adapter.
+"""Batched answering: rows of different tasks are answered together, each through its own adapter.
 
-An answer does not depend on the batch that its row stood in. Other batches round the logits otherwise (by 1e-4 or so
-in float32), which matters only where the best two tokens, or choices, are nearly equal. So every row reports how close
-it came to a tie, and a row that came within `TIE` is decided by a batch of its own, which is the same in every run.
+An answer does not depend on the batch that its row is in. Batching changes the rounding of the logits (by about 1e-4 in
+float32), which matters only if the best two tokens, or choices, are nearly equal. So every row reports its margin, and
+a row with a margin below `TIE` is recomputed in a batch of its own, which is the same in every run.
 
-Long answers do not hold up short ones: answers grow in segments, and what is not at its end after a segment goes on
-with others like it, its prompt and what it has written so far read again.
+Long answers do not hold up short ones: answers grow in segments, and an unfinished row joins others like it for its
+next segment, where its prompt and what it has generated so far are read again.
 
 Axes: T tasks (adapters) of a batch, R rows of one, S prompt, K choices, A tokens of a choice.
 """
@@ -23,18 +23,18 @@ from t2l_jax.evaluation.choices import ChoiceBatch, choose_likeliest
 from t2l_jax.llm import LLM
 from t2l_jax.lora import Adapter
 
-TIE = 1e-3  # in logits or nats: ten times the rounding of SmolLM2's logits in float32
-SEGMENT = 16  # new tokens of a row's first turn; four times as many at every further one: each is a program to compile
+TIE = 1e-3  # margin in logits or nats: ten times the rounding error of SmolLM2's logits in float32
+SEGMENT = 16  # new tokens in a row's first segment; each further one is four times longer and compiles once
 LONGEST_SEGMENT = 256
-ROWS = 4  # of one adapter in a batch
-BLOCK = 2048  # rows that are answered to their ends before the next ones begin
+ROWS = 4  # rows of one adapter in a batch, at most
+BLOCK = 2048  # rows that are finished before the next ones begin
 
 
 @dataclass(frozen=True)
 class Answerer:
-    """Whose weights answer: the base model's `params`, with an adapter for all rows or one by name.
+    """The weights that answer: decoder `params`, with one adapter for all rows or one by name.
 
-    `identity` stands for the weights: equal identities give equal answers.
+    `identity` identifies the weights: equal identities give equal answers.
     """
 
     identity: str
@@ -45,7 +45,7 @@ class Answerer:
 
 @dataclass(frozen=True)
 class Question:
-    """A prompt for one answerer and adapter; with `choices` (tokens of each) to choose among, else to continue."""
+    """A prompt for one answerer and adapter: select among `choices` (their tokens) or, without any, generate."""
 
     weights: str  # the name of an answerer
     adapter: str
@@ -54,13 +54,13 @@ class Question:
     choices: tuple[tuple[int, ...], ...] = ()
 
 
-Answer = list[int] | int  # tokens, or the number of a choice
+Answer = list[int] | int  # tokens, or the index of a choice
 Shape = tuple[str, bool, int, int, int]  # answerer, choices?, S, N or K, A
 
 
 @dataclass
 class _Pending:
-    """A question on its way: what it has written, and how long its next segment may be."""
+    """A question in progress: the tokens generated so far, and the length of the next segment."""
 
     index: int
     question: Question
@@ -78,13 +78,13 @@ class _Pending:
 def answer_all(
     llm: LLM, answerers: dict[str, Answerer], questions: Sequence[Question], batch_tokens: int, end: int
 ) -> Iterator[list[tuple[int, Answer]]]:
-    """Lists of (number of the question, answer) as they are ready.
+    """Yield lists of (index of the question, answer) as they finish.
 
     `batch_tokens` bounds the prompt tokens of a batch, padding included. `end` is the token that ends a choice.
     """
     rows = sorted((_Pending(i, question, []) for i, question in enumerate(questions)), key=lambda row: row.shape())
     blocks = [rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK)]
-    for number in np.random.default_rng(0).permutation(len(blocks)):  # so that the time left is estimated fairly
+    for number in np.random.default_rng(0).permutation(len(blocks)):  # shuffled for a fair estimate of the time left
         waiting = blocks[number]
         while waiting:
             unfinished: list[_Pending] = []
@@ -99,7 +99,7 @@ def answer_all(
 def _batches(
     rows: Sequence[_Pending], answerers: dict[str, Answerer], batch_tokens: int
 ) -> Iterator[tuple[Shape, list[list[_Pending]]]]:
-    """Rows of one shape as batches [T][R]: up to ROWS rows of an adapter stand together, or all without adapters."""
+    """Group rows of one shape into batches [T][R]: up to ROWS rows per adapter; one task [1][R] if all share one."""
     by_shape: dict[Shape, list[_Pending]] = {}
     for row in rows:
         by_shape.setdefault(row.shape(), []).append(row)
@@ -123,7 +123,7 @@ def _batches(
 def _advance(
     llm: LLM, answerer: Answerer, shape: Shape, batch: list[list[_Pending]], end: int
 ) -> tuple[list[tuple[int, Answer]], list[_Pending]]:
-    """Answer a batch, or write one more segment of it: what is done, and the rows that go on."""
+    """Answer a batch, or generate its next segment: the finished answers, and the unfinished rows."""
     rows = [row for task in batch for row in task]
     answers, margins = _run(llm, answerer, shape, batch, end)
     for place, row in enumerate(rows):
@@ -183,7 +183,7 @@ def _choice_batch(
     shape: Shape,
     end: int,
 ) -> ChoiceBatch:
-    """The choices of every row behind its prompt, padded to the batch's K and A."""
+    """Every row's choices after its prompt, padded to the batch's K and A."""
     size = (*lengths.shape, *shape[3:])
     suffixes, targets = np.zeros(size, np.int32), np.zeros(size, np.int32)
     weights = np.zeros(size, np.float32)

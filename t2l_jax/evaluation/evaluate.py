@@ -1,4 +1,4 @@
-"""An evaluation from beginning to end: tasks and a hypernetwork in, a folder with answers and tables out."""
+"""A whole evaluation: tasks and a hypernetwork in, a folder with predictions and tables out."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,10 +30,10 @@ SETTINGS_WITHOUT_EFFECT = ("batch_tokens", "max_prompt_tokens")
 
 
 def evaluate(model: Model, config: EvaluationConfig, folder: Path, given: Baselines = Baselines()) -> str:  # noqa: B008
-    """Answer, score and tabulate; return the summary in markdown.
+    """Generate and score all answers, write the tables, and return the summary in markdown.
 
     The folder gets `settings.json`, `environment.json`, `predictions.jsonl`, and `table.md`, `.csv`, `.json` and
-    `.png`. Killed and started again, it goes on. Raises UserError for tasks, methods and folders that do not fit.
+    `.png`. An interrupted evaluation resumes. Raises UserError if tasks, methods or the folder are unsuitable.
     """
     every = read_tasks(config.tasks)
     splits, notes = select(config, every)
@@ -45,14 +45,14 @@ def evaluate(model: Model, config: EvaluationConfig, folder: Path, given: Baseli
     settings = _settings(model, config, splits, methods, given)
     store.check(folder, settings)
     llm = model.load_base()
-    with jax.default_matmul_precision("highest"):  # the rounding that `engine.TIE` allows for is float32's
+    with jax.default_matmul_precision("highest"):  # `engine.TIE` assumes the rounding of float32
         answerers = _answerers(model, llm, splits, methods, config, given, own)
         planner = Planner(llm, answerers, methods, config, given.named)
         rows = list(planner.rows(splits))
         notes += planner.notes
         if not rows:
             raise UserError(f"{config.tasks}: there is nothing to ask: {'; '.join(notes)}")
-        with locked(folder):  # only now, since what cannot be evaluated must leave nothing behind
+        with locked(folder):  # only now: an evaluation that is refused leaves nothing behind
             store.claim(folder, settings)
             scores = answer_rows(llm, answerers, rows, folder, config.batch_tokens)
             lines = report.entries(*_collect(rows, scores, config.modes))
@@ -61,9 +61,9 @@ def evaluate(model: Model, config: EvaluationConfig, folder: Path, given: Baseli
 
 
 def select(config: EvaluationConfig, every: dict[str, list[Task]]) -> tuple[dict[str, list[Task]], list[str]]:
-    """The tasks that are evaluated, and notes on what is left out.
+    """The tasks to evaluate by split, and notes on what is left out.
 
-    Raises UserError where a split is unknown, a metric is, or no task is left.
+    Raises UserError if a split or a metric is unknown, a pattern matches no task, or no task is left.
     """
     for name in config.splits:
         if name not in every:
@@ -101,9 +101,9 @@ def select(config: EvaluationConfig, every: dict[str, list[Task]]) -> tuple[dict
 
 
 def _methods(config: EvaluationConfig, given: Baselines, own: dict[str, Path]) -> tuple[tuple[str, ...], list[str]]:
-    """The columns, in the order of METHODS, and notes on those without material.
+    """The columns, in the order of METHODS, and notes on those whose inputs are not given.
 
-    Raises UserError where such a column was asked for by name.
+    Raises UserError if such a column was requested by name.
     """
     lacking = {}
     if given.multitask is None:
@@ -123,7 +123,7 @@ def _methods(config: EvaluationConfig, given: Baselines, own: dict[str, Path]) -
 
 
 def _partial_notes(methods: Sequence[str], splits: dict[str, list[Task]], given: Baselines) -> list[str]:
-    """What a column lacks on some of the tasks."""
+    """Notes on columns that cover only some of the tasks."""
     notes = []
     for split, tasks in splits.items():
         known = sum(not task.unseen_descriptions for task in tasks)
@@ -142,7 +142,7 @@ def _partial_notes(methods: Sequence[str], splits: dict[str, list[Task]], given:
 
 
 def _mode_notes(model: Model, config: EvaluationConfig, methods: Sequence[str]) -> list[str]:
-    """Which prompts the hypernetwork was not trained for."""
+    """Notes on prompt modes that the hypernetwork was not trained for."""
     if not any(METHODS[name].weights == "hypernet" for name in methods):
         return []
     new = [mode for mode in config.modes if model.config.prompt not in (mode, "both")]
@@ -152,7 +152,7 @@ def _mode_notes(model: Model, config: EvaluationConfig, methods: Sequence[str]) 
 def _settings(
     model: Model, config: EvaluationConfig, splits: dict[str, list[Task]], methods: Sequence[str], given: Baselines
 ) -> dict[str, Any]:
-    """What the answers depend on: a folder holds those of one value of it."""
+    """Everything that the answers depend on; a folder holds the answers for one value of it."""
     reads = any(METHODS[name].weights == "hypernet" for name in methods)
     shown = {name: value for name, value in asdict(config).items() if name not in SETTINGS_WITHOUT_EFFECT}
     return {
@@ -178,7 +178,7 @@ def _answerers(
     given: Baselines,
     own: dict[str, Path],
 ) -> dict[str, Answerer]:
-    """The weights that the methods need."""
+    """The answerers that the methods need."""
     answerers = {"base": Answerer(f"base {llm.location}", llm.params)}
     texts = [
         adapter_text(METHODS[name], task, other, wording)
@@ -209,7 +209,7 @@ def _others(tasks: Sequence[Task]) -> list[Task]:
 def answer_rows(
     llm: LLM, answerers: dict[str, Answerer], rows: Sequence[Row], folder: Path, batch_tokens: int
 ) -> dict[str, float]:
-    """Each row's score by key. Answers are appended to the folder as they come; those that are there are not redone."""
+    """Each row's score by key. Answers are appended to the folder as they arrive; existing ones are reused."""
     known = store.read_predictions(folder)
     scores = {row.key: float(known[row.key]["score"]) for row in rows if row.key in known}
     todo = [row for row in rows if row.key not in scores]
@@ -262,7 +262,7 @@ def _record(row: Row, text: str, score: float) -> dict[str, Any]:
 def _collect(
     rows: Sequence[Row], scores: dict[str, float], modes: Sequence[PromptMode]
 ) -> tuple[report.Scores, dict[str, str]]:
-    """Scores [wordings, examples] of every cell, and what is measured on every task."""
+    """Scores [wordings, examples] of every cell, and each task's metric."""
     cells: report.Cells = {}
     metrics = {}
     for row in rows:

@@ -1,4 +1,4 @@
-"""How an answer is scored against the accepted ones: between 0 and 1, the mean over examples is a task's score."""
+"""Metrics: scores from 0 to 1 of a prediction given the accepted answers. A task's score is the mean over examples."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -16,18 +16,18 @@ _NUMBER = re.compile(r"(?:(?<![\w.)])-)?\$?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+|(?=\.
 
 
 def exact_match(prediction: str, accepted: Sequence[str]) -> float:
-    """1 where the prediction is one of the accepted answers, blanks at both ends aside; letter case counts."""
+    """1 if the stripped prediction equals a stripped accepted answer, else 0. Case-sensitive."""
     return float(prediction.strip() in {answer.strip() for answer in accepted})
 
 
 def numeric_match(prediction: str, accepted: Sequence[str]) -> float:
-    """1 where the last number in the prediction equals that in an accepted answer: 1,200 is 1200.0 and $1200."""
+    """1 if the last numbers of the prediction and an accepted answer are equal, else 0: 1,200 is 1200.0 and $1200."""
     number = last_number(prediction)
     return float(number is not None and number in [last_number(answer) for answer in accepted])
 
 
 def last_number(text: str) -> Decimal | None:
-    """The last number in a text, without thousands commas and dollar signs; None where there is none."""
+    """The last number in a text, without thousands commas and dollar signs; None if there is none."""
     numbers = _NUMBER.findall(text.replace("\N{MINUS SIGN}", "-"))
     return Decimal(re.sub("[$,]", "", numbers[-1])) if numbers else None
 
@@ -39,12 +39,12 @@ def rouge_l(prediction: str, accepted: Sequence[str]) -> float:
 
 
 NUMERIC_MATCH = "numeric_match"
-CODE_PASS = "code_pass"  # no comparison of texts: see `sandbox`
+CODE_PASS = "code_pass"  # compares no texts: see `sandbox`
 METRICS: dict[str, Metric] = {"exact_match": exact_match, NUMERIC_MATCH: numeric_match, "rouge_l": rouge_l}
 
 
 def find_metric(name: str) -> Metric:
-    """The function of that name in METRICS. Raises UserError for another name."""
+    """The metric of that name in METRICS. Raises UserError if there is none."""
     if name not in METRICS:
         raise UserError(f"there is no metric {name!r}: choose among {', '.join([*METRICS, CODE_PASS])}")
     return METRICS[name]

@@ -1,6 +1,6 @@
-"""What is asked of whom: the methods (columns of the table), and every prompt of an evaluation.
+"""The plan of an evaluation: its methods (the columns of the table) and every question put to them.
 
-Wordings are texts that were never trained on, where a task has such. A method that reads no wording is asked once.
+Wordings are held-out descriptions if the task has any. A method that reads no description is run once per example.
 """
 
 import hashlib
@@ -21,21 +21,21 @@ from t2l_jax.evaluation.engine import Answerer, Question
 from t2l_jax.evaluation.metrics import CODE_PASS, NUMERIC_MATCH
 from t2l_jax.llm import LLM
 
-EITHER = ""  # the mode of what the base model answers: its prompt does not depend on the mode
+EITHER = ""  # mode of the base model's rows: their prompts do not depend on the mode
 SHOTS = 3
-LONGEST_FEW_SHOT = 2048  # tokens of a prompt with examples: as many of the SHOTS as fit
+LONGEST_FEW_SHOT = 2048  # maximum tokens of a few-shot prompt; it holds up to SHOTS examples that fit
 RANDOM_CHARACTERS = 60
-ROOM_TO_CALCULATE = 64  # new tokens at least where the last number of an answer counts: what leads to it comes before
+ROOM_TO_CALCULATE = 64  # minimum new tokens if the answer's last number is scored: leaves room for working
 
 
 @dataclass(frozen=True)
 class Method:
-    """A column. `weights` says which answerer is asked; a hypernetwork's adapter is written from `text`."""
+    """A column of the table. `weights` names the answerer; a hypernetwork generates its adapter from `text`."""
 
     title: str
     weights: Literal["base", "multitask", "average", "hypernet", "one-hot", "oracle"]
     text: Literal["", "own", "other", "random"] = ""
-    described: bool = False  # the wording stands in the prompt, whatever the mode
+    described: bool = False  # the prompt holds the description in every mode
     shots: bool = False
 
 
@@ -58,38 +58,38 @@ MethodName = Literal[
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """What is evaluated, and how thoroughly."""
+    """What to evaluate, and how thoroughly."""
 
     tasks: str = "words"
-    """`words`, `family` or `gym` (built in; gym needs the extra reasoning-gym), a folder of task folders, or
-    the original's registry, a folder of NAME/metadata.yaml, whose data sets come from the hub."""
+    """Task source: `words`, `family` or `gym` (built in; gym needs the extra reasoning-gym), a folder of task folders,
+    or a folder of NAME/metadata.yaml (the registry of the original), whose data sets come from the hub."""
     only: tuple[str, ...] = ()
-    """Patterns of task names, such as 'sni_*' 'boolq'. Default: all tasks."""
+    """Evaluate only tasks whose names match these patterns, such as 'sni_*' 'boolq'. Default: all tasks."""
     splits: tuple[str, ...] = ()
-    """Groups of tasks, such as train, 'unseen combinations'. Default: all there are."""
+    """Splits to evaluate, such as train, 'unseen combinations'. Default: all splits."""
     max_tasks: int = 70
-    """Tasks of each split at most, evenly spread."""
+    """Maximum number of tasks per split, evenly spaced."""
     examples: int = 20
-    """Test examples of each task at most."""
+    """Maximum number of test examples per task."""
     wordings: int = 3
-    """Descriptions of each task, averaged: ones that were never trained on, where the task has such."""
+    """Number of descriptions per task to average over: held-out ones if the task has any."""
     prompt: Literal["instance", "instruction", "both"] = "instance"
-    """What adapters are tried with: the instance alone, the description before it, or first one then the other."""
+    """Prompt for adapted models: the instance alone, the description and the instance, or each in turn."""
     methods: Annotated[tuple[MethodName, ...], tyro.conf.arg(metavar="[METHOD ...]")] = ()
-    """Some of base, description, few-shot, multitask, average, random, misaligned, aligned, one-hot, oracle, which are
-    the columns of the table. Default: all that there is material for."""
+    """Columns of the table, from base, description, few-shot, multitask, average, random, misaligned, aligned, one-hot,
+    oracle. Default: every method whose inputs are given."""
     choose: Literal["likelihood", "text"] = "likelihood"
-    """How labels and options are answered: the likeliest one counts (label accuracy), or what the model writes does."""
+    """How to answer with labels or options: pick the likeliest (label accuracy), or score the generated text."""
     run_code: bool = False
-    """Run the programs that the model writes for code tasks; left out otherwise. It is no jail:
-    evaluation/sandbox.py says what it protects from."""
+    """Include code tasks and run the programs that the model writes for them. This is not a secure sandbox: see
+    evaluation/sandbox.py for its limits."""
     max_new_tokens: int = 256
-    """Tokens of an answer at most; a task whose right answers are shorter gets as many as the longest needs, but for
-    programs. Where right answers are longer the table says so."""
+    """Maximum number of tokens per answer. Except for programs, tasks with shorter reference answers are limited to
+    the longest of them. The table notes reference answers that exceed the limit."""
     max_prompt_tokens: int = 8192
-    """Tokens of a prompt at most; a longer one is an error, not a wrong score."""
+    """Maximum number of tokens per prompt. A longer prompt is an error; it is never truncated."""
     batch_tokens: int = 4096
-    """Prompt tokens computed at a time. More is faster on a GPU and needs more memory; the scores stay the same."""
+    """Prompt tokens per batch, padding included. Affects speed and memory only, not the scores."""
 
     def __post_init__(self) -> None:
         for name in ("max_tasks", "examples", "wordings", "max_new_tokens", "max_prompt_tokens", "batch_tokens"):
@@ -103,7 +103,7 @@ class EvaluationConfig:
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the predictions: its place in the table, the question, and a key that equal questions share."""
+    """One row of the predictions: its place in the table, the question, and a hash of what determines its score."""
 
     split: str
     task: Task
@@ -116,14 +116,14 @@ class Row:
 
 
 def misalign(texts: Sequence[str]) -> list[str]:
-    """The same texts, each in the place of another: passed on along a circle in random order."""
+    """The same texts, permuted along one random cycle: with two or more texts, none keeps its place."""
     order = np.random.default_rng(0).permutation(len(texts))
     moved = dict(zip(order, np.roll(order, 1), strict=True))
     return [texts[moved[place]] for place in range(len(texts))]
 
 
 def random_text(task: str, wording: int) -> str:
-    """A string of letters, digits and blanks that the task's name and the number seed."""
+    """A random string of letters, digits and spaces, seeded by the task's name and the wording's number."""
     digest = hashlib.sha256(f"{task}/{wording}".encode()).digest()
     letters = list("abcdefghijklmnopqrstuvwxyz0123456789    ")
     drawn = np.random.default_rng(list(digest)).choice(letters, RANDOM_CHARACTERS)
@@ -131,17 +131,17 @@ def random_text(task: str, wording: int) -> str:
 
 
 def adapter_text(method: Method, task: Task, other: Task, wording: int) -> str:
-    """What the hypernetwork reads for a task's adapter; "" where the method asks none."""
+    """The text from which the hypernetwork generates a task's adapter; "" if the method uses none."""
     texts = {"": "", "own": task.held_out_wording(wording), "other": other.held_out_wording(wording)}
     return texts[method.text] if method.text in texts else random_text(task.name, wording)
 
 
 @dataclass(frozen=True)
 class Planner:
-    """Makes the rows. `named` are, by source, the tasks that have an adapter of their own there.
+    """Makes the rows. `named` maps answerers whose adapters belong to tasks to the names of those tasks.
 
-    `notes` says, once the rows are made, which right answers are longer than what may be written, and which prompts
-    hold fewer examples than they should.
+    Once the rows are made, `notes` lists tasks whose reference answers exceed the token limit, and few-shot prompts
+    with fewer than SHOTS examples.
     """
 
     llm: LLM
@@ -152,7 +152,7 @@ class Planner:
     notes: list[str] = field(default_factory=list)
 
     def rows(self, splits: dict[str, list[Task]]) -> Iterator[Row]:
-        """Every question of an evaluation, task by task. Raises UserError for a prompt that is too long."""
+        """Every question of an evaluation, task by task. Raises UserError if a prompt is too long."""
         for split, tasks in splits.items():
             others = misalign([task.name for task in tasks])
             by_name = {task.name: task for task in tasks}
@@ -163,9 +163,9 @@ class Planner:
         config = self.config
         some = task.test[: config.examples]
         options = [choices(task, example) for example in some] if config.choose == "likelihood" else [()]
-        chosen = all(options)  # one measure for a task: all its examples have choices, or none is asked to choose
+        chosen = all(options)  # one metric per task: choose only if all its examples have choices
         picks = [tuple(tuple(self._tokens(text)) for text in own) if chosen else () for own in options] * len(some)
-        # A right number may stand behind a calculation, a right program repeat its head.
+        # A correct number may follow its working; a correct program may repeat the function's header.
         least = {NUMERIC_MATCH: ROOM_TO_CALCULATE, CODE_PASS: config.max_new_tokens}.get(task.metric, 1)
         needed = [answer_tokens(self.llm, example) for example in some]
         limit = min(config.max_new_tokens, max(least, -(-max(most for _, most in needed) // 8) * 8))
@@ -174,8 +174,8 @@ class Planner:
                 f"{task.name}: {cut} of {len(some)} right answers have more than the {limit} tokens that may be "
                 "written and cannot be given: raise --max-new-tokens"
             )
-        fewer: set[tuple[int, int]] = set()  # prompts with fewer examples than there should be
-        prompts: dict[tuple[str, int, int], np.ndarray] = {}  # shared by the methods that ask the same
+        fewer: set[tuple[int, int]] = set()  # prompts with fewer than SHOTS examples
+        prompts: dict[tuple[str, int, int], np.ndarray] = {}  # shared by methods with the same prompt
         wordings = min(config.wordings, len(task.unseen_descriptions or task.descriptions))
         for name in self.methods:
             method = METHODS[name]
@@ -220,7 +220,7 @@ class Planner:
         return Row(split, task, method, mode, wording, number, question, digest.hexdigest()[:32])
 
     def _prompt(self, task: Task, example: Example, text: str | None, shots: bool) -> tuple[np.ndarray, int]:
-        """The prompt's tokens, and how many examples it holds."""
+        """The prompt's tokens, and the number of its examples."""
         if not shots:
             return np.asarray(render(self.llm.tokenizer, example.input, text), np.int32), 0
         for count in range(min(SHOTS, len(task.train)), -1, -1):
@@ -234,9 +234,9 @@ class Planner:
 
 
 def few_shot(llm: LLM, task: Task, example: Example, description: str, count: int) -> list[int]:
-    """A conversation: the description before the first question, `count` training examples answered, the question.
+    """Tokens of a chat: the description and `count` answered training examples, then the question.
 
-    The examples are the same for every question of a task, drawn by its name.
+    The examples are the same for every question of a task: the task's name seeds their choice.
     """
     seed = list(hashlib.sha256(task.name.encode()).digest())
     drawn = np.random.default_rng(seed).permutation(len(task.train))[:count]
@@ -250,7 +250,7 @@ def few_shot(llm: LLM, task: Task, example: Example, description: str, count: in
 
 
 def answer_tokens(llm: LLM, example: Example) -> tuple[int, int]:
-    """New tokens that the shortest and the longest right answer need, each with its end."""
+    """Tokens of the shortest and of the longest accepted answer, each with its end-of-turn token."""
     texts = [example.output, *example.accepted]
     sizes = [len(tokens) + 1 for tokens in llm.tokenizer(texts, add_special_tokens=False)["input_ids"]]
     return min(sizes), max(sizes)

@@ -1,8 +1,7 @@
-"""The table of an evaluation as data, markdown, CSV and a picture.
+"""The table of an evaluation as JSON, markdown, CSV and a plot.
 
-Scores are in percent. An interval is a 95% bootstrap interval: of a split over its tasks and, with the tasks kept,
-over their examples; of a task over its examples (see `bootstrap`). A score is first averaged over the wordings of its
-example.
+Scores are in percent, averaged over the wordings of an example first. Intervals are 95% bootstrap intervals: for a
+split over its tasks and, with the tasks fixed, over their examples; for a task over its examples (see `bootstrap`).
 """
 
 import csv
@@ -27,12 +26,12 @@ TABLE_FILE = "table.json"
 
 @dataclass(frozen=True)
 class Entry:
-    """A line of the table: one method on one task, or, where `task` is empty, on a split; percent.
+    """A line of the table: one method on one task or, if `task` is empty, on a split; percent.
 
     `minus` names the method that is subtracted, example by example. `low` and `high` hold for new tasks of the split
-    (of one task: for new examples of it), `same_low` and `same_high` for new examples of the same tasks. `tasks` of the
-    split's `of` tasks count: a method may lack material for some. `wording_std` is the standard deviation of the mean
-    over wordings.
+    (for a single task: for new examples of it), `same_low` and `same_high` for new examples of the same tasks. `tasks`
+    of the split's `of` tasks are covered: a method may lack inputs for some. `wording_std` is the standard deviation of
+    the mean score over wordings.
     """
 
     mode: str
@@ -58,7 +57,7 @@ Scores = dict[Place, np.ndarray]  # -> [wordings, examples]
 
 
 def gather(cells: Cells) -> Scores:
-    """The same scores as arrays. Of each place every wording of every example must be there."""
+    """Convert cells to arrays. Each must hold every wording of every example."""
     scores = {}
     for place, cell in cells.items():
         wordings, examples = (1 + max(axis) for axis in zip(*cell, strict=True))
@@ -67,7 +66,7 @@ def gather(cells: Cells) -> Scores:
 
 
 def entries(scores: Scores, metrics: dict[str, str]) -> list[Entry]:
-    """Every line: of each mode and split the averages, the differences, then task by task. `metrics` is by task."""
+    """All lines: for each mode and split the averages, the differences, then each task. `metrics` is by task."""
     lines: list[Entry] = []
     names: dict[tuple[str, str], dict[str, None]] = {}
     for mode, split, task, _ in scores:
@@ -93,7 +92,7 @@ def entries(scores: Scores, metrics: dict[str, str]) -> list[Entry]:
 def _entry(
     mode: str, split: str, task: str, metric: str, method: str, minus: str, arrays: Sequence[np.ndarray], of: int
 ) -> Entry:
-    """Mean and intervals of arrays [wordings, examples], one for each task."""
+    """Mean and intervals of arrays [wordings, examples], one per task."""
     scores = [100 * array.mean(0) for array in arrays]
     same = interval(scores, over_examples)
     over = same if len(scores) == 1 else interval(scores, over_tasks)
@@ -105,7 +104,7 @@ def _entry(
 
 
 def markdown(lines: Sequence[Entry], notes: Sequence[str], single: bool = True) -> str:
-    """The tables of the splits, then the differences, then, if `single`, the tables of the tasks; and the notes."""
+    """The report: tables of splits, differences, tables of tasks if `single`, and the notes."""
     parts = []
     for mode in dict.fromkeys(line.mode for line in lines):
         own = [line for line in lines if line.mode == mode]
@@ -130,7 +129,7 @@ def markdown(lines: Sequence[Entry], notes: Sequence[str], single: bool = True) 
 
 
 def _table(head: str, lines: Sequence[Entry]) -> str:
-    """Rows are splits or tasks, columns methods; a dash where a method was not asked."""
+    """Rows are splits or tasks, columns are methods; a dash marks a missing score."""
     methods = [name for name in METHODS if any(line.method == name for line in lines)]
     rows: dict[tuple[str, str], dict[str, Entry]] = {}
     for line in lines:
@@ -160,7 +159,7 @@ def _same(line: Entry) -> str:
 
 
 def write(folder: Path, lines: Sequence[Entry], notes: Sequence[str], settings: dict[str, Any]) -> None:
-    """table.md, table.csv, table.json and table.png."""
+    """Write table.md, table.csv, table.json and table.png."""
     atomic_write(folder / "table.md", markdown(lines, notes))
     buffer = io.StringIO(newline="")
     writer = csv.writer(buffer, lineterminator="\n")
@@ -173,7 +172,7 @@ def write(folder: Path, lines: Sequence[Entry], notes: Sequence[str], settings: 
 
 
 def picture(lines: Sequence[Entry]) -> bytes:
-    """A PNG: one panel for each mode, one group of bars for each split, with intervals."""
+    """Bar plot as PNG: one panel per mode, one group of bars per split, with intervals."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

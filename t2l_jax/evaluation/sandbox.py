@@ -1,9 +1,9 @@
-"""Whether a program that a model wrote passes its test: a new process, limited in time, memory and files.
+"""Runs a program that a model wrote against its test, in a new process limited in time, memory and file size.
 
-What it protects from: a program that loops, eats memory, fills the disk, prints without end, ends early or reaches for
-the network by accident. `unshare` takes the network away where the system allows it; elsewhere Python's sockets are
-replaced (but Unix ones), which a program that means harm can undo. It is no jail: the program can read what you can
-read. Where the model is not trusted, run the evaluation in a container.
+It protects against programs that loop, exhaust memory, fill the disk, print endlessly, exit early or use the network by
+accident. `unshare` removes the network if the system allows it; otherwise Python's sockets (except Unix ones) are
+replaced, which a malicious program can undo. It is no security boundary: the program can read whatever you can read. If
+you do not trust the model, run the evaluation in a container.
 """
 
 import ast
@@ -20,10 +20,10 @@ from pathlib import Path
 
 SECONDS = 10
 MEMORY = 1 << 30  # bytes of address space
-FILE_BYTES = 10 << 20  # of one file
+FILE_BYTES = 10 << 20  # maximum size of one file
 _FENCE = re.compile(r"^```[^\n`]*\n(.*?)(?:^```|\Z)", re.DOTALL | re.MULTILINE)
 
-# Runs in the child: limits itself, then runs the program, then notes that it came to the end.
+# Runs in the child: sets the limits, runs the program, then records that it reached the end.
 _CHILD = """
 import resource, runpy, socket, sys
 seconds, memory, size = map(int, sys.argv[1:4])
@@ -45,11 +45,11 @@ note.close()
 
 
 def program(prompt: str, answer: str, test: str, entry_point: str) -> str:
-    """The Python text to run: the function, the test, and the call of `check`.
+    """The Python source to run: the function, the test, and the call of `check`.
 
-    An answer is the rest of the prompt's function, or text with the whole function, in a fenced block or not, as the
-    prompt's function is. With a whole function, what stands before it in the prompt (imports, other functions) is there
-    too; of prose, its lines of imports.
+    The answer either continues the prompt's function or contains the whole function; both prompt and answer may use
+    fenced blocks. A whole function is preceded by the code before it in the prompt (imports, other functions), or by
+    its import lines if that text is prose.
     """
     head = re.compile(rf"^def {re.escape(entry_point)}\b", re.MULTILINE)
     blocks = _FENCE.findall(answer)
@@ -62,12 +62,12 @@ def program(prompt: str, answer: str, test: str, entry_point: str) -> str:
 
 
 def _before(text: str) -> str:
-    """The program that stands before a function; of a text that is none, its lines of imports."""
+    """The text before a function if it is valid Python, else its import lines."""
     return text if _is_program(text) else _imports(text)
 
 
 def _imports(text: str) -> str:
-    """The lines of a text that are imports, not prose that begins like one."""
+    """The import statements of a text, one per line; prose that begins like one is left out."""
     lines = [line for line in text.splitlines() if line.startswith(("import ", "from "))]
     return "\n".join(line for line in lines if _is_program(line))
 
@@ -81,7 +81,7 @@ def _is_program(text: str) -> bool:
 
 
 def passes(text: str, seconds: int = SECONDS) -> bool:
-    """True where the program runs to its end within `seconds` and MEMORY bytes, without an exception."""
+    """True if the program runs to its end within `seconds` and MEMORY bytes, without an exception."""
     word = secrets.token_hex(16)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
         folder = Path(name)
@@ -100,7 +100,7 @@ def passes(text: str, seconds: int = SECONDS) -> bool:
         )
         with suppress(subprocess.TimeoutExpired):
             process.wait(seconds + 2)
-        with suppress(ProcessLookupError):  # what it started too
+        with suppress(ProcessLookupError):  # its children, too
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         note = folder / "note"
@@ -109,7 +109,7 @@ def passes(text: str, seconds: int = SECONDS) -> bool:
 
 @cache
 def without_network() -> tuple[str, ...]:
-    """The command that starts another one without a network; empty where the system has none or does not allow it."""
+    """The command prefix that removes the network; empty if `unshare` is missing or not permitted."""
     command = ("unshare", "--user", "--map-root-user", "--net")
     try:
         allowed = subprocess.run([*command, "true"], capture_output=True, timeout=10, check=False).returncode == 0

@@ -1,4 +1,4 @@
-"""The folder of an evaluation: its settings, and one line for every answer as it comes, so that it can go on."""
+"""The folder of an evaluation: its settings, and one line per answer as it arrives, so that it can resume."""
 
 import json
 import os
@@ -14,7 +14,7 @@ PREDICTIONS_FILE = "predictions.jsonl"
 
 
 def check(folder: Path, settings: dict[str, Any]) -> None:
-    """Raise UserError where the folder holds an evaluation with other settings, or something else."""
+    """Raise UserError if the folder holds an evaluation with other settings, or other files."""
     path = folder / SETTINGS_FILE
     mine = json.loads(json.dumps(settings))
     if path.exists():
@@ -30,14 +30,14 @@ def check(folder: Path, settings: dict[str, Any]) -> None:
 
 
 def claim(folder: Path, settings: dict[str, Any]) -> None:
-    """Note the settings in the folder; as `check` where another has taken it since."""
+    """Write the settings to the folder, after another `check`."""
     check(folder, settings)
     if not (folder / SETTINGS_FILE).exists():
         atomic_write(folder / SETTINGS_FILE, json.dumps(settings, indent=2) + "\n")
 
 
 def read_predictions(folder: Path) -> dict[str, dict[str, Any]]:
-    """The lines by key. A last line that a kill cut in two is removed from the file; it is answered again."""
+    """The records by key. A last line that a kill truncated is removed from the file, to be answered again."""
     path = folder / PREDICTIONS_FILE
     if not path.exists():
         return {}
@@ -51,7 +51,7 @@ def read_predictions(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def append(folder: Path, records: Sequence[dict[str, Any]]) -> None:
-    """Add lines in one write."""
+    """Append the records in one write and sync the file to disk."""
     path = folder / PREDICTIONS_FILE
     data = "".join(json.dumps(record) + "\n" for record in records).encode()
     with os_errors_explained(path), path.open("ab") as file:

@@ -1,8 +1,8 @@
-"""Where the columns get their weights: the base model, hypernetworks, and PEFT folders of trained LoRAs.
+"""The weights behind the columns: the base model, hypernetworks, and PEFT folders of trained LoRAs.
 
-The average LoRA is the mean of the oracles' changes to the kernels, B A times the scale, and is added to the kernels of
-a copy of the base model. The mean of the As times the mean of the Bs is another matrix, and stacking K oracles into one
-adapter of rank K r costs more than the kernel itself.
+The average LoRA is the mean of the oracles' deltas, scale * B A, added to the kernels of a copy of the base model. The
+product of the mean A and the mean B would differ from it, and an adapter of rank K r that stacks K oracles would cost
+more than the kernel itself.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ from t2l_jax.model import Model, load
 
 @dataclass(frozen=True)
 class OneHot:
-    """A hypernetwork that was trained from task identities, and the tasks in the order of z's entries."""
+    """A hypernetwork trained on one-hot task identities, and its tasks in the order of the entries of z."""
 
     model: Model
     tasks: tuple[str, ...]
@@ -38,7 +38,7 @@ class OneHot:
 
 @dataclass(frozen=True)
 class Baselines:
-    """PEFT folders of one LoRA for all tasks and, by task, of each one's own; and the run of a one-hot hypernetwork."""
+    """PEFT folders of the multi-task LoRA and of each task's own LoRA, and the one-hot hypernetwork."""
 
     multitask: Path | None = None
     oracles: dict[str, Path] = field(default_factory=dict)
@@ -46,12 +46,12 @@ class Baselines:
 
     @property
     def named(self) -> dict[str, Collection[str]]:
-        """The tasks that have an adapter of their own, by column."""
+        """The tasks that have their own adapter, by column."""
         return {"one-hot": self.one_hot.tasks if self.one_hot else (), "oracle": self.oracles}
 
 
 def find_baselines(multitask: Path | None, oracles: Path | None, one_hot: Path | None = None) -> Baselines:
-    """What there is. Raises UserError where a named folder does not hold it."""
+    """The baselines in the given folders. Raises UserError if a folder does not hold what its option asks for."""
     if multitask is not None and not (multitask / CONFIG_FILE).is_file():
         raise UserError(f"{multitask}: holds no {CONFIG_FILE}: --multitask takes the folder of one PEFT adapter")
     folders: dict[str, Path] = {}
@@ -59,7 +59,7 @@ def find_baselines(multitask: Path | None, oracles: Path | None, one_hot: Path |
         with os_errors_explained(oracles, "read"):
             folders = {path.name: path for path in sorted(oracles.iterdir()) if (path / CONFIG_FILE).is_file()}
         if not folders:
-            raise UserError(f"{oracles}: holds no folder with a PEFT adapter: --oracles takes one for each task's name")
+            raise UserError(f"{oracles}: holds no folder with a PEFT adapter: --oracles takes a folder of one per task")
     return Baselines(multitask, folders, None if one_hot is None else _one_hot(one_hot))
 
 
@@ -73,7 +73,7 @@ def _one_hot(folder: Path) -> OneHot:
 
 
 def hypernet_answerer(model: Model, llm: LLM, texts: Sequence[str]) -> Answerer:
-    """Adapters by description; the texts are embedded here, all at once."""
+    """Adapters by description. All texts are embedded here, at once."""
     distinct = sorted(set(texts))
     z = model.encoder.embed(distinct, cache_folder() / "embeddings")
     places = {text: place for place, text in enumerate(distinct)}
@@ -90,7 +90,7 @@ def multitask_answerer(llm: LLM, folder: Path) -> Answerer:
 
 
 def one_hot_answerer(llm: LLM, one_hot: OneHot) -> Answerer:
-    """Adapters by the task's name, written from its identity. Raises UserError where they do not fit the base model."""
+    """Adapters by task name, generated from its identity. Raises UserError if they do not fit the base model."""
     llm.config.check_adapter(one_hot.model.config.lora)
     places = {name: place for place, name in enumerate(one_hot.tasks)}
 
@@ -102,7 +102,7 @@ def one_hot_answerer(llm: LLM, one_hot: OneHot) -> Answerer:
 
 
 def oracle_answerer(llm: LLM, folders: dict[str, Path]) -> Answerer:
-    """Adapters by the task's name, read when a batch needs them. Raises UserError where their shapes differ."""
+    """Adapters by task name, read when a batch needs them. Raises UserError if the specs of a batch differ."""
 
     def fetch(names: Sequence[str]) -> Adapter:
         read = {name: load_peft(folders[name], llm.config) for name in sorted(set(names))}
@@ -117,7 +117,7 @@ def oracle_answerer(llm: LLM, folders: dict[str, Path]) -> Answerer:
 
 
 def average_answerer(llm: LLM, oracles: dict[str, Path]) -> Answerer:
-    """The base model with the mean of the oracles' changes in its kernels."""
+    """The base model with the mean of the oracles' deltas added to its kernels."""
     total: dict[str, np.ndarray] = {}
     for folder in oracles.values():
         for name, delta in dense_delta(load_peft(folder, llm.config)).items():
@@ -127,7 +127,7 @@ def average_answerer(llm: LLM, oracles: dict[str, Path]) -> Answerer:
 
 
 def training_oracles(oracles: dict[str, Path], training: Sequence[Task]) -> dict[str, Path]:
-    """The oracles of training tasks: the average may not know the others."""
+    """The oracles of training tasks; the average must not use held-out ones."""
     names = {task.name for task in training}
     return {name: path for name, path in oracles.items() if name in names}
 

@@ -1,12 +1,12 @@
-"""Thousands of adapters to a folder, as fast as the disk takes them, and resumable.
+"""Writes thousands of adapters to a folder at disk speed, and resumes after a kill.
 
-    folder/store.json          what made the adapters: whoever continues must be the same
-    folder/<name>/             one PEFT folder for each adapter
-    folder/manifest.jsonl      name, description, sha256 and bytes of every adapter; there when a run has ended well
+    folder/store.json          fingerprint and format of the adapters; must match to resume
+    folder/<name>/             one PEFT folder per adapter
+    folder/manifest.jsonl      name, description, sha256 and bytes of every adapter; written when a run has succeeded
 
-Every adapter appears by the rename of a finished temporary folder. A process killed at any moment leaves whole
-adapters, and temporaries that the next start removes. Nothing is synced: after a power cut, an adapter of the last
-seconds may be cut short, which `pending` sees by its size.
+Each adapter is written to a temporary folder and renamed. A process killed at any moment leaves only complete adapters,
+and temporaries that the next run removes. Nothing is synced: after a power cut, the latest adapters may be truncated,
+which `pending` detects by their size.
 """
 
 import hashlib
@@ -38,19 +38,19 @@ from t2l_jax.io.peft import CONFIG_FILE, DESCRIPTION_FILE, WEIGHTS_FILE, HostWei
 STORE_FILE = "store.json"
 MANIFEST_FILE = "manifest.jsonl"
 WRITERS = 2  # threads
-QUEUE_BYTES = 2**28  # of adapters that wait for a writer
+QUEUE_BYTES = 2**28  # bytes of adapters queued for the writers, at most
 
 
 class AdapterStore:
-    """A folder that is being filled with adapters of one format. Use it as a context manager.
+    """A folder to fill with adapters of one format. Use it as a context manager.
 
         with AdapterStore(folder, PeftFormat(spec, base_model), fingerprint) as store:
             for batch in batches_of(store.pending(names, descriptions)):
                 store.write(batch_names, batch_descriptions, batch_of_weights)
 
-    Leaving the block waits for the writers and writes the manifest; an error in a writer is raised by the next
-    `write`, or there. `fingerprint` says what makes the adapters (the hypernetwork's digest, say): a store is
-    continued only with the same fingerprint and format.
+    Leaving the block waits for the writers and writes the manifest. An error in a writer is raised by the next `write`
+    or on leaving. `fingerprint` identifies what generates the adapters (such as the hypernetwork's digest): a store is
+    resumed only with the same fingerprint and format.
     """
 
     def __init__(self, folder: str | Path, files: PeftFormat, fingerprint: str) -> None:
@@ -68,7 +68,7 @@ class AdapterStore:
         self._digests: dict[str, str] = {}
 
     def __enter__(self) -> "AdapterStore":
-        """Lock the folder, check that it is a store of ours or make it one, and clear what a killed run left."""
+        """Lock the folder, check its header or write one, and remove the temporaries of a killed run."""
         with ExitStack() as stack:
             stack.enter_context(locked(self.folder))
             with os_errors_explained(self.folder):
@@ -94,7 +94,7 @@ class AdapterStore:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Wait for the writers, then write the manifest; after an error, drop what is still queued."""
+        """Wait for the writers, then write the manifest; after an error, cancel what is queued."""
         try:
             while error is None and self._queue:
                 self._queue.popleft().result()
@@ -105,10 +105,10 @@ class AdapterStore:
             self._lock.close()
 
     def pending(self, names: Sequence[str], descriptions: Sequence[str]) -> list[int]:
-        """Positions of the adapters that are not here yet, or not whole.
+        """Indices of the adapters that are missing or incomplete.
 
-        Raises UserError for a name that cannot be a folder or comes twice, and for an adapter that is here, made from
-        another description.
+        Raises UserError if a name is unsafe as a folder name or repeated, or if an adapter of that name was generated
+        from another description.
         """
         seen: set[str] = set()
         missing = []
@@ -123,7 +123,7 @@ class AdapterStore:
             elif self._description(name) != description:
                 raise UserError(
                     f"{self.folder / name} was made from another description: "
-                    "use another name, or delete that folder to make it anew"
+                    "use another name, or delete that folder to generate it again"
                 )
         return missing
 
@@ -142,14 +142,13 @@ class AdapterStore:
         return (self.folder / name / DESCRIPTION_FILE).read_bytes().decode(errors="replace")
 
     def write(self, names: Sequence[str], descriptions: Sequence[str], weights: HostWeights) -> None:
-        """Hand a batch to the writers; what stood under these names is replaced.
+        """Queue a batch for writing; existing adapters of these names are replaced.
 
-        `weights` is a batch's `Adapter.weights` in host memory (`jax.device_get`), [n, ...], not to be changed
-        afterwards; rows beyond the names (a last batch's padding) are left out. Waits while more than QUEUE_BYTES of
-        adapters are queued, so that memory stays bounded.
+        `weights` is a batch's `Adapter.weights` in host memory (`jax.device_get`), [n, ...], which must not be modified
+        afterwards; rows beyond the names (padding) are ignored. Blocks while more than QUEUE_BYTES are queued.
         """
         with suppress(FileNotFoundError):
-            (self.folder / MANIFEST_FILE).unlink()  # it would no longer be true
+            (self.folder / MANIFEST_FILE).unlink()  # it would be outdated
         for index, (name, description) in enumerate(zip(names, descriptions, strict=True)):
             while len(self._queue) >= self._max_queued or (self._queue and self._queue[0].done()):
                 self._queue.popleft().result()
@@ -170,7 +169,7 @@ class AdapterStore:
         self._digests[name] = digest.hexdigest()
 
     def _write_manifest(self) -> None:
-        """List every whole adapter of the folder, sorted by name. Those of earlier runs are read once for sha256."""
+        """List every complete adapter in the folder, sorted by name. Those of earlier runs are read to hash them."""
         lines = []
         for path in sorted(self.folder.iterdir()):
             if path.is_dir() and self._is_whole(path.name):

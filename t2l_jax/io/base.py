@@ -1,4 +1,4 @@
-"""A base model's files as decoder parameters, tensor by tensor; its tokenizer, and the tokens that end an answer."""
+"""Loads base models: decoder config and parameters, tokenizer, and the tokens that end an answer."""
 
 import hashlib
 import math
@@ -30,12 +30,12 @@ from t2l_jax.io.readers import Tensor, tensors, weight_files
 Params = dict[str, Any]
 Placement = Callable[[str], jax.sharding.Sharding | None]  # path of a parameter, such as "layers/q_proj/kernel"
 
-BLOCK_BYTES = 2**24  # what is read from a file at a time: all that loading needs beside the parameters
+BLOCK_BYTES = 2**24  # read at a time: the only host memory that loading needs besides the parameters
 
 
 @dataclass(frozen=True)
 class Slot:
-    """Where a checkpoint's tensor goes: the parameter's path, the layer in it, and whether its matrix is transposed."""
+    """Destination of a checkpoint's tensor: parameter path, layer, and whether the matrix is to be transposed."""
 
     path: str
     layer: int | None
@@ -44,7 +44,7 @@ class Slot:
 
 
 def load_config(files: ModelFiles) -> DecoderConfig:
-    """The decoder that a model's `config.json` or its GGUF file's metadata describes. Reads no weights."""
+    """The decoder config from a model's `config.json` or GGUF metadata. Reads no weights."""
     return _read_config(files.path)[1]
 
 
@@ -60,11 +60,11 @@ def _read_config(path: Path) -> tuple[Family, DecoderConfig]:
 def load_base(
     files: ModelFiles, dtype: DTypeLike = jnp.float32, sharding: Placement | None = None
 ) -> tuple[DecoderConfig, Params]:
-    """A base model's config and parameters in `dtype`, each created where `sharding` places it.
+    """A base model's config and its parameters in `dtype`, each created with the sharding that `sharding` returns.
 
-    Tensors are read a block of rows at a time and written into parameters that are already in place, so that host
-    memory holds one block beside them. Raises UserError where the files are missing, cut short or of another model:
-    every parameter must be found once, and everything found must have a place.
+    Tensors are read in blocks of rows and written into parameters that are already on the devices, so that host memory
+    holds only one extra block. Raises UserError if files are missing, truncated or of another model: checkpoint and
+    decoder must match one to one.
     """
     family, config = _read_config(files.path)
     shapes = parameter_shapes(config)
@@ -96,7 +96,7 @@ def load_base(
 
 
 def parameter_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
-    """Path -> shape of every parameter of the decoder."""
+    """Path -> shape of every decoder parameter."""
     tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     params = jax.eval_shape(Decoder(config).init, jax.random.key(0), tokens)["params"]
     flat, _ = jax.tree_util.tree_flatten_with_path(params)
@@ -104,7 +104,7 @@ def parameter_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
 
 
 def checkpoint_slots(family: Family, shapes: dict[str, tuple[int, ...]]) -> dict[str, Slot]:
-    """Name of each tensor that a checkpoint must hold -> where it goes."""
+    """Name of every required checkpoint tensor -> its destination."""
     slots = {}
     for path, shape in shapes.items():
         if not path.startswith("layers/"):
@@ -121,7 +121,7 @@ def checkpoint_slots(family: Family, shapes: dict[str, tuple[int, ...]]) -> dict
 
 
 def _is_harmless(tensor: Tensor, config: DecoderConfig) -> bool:
-    """Tensors that some files carry though they say nothing new: rotary frequencies, and the tied head's copy."""
+    """True for redundant tensors that some files hold: rotary frequencies, and the copy of a tied head."""
     return tensor.name.endswith("rotary_emb.inv_freq") or (config.tied_head and tensor.name == "lm_head.weight")
 
 
@@ -130,12 +130,12 @@ def _check_shape(tensor: Tensor, slot: Slot) -> None:
     if shape != slot.shape:
         raise UserError(
             f"{tensor.file}: tensor {tensor.name} is {list(shape)}, the config asks for {list(slot.shape)}; "
-            "config and weights are of two models"
+            "config and weights belong to different models; download the model again"
         )
 
 
 def _fill(param: Array, tensor: Tensor, slot: Slot) -> Array:
-    """Write a tensor into its parameter, a block of rows at a time."""
+    """Write a tensor into its parameter, one block of rows at a time."""
     num_rows = tensor.shape[0]
     row_bytes = 4 * math.prod(tensor.shape[1:])
     step = power_of_two_within(BLOCK_BYTES // row_bytes)  # divides most sizes: one compiled program for all
@@ -147,7 +147,7 @@ def _fill(param: Array, tensor: Tensor, slot: Slot) -> Array:
         if slot.layer is not None:
             corner.insert(0, slot.layer)
         param = _write(param, rows, tuple(corner), transposed=transposed, sharding=param.sharding)
-        param.block_until_ready()  # or blocks would pile up in memory
+        param.block_until_ready()  # otherwise blocks pile up in memory
     return param
 
 
@@ -159,9 +159,9 @@ def _write(param: Array, rows: Array, corner: tuple[ArrayLike, ...], *, transpos
 
 
 def load_tokenizer(files: ModelFiles) -> PreTrainedTokenizerBase:
-    """The model's own tokenizer, with its chat template. Reads no weights and runs no code of the model's.
+    """The model's tokenizer, with its chat template. Reads no weights and runs no code of the model.
 
-    The conversion from GGUF takes several seconds: its result is kept in the cache folder.
+    A tokenizer converted from GGUF, which takes several seconds, is cached.
     """
     path = files.path
     if path.is_dir() and any((path / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
@@ -177,7 +177,7 @@ def load_tokenizer(files: ModelFiles) -> PreTrainedTokenizerBase:
         try:
             with atomic_folder(folder) as partial:
                 tokenizer.save_pretrained(partial)
-        except UserError:  # losing a race against another process is as good as winning it
+        except UserError:  # another process may have been faster
             if not folder.is_dir():
                 raise
     return _read_tokenizer(folder)
@@ -186,15 +186,15 @@ def load_tokenizer(files: ModelFiles) -> PreTrainedTokenizerBase:
 def _read_tokenizer(folder: Path, **options: Any) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **options)
-    except Exception as error:  # transformers lets through whatever its parsers raise
+    except Exception as error:  # transformers' parsers raise any kind of exception
         reason = " ".join(str(error).split())
         raise UserError(f"{folder}: its tokenizer cannot be read ({reason:.200}); download the model again") from error
 
 
 def load_stop_ids(files: ModelFiles, eos: int | None) -> tuple[int, ...]:
-    """The tokens that end a turn, sorted: EOS, and what `generation_config.json` names beside it.
+    """Sorted ids of the tokens that end a turn: EOS, and those in `generation_config.json`.
 
-    Raises UserError if the file names anything but token ids, or if the model has no such token at all.
+    Raises UserError if that file lists anything but token ids, or if there are no such tokens.
     """
     stops = set() if eos is None else {eos}
     path = files.path / "generation_config.json"
@@ -205,5 +205,5 @@ def load_stop_ids(files: ModelFiles, eos: int | None) -> tuple[int, ...]:
             raise UserError(f"{path}: eos_token_id must be a token id or a list of them, got {listed!r}")
         stops.update(ids)
     if not stops:
-        raise UserError(f"{files.location}: no token ends an answer; the tokenizer needs an eos_token")
+        raise UserError(f"{files.location}: no token ends an answer; give the tokenizer an eos_token")
     return tuple(sorted(stops))

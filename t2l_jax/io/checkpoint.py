@@ -1,6 +1,6 @@
-"""Checkpoints of a training run, by Orbax: what is trained, the optimiser and the step.
+"""Checkpoints of a training run with Orbax: parameters, optimiser state and step.
 
-Beside what Orbax writes, each checkpoint has the checksums of its files: Orbax reads a flipped bit without a word.
+Each checkpoint also holds checksums of its files, since Orbax does not detect a flipped bit.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ State = TypeVar("State")
 
 
 class Checkpoints:
-    """The newest checkpoints of a run, one folder a step. Saving is asynchronous; leaving the context waits for it."""
+    """The newest checkpoints of a run, one folder per step. Saving is asynchronous; leaving the context waits."""
 
     def __init__(self, folder: Path, keep: int = 2) -> None:
         self._folder = folder.absolute()
@@ -29,9 +29,9 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(self._folder, options=options)
 
     def save(self, step: int, state: State) -> None:
-        """Save `state` as that of `step`, unless there is one. It is copied before this returns: it may be donated.
+        """Save `state` as the checkpoint of `step`, unless it exists. The state is copied first, so it may be donated.
 
-        Those of later steps are deleted: a run that went on from an earlier step has taken another course since.
+        Checkpoints of later steps are deleted: a run resumed from an earlier step has diverged from them.
         """
         self.wait()
         with os_errors_explained(self._folder):
@@ -41,9 +41,9 @@ class Checkpoints:
                 self._manager.save(step, args=ocp.args.StandardSave(state))
 
     def restore_latest(self, state: State) -> State:
-        """The newest checkpoint that can be read, shaped and placed like `state`; `state` itself where there is none.
+        """The newest readable checkpoint, shaped and placed like `state`; `state` itself if there are no checkpoints.
 
-        A damaged one is said on stderr and set aside under the name `STEP.damaged`. Raises UserError where all are.
+        A damaged one is reported on stderr and renamed to `STEP.damaged`. Raises UserError if all are damaged.
         """
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
         damaged: dict[int, str] = {}
@@ -51,7 +51,7 @@ class Checkpoints:
             try:
                 check(self._folder / str(step))
                 restored = self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
-            except Exception as error:  # Orbax and what it stands on raise of every kind
+            except Exception as error:  # Orbax and its dependencies raise any kind of exception
                 damaged[step] = next(iter(str(error).splitlines()), type(error).__name__)[:300]
                 continue
             self._set_aside(damaged, step)
@@ -60,21 +60,21 @@ class Checkpoints:
             newest = max(damaged)
             raise UserError(
                 f"{self._folder}: no checkpoint can be read (step {newest}: {damaged[newest]}); restore the folder "
-                "from a copy, or delete it to begin again"
+                "from a backup, or delete it to start over"
             )
         return state
 
     def _set_aside(self, damaged: dict[int, str], good: int) -> None:
         for step, reason in damaged.items():
             path = self._folder / str(step)
-            print(f"t2l: {path} is damaged ({reason}); going on from step {good}", file=sys.stderr)
+            print(f"t2l: {path} is damaged ({reason}); resuming from step {good}", file=sys.stderr)
             number = sum(1 for _ in self._folder.glob(f"{step}.damaged*"))
             path.rename(path.with_name(f"{step}.damaged{number or ''}"))
         if damaged:
             self._manager.reload()
 
     def wait(self) -> None:
-        """Return when what was saved is on the disk, with its checksums."""
+        """Wait until saved checkpoints are on disk, then write their checksums."""
         with os_errors_explained(self._folder):
             self._manager.wait_until_finished()
         for step in self._manager.all_steps():
@@ -83,7 +83,7 @@ class Checkpoints:
                 atomic_write(path / CHECKSUMS, json.dumps(checksums(path), indent=1))
 
     def close(self) -> None:
-        """Wait, and let go of the folder."""
+        """Wait, then release the folder."""
         self.wait()
         self._manager.close()
 
@@ -97,7 +97,7 @@ class Checkpoints:
 
 
 def checksums(folder: Path) -> dict[str, str]:
-    """Relative path -> SHA-256 of each file below a folder."""
+    """Relative path -> SHA-256 of every file in a folder and its subfolders."""
     sums = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.name != CHECKSUMS:
@@ -107,9 +107,9 @@ def checksums(folder: Path) -> dict[str, str]:
 
 
 def check(folder: Path) -> None:
-    """Raise UserError where a file of a checkpoint is not as it was written.
+    """Raise UserError if a file of a checkpoint is missing or has changed.
 
-    One without checksums passes: its run was killed before they were written, which is when the next one is saved.
+    A checkpoint without checksums passes: they are written with the next save, before which its run was killed.
     """
     if (folder / CHECKSUMS).exists():
         written, now = read_json(folder / CHECKSUMS), checksums(folder)

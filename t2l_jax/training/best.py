@@ -1,4 +1,4 @@
-"""Which parameters of a run are published, and when a run that no longer improves ends."""
+"""Selection of the best parameters of a run, and early stopping."""
 
 import math
 from collections.abc import Mapping
@@ -19,28 +19,28 @@ from t2l_jax.training.objectives import Objective
 
 @dataclass(frozen=True)
 class BestConfig:
-    """What `best` means, and how long to wait for better."""
+    """Model selection and early stopping."""
 
     by: str | None = None
-    """Validation metric: a validation set, / and a metric, such as seen/exact. Default: the objective's own metric (of
-    SFT the cross-entropy) on the first validation set, which holds tasks trained on: tasks that results are reported on
-    must not choose the weights."""
+    """Validation metric that selects the weights: SET/METRIC, such as seen/exact. Default: the objective's own metric
+    (cross-entropy for SFT) on the first validation set, which holds training tasks: tasks that results are reported on
+    must not select the weights."""
     patience: int | None = None
-    """End the run after this many validations without an improvement. Default: never."""
+    """End the run after this many validations without improvement. Default: never."""
 
     def __post_init__(self) -> None:
         if self.patience is not None and self.patience < 1:
             raise UserError(f"best.patience must be at least 1, got {self.patience}")
 
     def metric(self, splits: tuple[str, ...], objective: Objective | type[Objective]) -> str:
-        """The metric's name, given the names of the validation sets. Raises UserError if none of them has it."""
+        """The metric's full name, SET/METRIC. Raises UserError if the set or the metric does not exist."""
         if self.by is None:
             return f"{splits[0]}/{objective.best}"
         split, _, metric = self.by.rpartition("/")
         metrics = ("loss", *objective.metrics, "trainee_loss")
         if split not in splits or metric not in metrics:
             raise UserError(
-                f"best.by is {self.by!r}: write a validation set ({', '.join(splits)}), / and a metric "
+                f"best.by is {self.by!r}: write a validation set ({', '.join(splits)}), a slash and a metric "
                 f"({', '.join(metrics)})"
             )
         return self.by
@@ -48,7 +48,7 @@ class BestConfig:
 
 @struct.dataclass
 class BestState:
-    """The best parameters so far: after which step, and the metric's value there."""
+    """The best parameters so far, the step they were reached at, and the metric's value there."""
 
     step: Int[Array, ""]
     value: Float[Array, ""]
@@ -56,12 +56,12 @@ class BestState:
 
 
 class Best:
-    """The best parameters of a run, in a folder of their own (two are kept, against damage)."""
+    """The best parameters of a run, in a folder of their own (the last two are kept in case one is damaged)."""
 
     def __init__(
         self, folder: Path, config: BestConfig, splits: tuple[str, ...], objective: Objective, params: Any
     ) -> None:
-        """Go on from what the folder holds. Without validation sets nothing is kept, and no patience is lost."""
+        """Resume from the folder's contents. Without validation sets nothing is kept and patience is ignored."""
         self._patience = config.patience if splits else None
         self._metric = config.metric(splits, objective) if splits else ""
         self._rises = self._metric.rpartition("/")[2] in objective.rising
@@ -73,29 +73,29 @@ class Best:
         self.step, self._value = int(self._state.step), float(self._state.value)
 
     def consider(self, step: int, metrics: Mapping[str, float], params: Any) -> None:
-        """Keep these parameters if their metric is better than every one before. A NaN is never better."""
+        """Keep these parameters if their metric is the best so far. A NaN is never better."""
         value = metrics[self._metric]
         if value > self._value if self._rises else value < self._value:
             self.step, self._value = step, value
             place = self._state.step.sharding
             at, reached = jax.device_put((jnp.asarray(step, jnp.int32), jnp.asarray(value, jnp.float32)), place)
-            # A copy: the training step will be given the originals' memory.
+            # A copy: the originals are donated to the next training step.
             self._state = BestState(at, reached, jax.tree.map(jnp.copy, params))
             self._checkpoints.save(step, self._state)
 
     def out_of_patience(self, step: int, every: int) -> bool:
-        """True if `patience` validations, one every `every` steps, have brought nothing better by this step.
+        """True if `patience` validations, one every `every` steps, have passed without improvement by this step.
 
-        A function of the steps alone, so that a run that was interrupted counts as one that never was.
+        It depends on the steps alone, so that an interrupted run ends where an uninterrupted one would.
         """
         return self._patience is not None and step // every - self.step // every >= self._patience
 
     def params(self, otherwise: Any) -> Any:
-        """The best parameters, or `otherwise` if none was ever kept."""
+        """The best parameters, or `otherwise` if none were kept."""
         return self._state.params if self.step else otherwise
 
     def wait(self) -> None:
-        """Return when what was kept is on the disk."""
+        """Wait until the kept parameters are on disk."""
         self._checkpoints.wait()
 
     def __enter__(self) -> "Best":

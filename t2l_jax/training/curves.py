@@ -1,4 +1,4 @@
-"""The curves of a run as one picture."""
+"""Training curves as an image."""
 
 import io
 from collections.abc import Sequence
@@ -11,11 +11,11 @@ PANELS = (("loss", "cross_entropy"), ("exact",), ("learning_rate",), ("grad_norm
 
 
 def draw_curves(records: Sequence[dict[str, Any]], path: Path) -> None:
-    """Write a PNG with loss, exact match, learning rate and gradient norm over the steps, of training and validation.
+    """Plot loss, exact match, learning rate and gradient norm over the steps, for training and validation, as PNG.
 
-    `records` are the lines of metrics.jsonl.
+    `records` are the records of metrics.jsonl.
     """
-    from matplotlib.figure import Figure  # half a second: only who draws waits for it
+    from matplotlib.figure import Figure  # takes half a second: import only when drawing
 
     figure = Figure(figsize=(11, 7), layout="constrained")
     for names, axes in zip(PANELS, figure.subplots(2, 2).flat, strict=True):

@@ -1,7 +1,7 @@
-"""What happens after a step: hooks of one shape, called in order. A hook decides itself if it is due.
+"""Hooks that are called in order after each step. Each decides by itself whether it is due.
 
-The order (write metrics, validate and keep the best, save, end) is what makes a resumed run exact: a record or a
-checkpoint never follows from something that a kill could still lose.
+The order (write metrics, validate and keep the best, save, end) makes a resumed run exact: no record or checkpoint
+depends on something that a kill could still lose.
 """
 
 import signal
@@ -24,20 +24,20 @@ from t2l_jax.training.step import TrainState
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """How long a run is, and how often it is looked at."""
+    """Length of a run, and intervals of logging, validation and checkpoints."""
 
     steps: int = 1000
-    """Training steps, which the learning rate's schedule spans."""
+    """Number of training steps; the learning-rate schedule spans all of them."""
     stop_after: int | None = None
-    """End after this step, on the schedule for all `steps`. A run that was stopped there then gives what it has."""
+    """Stop after this step and publish, keeping the schedule for `steps`. Ends a run interrupted there, too."""
     seed: int = 0
-    """Seed of the batches, the fresh weights, dropout and noise."""
+    """Random seed of batches, initial weights, dropout and noise."""
     log_every: int = 10
-    """Steps between two lines of progress."""
+    """Steps between log flushes."""
     validate_every: int = 250
-    """Steps between two validations."""
+    """Steps between validations."""
     checkpoint_every: int = 250
-    """Steps between two checkpoints."""
+    """Steps between checkpoints."""
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
@@ -47,7 +47,7 @@ class LoopConfig:
 
     @property
     def last(self) -> int:
-        """The number of steps after which the run ends."""
+        """The step after which the run ends."""
         return self.steps if self.stop_after is None else min(self.stop_after, self.steps)
 
     def due(self, done: int, every: int) -> bool:
@@ -57,7 +57,7 @@ class LoopConfig:
 
 @dataclass
 class Moment:
-    """A run after a step, as every hook sees it. `ends`: a hook found that the run is over."""
+    """The state of a run after `done` steps. A hook sets `ends` to end the run."""
 
     done: int
     state: TrainState
@@ -72,7 +72,7 @@ Hook = Callable[[Moment], None]
 
 @dataclass(frozen=True)
 class WriteMetrics:
-    """Notes every step; fetches and writes what was noted when somebody looks, and shows it."""
+    """Queues every step's metrics; fetches, writes and shows them when a log, validation or checkpoint is due."""
 
     loop: LoopConfig
     log: RunLog
@@ -83,7 +83,7 @@ class WriteMetrics:
     def __call__(self, moment: Moment) -> None:
         self.log.add(moment.done, moment.metrics, float(self.rates[moment.done - 1]), moment.batch)
         loop = self.loop
-        # Also before a checkpoint: what it follows is never computed again, and a NaN must not get into it.
+        # Also before a checkpoint: steps before it are not repeated, and it must not contain a NaN.
         every = (loop.log_every, loop.validate_every, loop.checkpoint_every)
         if moment.stop or any(loop.due(moment.done, steps) for steps in every):
             self.progress.update(self.bar, completed=moment.done, rate=self.log.flush())
@@ -91,7 +91,7 @@ class WriteMetrics:
 
 @dataclass(frozen=True)
 class Validate:
-    """Validates, keeps the best parameters, and writes the metrics down: the mean over each set's batches."""
+    """Validates, keeps the best parameters, and logs each metric's mean over the batches of each validation set."""
 
     loop: LoopConfig
     sets: Mapping[str, Sequence[Any]]
@@ -105,7 +105,7 @@ class Validate:
         moment.ends |= self.best.out_of_patience(moment.done, self.loop.validate_every)
 
     def look(self, done: int, params: Any) -> None:
-        """Validate the parameters after `done` steps: `set/metric`, kept before it is written down."""
+        """Validate the parameters after `done` steps; save the best before logging the metrics (`set/metric`)."""
         metrics: dict[str, float] = {}
         for name, batches in self.sets.items():
             some = jax.device_get([self.metrics_of(params, batch) for batch in batches])
@@ -117,7 +117,7 @@ class Validate:
 
 @dataclass(frozen=True)
 class SaveCheckpoint:
-    """Saves the state now and then, and before the run ends."""
+    """Saves the state every `checkpoint_every` steps and before the run ends."""
 
     loop: LoopConfig
     checkpoints: Checkpoints
@@ -129,7 +129,7 @@ class SaveCheckpoint:
 
 @dataclass(frozen=True)
 class End:
-    """Leaves the run where a signal asked for it or nothing improves; otherwise the clock of the rates goes on."""
+    """Ends the run on a signal (raises Stopped) or when patience is exhausted; otherwise resumes the rate clock."""
 
     loop: LoopConfig
     log: RunLog
@@ -142,4 +142,4 @@ class End:
             where = f"after step {moment.done} of {self.loop.last}, which is saved in {self.folder}"
             raise Stopped(moment.stop, where)
         if moment.ends:
-            print(f"t2l: no better since step {self.best.step}: ended after step {moment.done}", file=sys.stderr)
+            print(f"t2l: no improvement since step {self.best.step}: ended after step {moment.done}", file=sys.stderr)

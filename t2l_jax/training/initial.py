@@ -1,4 +1,4 @@
-"""The variables that a run begins with if not fresh ones: a published hypernetwork's, or an adapter's."""
+"""Initial variables of a run from trained weights: a published hypernetwork or an adapter."""
 
 import hashlib
 import warnings
@@ -21,9 +21,10 @@ from t2l_jax.lora import Adapter, LoraSpec
 
 
 def published_weights(location: str, model: ModelConfig, encoder_adapter: Path | None) -> Variables:
-    """A published hypernetwork's variables, for a run that will publish `model`.
+    """The variables of a published hypernetwork, to initialise a run with configuration `model`.
 
-    Warns if its encoder, base model or adapters' scale differ. Raises UserError that names the field if a shape does.
+    Warns if text encoder, base model or adapter scale differ. Raises UserError that names the first field by which
+    architecture or adapter spec differ.
     """
     folder = model_folder(location)
     there, variables = load_model(folder)
@@ -54,9 +55,9 @@ def published_weights(location: str, model: ModelConfig, encoder_adapter: Path |
 def with_offset(
     offset: Path, config: HypernetConfig, spec: LoraSpec, fresh: Variables, base: DecoderConfig
 ) -> Variables:
-    """Fresh variables with an offset by which the hypernetwork, whatever it reads, writes the PEFT folder's adapter.
+    """Fresh variables with an offset such that the hypernetwork outputs the PEFT folder's adapter for any input.
 
-    The offset is that adapter less what the hypernetwork writes without one: for SFT a fresh LoRA's A.
+    The offset is that adapter minus the output of the fresh hypernetwork (with init sft the A of a fresh LoRA, B = 0).
     """
     net = replace(config, offset="none")
     written = write_adapters(net, spec, fresh, Condition(z=jnp.zeros((1, net.task.dim))))[0]
@@ -66,7 +67,7 @@ def with_offset(
 
 
 def adapter_at(location: str | Path, spec: LoraSpec, base: DecoderConfig) -> Adapter:
-    """A PEFT folder's adapter as one of `spec`: if its scale is another one, B makes up for it."""
+    """A PEFT folder's adapter converted to `spec`; B absorbs a difference in scale."""
     adapter = load_peft(resolve(location).path, base)
     there = adapter.spec
     _refuse_other(location, "lora", _scaled_like(there, spec), spec)
@@ -75,7 +76,7 @@ def adapter_at(location: str | Path, spec: LoraSpec, base: DecoderConfig) -> Ada
 
 
 def weights_digest(variables: Variables) -> str:
-    """A hash of weights: a run that is continued from others would mix the two."""
+    """A hash of the weights, by which a resumed run checks that it started from the same ones."""
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(variables):
         digest.update(np.asarray(leaf).tobytes())
@@ -87,7 +88,7 @@ def _scaled_like(spec: LoraSpec, other: LoraSpec) -> LoraSpec:
 
 
 def _refuse_other(location: str | Path, name: str, there: object, here: object) -> None:
-    """Raise UserError with the first field in which two configurations differ."""
+    """Raise UserError for the first field in which two configurations differ."""
     for key, value in vars(here).items():
         if (other := getattr(there, key)) != value:
             raise UserError(f"{location}: {name}.{key} is {other}, the recipe's is {value}: make them equal")

@@ -1,4 +1,4 @@
-"""Batches made ahead on a thread, so that the device does not wait for the host."""
+"""Prefetching of batches on a thread, so that the device does not wait for the host."""
 
 import queue
 import threading
@@ -11,9 +11,9 @@ Item = TypeVar("Item")
 
 @contextmanager
 def prefetch(make: Callable[[int], Item], numbers: Iterable[int], ahead: int = 2) -> Iterator[Iterator[Item]]:
-    """Yield an iterator over make(n) for every n, in order, made on a thread up to `ahead` items in advance.
+    """Yield an iterator over make(n) for each n, in order, computed on a thread up to `ahead` items in advance.
 
-    What `make` raises, the iterator raises in its place in the order. The thread has ended when the block is left.
+    An exception in `make` is raised by the iterator in place of that item. Leaving the block joins the thread.
     """
     made: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(ahead)
     left = threading.Event()
@@ -45,7 +45,7 @@ def prefetch(make: Callable[[int], Item], numbers: Iterable[int], ahead: int = 2
         yield items()
     finally:
         left.set()
-        while thread.is_alive():  # make room for what it is putting; then it sees that nobody wants more
+        while thread.is_alive():  # make room for its pending item, so that it sees the request to stop
             try:
                 made.get(timeout=0.01)
             except queue.Empty:

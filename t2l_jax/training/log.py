@@ -1,4 +1,4 @@
-"""The metrics of a run on their way from the device to its trackers, and the batch that made a loss not finite."""
+"""Transfers metrics from the device to the trackers, and saves the batch of a non-finite loss."""
 
 import io
 import math
@@ -19,9 +19,9 @@ from t2l_jax.training.trackers import METRICS_FILE, TRACKERS, OpenTracker, Track
 
 
 class RunLog:
-    """The metrics of a run, one record a step. Device values wait until `flush`, so that no step waits for them.
+    """The metrics of a run, one record per step. Device values are fetched in `flush`, so that no step blocks on them.
 
-    Records after `start` (left by a run that was killed past its last checkpoint) are dropped: they will come again.
+    Records after step `start` (of a run killed after its last checkpoint) are dropped, since those steps are repeated.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class RunLog:
         self._folder = folder
         self._objective = objective
         self._validated = {r["step"] for r in read_records(folder / METRICS_FILE) if "loss" not in r}
-        self._failed = True  # until the run ends well
+        self._failed = True  # until the run succeeds
         with ExitStack() as stack:
             self._trackers: list[Tracker] = []
             for open_tracker in trackers:
@@ -41,13 +41,13 @@ class RunLog:
         self._since = time.perf_counter()
 
     def add(self, step: int, metrics: Any, learning_rate: float, batch: Any) -> None:
-        """Note a step's metrics (device arrays) and its batch (host arrays)."""
+        """Queue a step's metrics (device arrays) and its batch (host arrays)."""
         self._waiting.append((step, metrics, learning_rate, batch))
 
     def flush(self) -> str:
-        """Fetch and write what waits. Returns loss and rate in words.
+        """Fetch and write the queued metrics. Returns mean loss and rate as text.
 
-        Raises UserError if a loss or gradient is not finite, with the batch of that step saved beside the metrics.
+        Raises UserError if a loss or gradient norm is not finite, after saving the batch of that step.
         """
         fetched = jax.device_get([metrics for _, metrics, _, _ in self._waiting])  # waits for the device
         seconds = time.perf_counter() - self._since
@@ -68,7 +68,7 @@ class RunLog:
         return f"loss {np.mean(losses):.3f}, {rate:.0f} {unit}/s"
 
     def validation(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Write one record of validation metrics at once."""
+        """Write one record of validation metrics immediately."""
         self._log(step, metrics)
         self._flush()
 
@@ -77,7 +77,7 @@ class RunLog:
         return step in self._validated
 
     def resume(self) -> None:
-        """Training goes on: leave what came after the last flush (validation, a checkpoint) out of the rates."""
+        """Restart the rate clock, to exclude the time since the last flush (validation, checkpoint) from the rates."""
         if not self._waiting:
             self._since = time.perf_counter()
 
@@ -98,8 +98,8 @@ class RunLog:
                 path = self._folder / f"batch_of_step_{step}.npz"
                 save_batch(path, batch)
                 raise UserError(
-                    f"the {name} of step {step} is {values[name]}: its batch is in {path}; look for what is odd in "
-                    "it, or begin again in a new folder with a lower learning rate"
+                    f"the {name} of step {step} is {values[name]}: its batch is in {path}; look for anomalies in "
+                    "it, or start over in a new folder with a lower learning rate"
                 )
 
     def __enter__(self) -> "RunLog":
@@ -113,7 +113,7 @@ class RunLog:
 
 
 def save_batch(path: Path, batch: Any) -> None:
-    """Write a batch as .npz, one array for each leaf, named by its path: "condition.z"."""
+    """Write a batch as .npz, one array per leaf, named by its path, such as "condition.z"."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(batch)
     arrays: Any = {".".join(str(key).strip(".") for key in path): np.asarray(leaf) for path, leaf in leaves}
     buffer = io.BytesIO()

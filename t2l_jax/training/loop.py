@@ -1,4 +1,4 @@
-"""The training loop: run, resume, validate, keep, stop. It reads top to bottom."""
+"""The training loop: run or resume, validate, keep the best, checkpoint, stop."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -32,9 +32,9 @@ from t2l_jax.training.trainees import Trainee
 
 @dataclass(frozen=True)
 class Batches:
-    """What a run learns from: `draw(n)` is the batch of step n, called ahead of time on a thread; and validation sets.
+    """A run's data: `draw(n)` returns the batch of step n (prefetched on a thread); and the validation sets.
 
-    Every batch of a validation set counts alike.
+    All batches of a validation set have equal weight.
     """
 
     draw: Callable[[int], Any]
@@ -43,7 +43,7 @@ class Batches:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """How a run is carried out. Its batches are computed in `accumulate` parts, their tasks spread over the mesh."""
+    """Settings of a run. Batches are computed in `accumulate` parts, with tasks sharded over the mesh."""
 
     loop: LoopConfig = field(default_factory=LoopConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -61,12 +61,12 @@ def train(
     run: RunConfig,
     initial: Variables | None = None,
 ) -> Variables:
-    """Run, or continue, the training in `folder`; return the best variables, without validation the last.
+    """Start or resume training in `folder`; return the best variables or, without validation, the last.
 
-    `initial` are the variables to begin with (default: fresh ones); a checkpoint in the folder takes precedence. A run
-    that is continued has the losses that an undisturbed one would have had; on GPUs that takes
-    XLA_FLAGS=--xla_gpu_deterministic_ops=true. Raises UserError if a loss is not finite or another process trains
-    there, Stopped, after a checkpoint, if SIGTERM or SIGINT asked for it.
+    `initial` are the initial variables (default: fresh ones); a checkpoint in the folder takes precedence. A resumed
+    run has the same losses as an uninterrupted one; on GPUs this requires XLA_FLAGS=--xla_gpu_deterministic_ops=true.
+    Raises UserError if a loss is not finite or another process uses the folder, and Stopped, after saving a
+    checkpoint, on SIGTERM or SIGINT.
     """
     mesh = run.mesh or make_mesh(data=1)
     variables = jax.device_put(initial or trainee.init(jax.random.key(run.loop.seed)), replicated(mesh))
@@ -107,13 +107,15 @@ def _hooks(
     best: Best,
     look: Callable[[RunLog, Best], Validate],
 ) -> Iterator[tuple[tuple[Hook, ...], range]]:
-    """What happens after each step, in order, and the steps that are left."""
+    """The hooks to call after each step, in order, and the remaining steps."""
     loop, start = run.loop, int(state.step)
     over = best.out_of_patience(start, loop.validate_every)
     rates = np.asarray(make_schedule(run.optimizer, loop.steps, loop.last)(np.arange(loop.last)))
     with best, RunLog(folder, start, objective, run.trackers) as log, progress_bar() as progress:
         validate = look(log, best)
-        if validate.sets and start >= loop.last and not log.validated(start):  # told to end where it was stopped
+        if (
+            validate.sets and start >= loop.last and not log.validated(start)
+        ):  # resumed only to end where it was interrupted
             validate.look(start, state.params)
         bar = progress.add_task("training", total=loop.last, completed=start, rate="")
         hooks = (
@@ -126,6 +128,6 @@ def _hooks(
 
 
 def _load(draw: Callable[[int], Any], mesh: Mesh, n: int) -> tuple[Any, Any]:
-    """The batch of step n, as it was drawn and on the devices."""
+    """The batch of step n, in host memory and on the devices."""
     batch = draw(n)
     return batch, place_batch(mesh, batch)

@@ -1,4 +1,4 @@
-"""What an SFT run reads: tasks chosen, embedded and encoded, the batches trained on, and those validated on."""
+"""The data of an SFT run: selected, embedded and tokenised tasks, training batches and validation batches."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -36,13 +36,13 @@ from t2l_jax.training.objectives import Objective
 from t2l_jax.training.recipe import Recipe
 from t2l_jax.training.trainees import Trainee
 
-SEEN = "seen"  # the validation set of tasks that are trained on
-VALIDATION_TASKS = 64  # of each split, evenly spaced
+SEEN = "seen"  # the validation set of training tasks
+VALIDATION_TASKS = 64  # per split, evenly spaced
 
 
 @dataclass(frozen=True)
 class Material:
-    """The tasks trained on, their batches, and the batches validated on, by split."""
+    """Training tasks, the sampler of their batches, and validation batches by validation set."""
 
     tasks: Sequence[Task]
     sampler: Sampler
@@ -52,7 +52,7 @@ class Material:
 
 @dataclass(frozen=True)
 class Reader:
-    """How tasks become tokens and conditions. `cache` is a folder for what takes long; no encoder: no text is read."""
+    """Converts tasks to tokens and conditions, caching both in `cache`. `encoder` is None if no text is read."""
 
     trainee: type[Trainee]
     tokenizer: PreTrainedTokenizerBase
@@ -61,7 +61,7 @@ class Reader:
     cache: Path
 
     def conditions(self, wordings: Sequence[Sequence[str]], places: Sequence[int]) -> list[Condition]:
-        """What the trainee reads of tasks with these wordings, which stand at these places among those trained on."""
+        """The trainee's conditions for tasks with these wordings, at these places among the training tasks (or -1)."""
         z = None
         if self.encoder is not None:
             embedded = self.encoder.embed([text for texts in wordings for text in texts], self.cache / "embeddings")
@@ -71,7 +71,7 @@ class Reader:
     def examples(self, tasks: Sequence[Task]) -> list[Mapping[PromptMode, TokenTable]]:
         """Every task's training examples, encoded in every mode.
 
-        With instruction, example i has the task's i-th training wording in its prompt, beginning again after the last.
+        With instruction, the prompt of example i holds training wording i modulo their number.
         """
         modes = self.modes
         jobs = [(task.train, task.descriptions if mode == "instruction" else ()) for task in tasks for mode in modes]
@@ -79,7 +79,7 @@ class Reader:
         return [dict(zip(modes, tables[n * len(modes) :], strict=False)) for n in range(len(tasks))]
 
     def training_tasks(self, tasks: Sequence[Task], weights: Sequence[float], length: int) -> list[TrainingTask]:
-        """What training reads of the tasks that have an example that fits in a row; a warning names the others."""
+        """Training data of the tasks with an example that fits in a row; a warning names the others."""
         examples = self.examples(tasks)
         fits = _fitting(tasks, examples, length)
         usable = list(compress(tasks, fits))
@@ -94,13 +94,13 @@ class Reader:
     def validation_batches(
         self, splits: Mapping[str, Sequence[Task]], shape: BatchConfig, places: Mapping[str, int]
     ) -> dict[str, list[Batch]]:
-        """Test examples of each split, as many of each task as its rows hold, in batches of the shape of training's.
+        """Validation batches of each split, with the shape of training batches and rows filled with test examples.
 
-        They are taken from the end of a task's test examples: an evaluation of a few reports on the first ones.
+        Examples are taken from the end of a task's test set, since evaluations with few examples use its beginning.
 
-        Description and instruction are a wording that is not trained on, if the task has one. If more than one mode
-        is trained, each split comes in each mode, its name followed by the mode's. All batches have as many tasks:
-        those of a split share its tasks evenly, and are filled up with tasks without examples.
+        Description and instruction are a held-out wording if the task has one. If several modes are trained, there is a
+        set per split and mode, named "split, mode". All batches have the same number of tasks: the batches of a split
+        share its tasks evenly and are padded with tasks without examples.
         """
         batches: dict[str, list[Batch]] = {}
         for name, tasks in splits.items():
@@ -121,7 +121,7 @@ class Reader:
 
 
 def _share_evenly(packed: Sequence[Packed], conditions: Sequence[Condition], shape: BatchConfig) -> list[Batch]:
-    """Batches that share the tasks that have examples, each filled up with its own tasks, without examples."""
+    """Batches that evenly share the tasks with examples, padded with repeated tasks without examples."""
     usable = [index for index, task in enumerate(packed) if any(task.rows)]
     batches = []
     for part in np.array_split(np.asarray(usable), -(-len(usable) // shape.tasks)):
@@ -134,7 +134,7 @@ def _share_evenly(packed: Sequence[Packed], conditions: Sequence[Condition], sha
 
 
 def prompt_modes(instruction_share: float) -> tuple[PromptMode, ...]:
-    """The modes that occur if this share of the examples have an instruction in their prompt."""
+    """The prompt modes that occur for this share of prompts with an instruction."""
     if not 0 <= instruction_share <= 1:
         raise UserError(f"instruction_share must be between 0 and 1, got {instruction_share}")
     instance: tuple[PromptMode, ...] = ("instance",) if instruction_share < 1 else ()
@@ -144,7 +144,7 @@ def prompt_modes(instruction_share: float) -> tuple[PromptMode, ...]:
 def read_material(
     recipe: Recipe, trainee: type[Trainee], tokenizer: PreTrainedTokenizerBase, encoder: Encoder | None
 ) -> Material:
-    """Read, choose, embed and encode the tasks of a recipe; warn of what does not fit in a row."""
+    """Read, select, embed and tokenise the tasks of a recipe; warn about examples longer than a row."""
     splits, weights = read_mixture(recipe.tasks, recipe.task_weights, recipe.selection.splits)
     tasks, weights = select_tasks(splits, weights, recipe.selection, trainee.takes_any_split)
     modes = prompt_modes(recipe.instruction_share)
@@ -164,7 +164,7 @@ def read_material(
 
 
 def check_best(best: BestConfig, objective: type[Objective], validation: Mapping[str, Sequence[Batch]]) -> None:
-    """Raise UserError if the best weights cannot be chosen as `best` says, or would be by the tasks reported on."""
+    """Raise UserError if `best` cannot select weights, or would by default do so on held-out tasks."""
     if best.by is None and validation and not next(iter(validation)).startswith(SEEN):
         raise UserError(
             "no training task has test examples, and the tasks that results are reported on must not choose the best "
@@ -177,9 +177,9 @@ def check_best(best: BestConfig, objective: type[Objective], validation: Mapping
 
 
 def _fitting(tasks: Sequence[Task], examples: Sequence[Mapping[PromptMode, TokenTable]], length: int) -> list[bool]:
-    """For each task, if one of its examples fits in a row; a warning counts and names those without.
+    """For each task, whether one of its examples fits in a row; a warning names the tasks without.
 
-    Raises UserError if none has one.
+    Raises UserError if no task has one.
     """
     fits = [shortest(tables) <= length for tables in examples]
     left_out = [task.name for task, fit in zip(tasks, fits, strict=True) if not fit]

@@ -1,4 +1,4 @@
-"""The optimiser: AdamW with clipping, and its learning rate as a function of the step."""
+"""The optimiser: AdamW with gradient clipping, and its learning-rate schedule."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,14 +18,20 @@ Schedule = Callable[[ArrayLike], Float[Array, "..."]]
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with clipping by global norm, warm-up, and decay to zero (paper, appendix on training details)."""
+    """AdamW with gradient clipping, warm-up and decay to zero (paper, appendix on training details)."""
 
     learning_rate: float = 2.5e-5
+    """Peak learning rate."""
     weight_decay: float = 1e-2
+    """Decoupled weight decay."""
     clip: float = 1.0
-    warmup: float = 0.2  # share of the steps
+    """Maximum global norm of the gradient."""
+    warmup: float = 0.2
+    """Share of the steps over which the learning rate rises linearly."""
     decay: Literal["linear", "cosine"] = "linear"
-    cooldown: int = 0  # the run's last steps, over which the rate also falls linearly to zero: for runs that end early
+    """Shape of the decay to zero after warm-up."""
+    cooldown: int = 0
+    """Last steps of the run over which the rate also falls linearly to zero, for runs that stop early."""
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "clip"):
@@ -39,7 +45,7 @@ class OptimizerConfig:
 
 
 def make_schedule(config: OptimizerConfig, steps: int, last: int | None = None) -> Schedule:
-    """Steps done (a number or an array) -> learning rate, for a schedule of `steps` that ends after `last` of them."""
+    """Step (a number or an array) -> learning rate, for a schedule of `steps` steps in a run that ends after `last`."""
     warmup = max(1, round(config.warmup * steps))
     rest = max(1, steps - warmup)
     decay = (
@@ -62,9 +68,9 @@ def make_schedule(config: OptimizerConfig, steps: int, last: int | None = None) 
 
 @cache
 def make_optimizer(config: OptimizerConfig, steps: int, last: int | None = None) -> optax.GradientTransformation:
-    """The optimiser of a run whose schedule takes `steps` steps and which ends after `last` (default: all) of them.
+    """The optimiser of a run with a schedule of `steps` steps that ends after `last` of them (default: all).
 
-    Equal arguments give the same object, by which the compiled step is cached.
+    Equal arguments return the same object, which is part of the cache key of the compiled step.
     """
     schedule = make_schedule(config, steps, last)
     chain = optax.chain(optax.clip_by_global_norm(config.clip), optax.adamw(schedule, weight_decay=config.weight_decay))

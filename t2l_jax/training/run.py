@@ -1,4 +1,4 @@
-"""A training run from beginning to end: a recipe in, a run folder with a published model out."""
+"""A whole training run: a recipe in, a run folder with a published model out."""
 
 import hashlib
 import json
@@ -34,14 +34,13 @@ RECIPE_FILE = "recipe.json"
 
 
 def run(recipe: Recipe, folder: Path, wandb: str | None = None, *, trust_remote_code: bool = False) -> Path:
-    """Train a recipe in `folder`, or continue an earlier run of the same recipe there; return what it wrote.
+    """Train a recipe in `folder`, or resume an earlier run of it; return the path of the published result.
 
-    The folder gets `recipe.json`, what `train` writes and, at the end, what the trainee publishes: `model/`, or
-    `adapters/` of a LoRA. `wandb` names a project to report to. The text encoder's own code runs only with
-    `trust_remote_code`.
+    The folder gets `recipe.json`, the files of `train` and, at the end, the trained model: `model/`, or `adapters/` for
+    LoRAs. `wandb` names a Weights & Biases project. The text encoder's own code runs only with `trust_remote_code`.
     """
     if wandb:
-        import_wandb()  # or say now that it is not installed
+        import_wandb()  # fail early if it is not installed
     kind = TRAINEES[recipe.trainee]
     mesh = recipe.compute.mesh(recipe.batch.tasks)
     files = resolve(recipe.base)
@@ -59,7 +58,7 @@ def run(recipe: Recipe, folder: Path, wandb: str | None = None, *, trust_remote_
         print(
             f"t2l: training on {mesh.size} of {jax.device_count()} devices: no more divide its tasks", file=sys.stderr
         )
-    # Only now, since a recipe that cannot be run must leave nothing behind.
+    # Only now: a recipe that is refused leaves nothing behind.
     _claim(folder, recipe, material, encoder, files, began)
     trackers: tuple[OpenTracker, ...] = (*TRACKERS, partial(WeightsAndBiases, wandb)) if wandb else TRACKERS
     how = RunConfig(recipe.loop, recipe.optimizer, recipe.best, recipe.compute.accumulate, mesh, trackers)
@@ -68,20 +67,20 @@ def run(recipe: Recipe, folder: Path, wandb: str | None = None, *, trust_remote_
 
 
 def _begin(recipe: Recipe, trainee: Trainee, release: Release, base: FrozenBase) -> tuple[Variables | None, str | None]:
-    """The variables to begin with, None for fresh ones; and a hash of what they were made from."""
+    """The initial variables (None for fresh ones), and a hash of their origin."""
     if recipe.init_from is not None:
         weights = trainee.begin_from(recipe.init_from, release, base.config)
         return weights, weights_digest(weights)
     if recipe.offset_init is not None:
         offset = resolve(recipe.offset_init).path
         fresh = trainee.init(jax.random.key(recipe.loop.seed))
-        # The hash is not of the fresh weights: their last bits are the backend's.
+        # Not a hash of the fresh weights: their last bits depend on the backend.
         return trainee.begin_as(offset, fresh, base.config), digest(offset)
     return None, None
 
 
 def _release(recipe: Recipe, material: Material, encoder: Encoder | None) -> Release:
-    """What is published beside the weights."""
+    """The metadata to publish with the weights."""
     prompt = material.modes[0] if len(material.modes) == 1 else "both"
     tasks = tuple(task.name for task in material.tasks)
     sources, shape = ", ".join(recipe.tasks), recipe.batch
@@ -91,7 +90,7 @@ def _release(recipe: Recipe, material: Material, encoder: Encoder | None) -> Rel
 
 
 def _digest(tasks: Sequence[Task]) -> str:
-    """A hash of all that is learned from tasks: a run that is continued with others would mix the two."""
+    """A hash of the training data, by which a resumed run checks that it is unchanged."""
     digest = hashlib.sha256()
     for task in tasks:
         content = [task.name, task.descriptions, [(example.input, example.output) for example in task.train]]
@@ -102,7 +101,7 @@ def _digest(tasks: Sequence[Task]) -> str:
 def _claim(
     folder: Path, recipe: Recipe, material: Material, encoder: Encoder | None, base: ModelFiles, began: str | None
 ) -> None:
-    """Note the recipe and what it read in the run folder, or refuse a folder that others have begun or filled."""
+    """Record the recipe and hashes of its inputs in the run folder. Raises UserError if the folder is another run's."""
     mine = json.loads(json.dumps(asdict(recipe)))
     mine["read"] = {
         "tasks": _digest(material.tasks),
@@ -118,16 +117,16 @@ def _claim(
                 raise UserError(f"{path}: this folder holds a run of another recipe ({changed}); give another --out")
         else:
             refuse_nonempty(folder, "run")
-        atomic_write(path, json.dumps(mine, indent=2) + "\n")  # a run that is continued may log and end elsewhere
+        atomic_write(path, json.dumps(mine, indent=2) + "\n")  # a resumed run may change some fields: see `_changed`
         if encoder is not None and encoder.adapter is not None and not own.exists():
             copy_adapter(encoder.adapter, own)
 
 
 def _changed(there: dict[str, Any], here: dict[str, Any], recipe: Recipe) -> str:
-    """The fields in which two recipes differ, in words, without those that may differ in a run that is continued."""
+    """Text that lists the fields in which two recipes differ, except those that a resumed run may change."""
     free = {"loop.log_every", "loop.checkpoint_every"}
     if not recipe.optimizer.cooldown:
-        free.add("loop.stop_after")  # a run that ended early may be continued: its steps are the same
+        free.add("loop.stop_after")  # a run that ended early may be resumed: its steps are the same
     old, new = (flatten_dict(values, sep=".") for values in (there, here))
     fields = sorted(key for key in (old.keys() | new.keys()) - free if old.get(key) != new.get(key))
     return ", ".join(

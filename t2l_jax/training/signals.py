@@ -1,4 +1,4 @@
-"""SIGTERM and the first SIGINT ask a run to stop at the end of its step, instead of ending the process."""
+"""SIGTERM and the first SIGINT make a run stop at the end of its step, instead of killing the process."""
 
 import signal
 import threading
@@ -10,20 +10,20 @@ STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopRequest:
-    """The signal that asked the run to stop; None while none has come."""
+    """Holds the signal that asked the run to stop; None until one arrives."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        """Note the signal. A second SIGINT raises KeyboardInterrupt at once."""
+        """Record the signal. A second SIGINT raises KeyboardInterrupt immediately."""
         self.signal = signal.Signals(number)
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @contextmanager
 def stop_request() -> Iterator[StopRequest]:
-    """Listen while the block runs, and put the former handlers back. Only the main thread may: others hear nothing."""
+    """Handle signals during the block, then restore the old handlers. Does nothing outside the main thread."""
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request

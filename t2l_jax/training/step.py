@@ -19,12 +19,12 @@ from t2l_jax.training.objectives import Objective
 from t2l_jax.training.trainees import Trainee
 
 Metrics = dict[str, Any]
-CACHED = 16  # compiled functions that are kept for further runs in this process
+CACHED = 16  # compiled functions kept for later runs in this process
 
 
 @struct.dataclass
 class TrainState:
-    """What a checkpoint holds: the step, what is trained, the optimiser. Never what is frozen."""
+    """The contents of a checkpoint: step, trained parameters and optimiser state, but no frozen weights."""
 
     step: Int[Array, ""]
     params: Any
@@ -41,10 +41,10 @@ def make_step(
 ) -> Callable[[TrainState, Any, Objective, Any], tuple[TrainState, Metrics]]:
     """The jitted step (state, constants, objective, batch) -> (state, metrics). The state is donated: use the new one.
 
-    The batch is computed in `accumulate` parts of T / accumulate tasks, one after the other; the gradient is the whole
-    batch's. With a mesh, tasks are spread over its devices and every device ends with the whole new state. Metrics
-    are those of the objective; `loss` is what is minimised, `trainee_loss` the trainee's own part of it. Equal
-    arguments give the same function: a second run in this process does not compile again.
+    The gradient of the batch is accumulated over `accumulate` sequential parts of T / accumulate tasks. With a mesh,
+    tasks are sharded over its devices and the new state is replicated. The metrics are the objective's, `loss` (what is
+    minimised), `trainee_loss` (the trainee's own part of it) and `grad_norm`. Equal arguments return the same function,
+    so a second run in this process does not compile again.
     """
 
     def step(state: TrainState, constants: Any, objective: Objective, batch: Any) -> tuple[TrainState, Metrics]:
@@ -73,7 +73,7 @@ def make_step(
 
 
 def _parts(batch: Any, count: int, mesh: Mesh | None) -> Any:
-    """The batch with a leading axis of `count` parts, tasks dealt out in turn so that none changes its device."""
+    """Split the batch into a leading axis of `count` parts, interleaving tasks so that none changes its device."""
 
     def deal(leaf: Array) -> Array:
         parts = leaf.reshape(-1, count, *leaf.shape[1:]).swapaxes(0, 1)
@@ -85,7 +85,7 @@ def _parts(batch: Any, count: int, mesh: Mesh | None) -> Any:
 
 
 def _mean(gradient: Callable[[Any, Array], Any], parts: Any, key: Array, count: int) -> Any:
-    """The mean over the parts of what `gradient` returns, one part at a time in memory."""
+    """The mean of `gradient` over the parts, computed one part at a time."""
 
     def body(total: Any, part: tuple[Any, Array]) -> tuple[Any, None]:
         batch, index = part
@@ -99,7 +99,7 @@ def _mean(gradient: Callable[[Any, Array], Any], parts: Any, key: Array, count: 
 
 @lru_cache(CACHED)
 def make_validation(trainee: Trainee) -> Callable[[Any, Any, Objective, Any], Metrics]:
-    """The jitted (params, constants, objective, batch) -> metrics, without anything random."""
+    """The jitted, deterministic (params, constants, objective, batch) -> metrics."""
 
     def validate(params: Any, constants: Any, objective: Objective, batch: Any) -> Metrics:
         adapter, own = trainee.adapters({"params": params, **constants}, batch.condition)

@@ -1,4 +1,4 @@
-"""Event files for TensorBoard, written at once: what a SummaryWriter hands to its thread, a kill loses."""
+"""Event files for TensorBoard, written synchronously: a kill loses what SummaryWriter has queued."""
 
 import os
 import time
@@ -12,7 +12,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 
 
 class EventFile:
-    """A new file of a run's events. TensorBoard forgets what earlier files of the folder hold after step `start`."""
+    """A new event file of a run. TensorBoard then ignores events of earlier files after step `start`."""
 
     def __init__(self, folder: Path, start: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -25,7 +25,7 @@ class EventFile:
         self._put(step, summary=Summary(value=values))
 
     def flush(self) -> None:
-        """Return when what was written is on the disk."""
+        """Flush written events to disk."""
         self._writer.flush()
 
     def close(self) -> None:

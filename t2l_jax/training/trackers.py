@@ -1,7 +1,7 @@
-"""Where the metrics of a run go: trackers of one shape. A new one is a class with these methods and a line in TRACKERS.
+"""Trackers, which receive the metrics of a run. To add one, implement `Tracker` and list it in TRACKERS.
 
-A tracker is opened with the run folder and the step that the run starts after; what an earlier process wrote of later
-steps must not show any more, since those steps come again.
+A tracker is opened with the run folder and the step after which the run starts. It must hide metrics that an earlier
+process wrote for later steps, since those steps are repeated.
 """
 
 import importlib
@@ -19,27 +19,27 @@ from t2l_jax.training.curves import draw_curves
 from t2l_jax.training.tensorboard import EventFile
 
 METRICS_FILE = "metrics.jsonl"
-DRAWINGS_SHARE = 0.01  # of the time of a run, at most, that is spent on drawing its curves
+DRAWINGS_SHARE = 0.01  # maximum share of a run's time that is spent drawing curves
 
 
 class Tracker(Protocol):
-    """One place that metrics are written to."""
+    """A destination of metrics."""
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write the metrics of a step."""
 
     def flush(self) -> None:
-        """Return when what was written would survive a kill: a checkpoint may follow, and no step comes twice."""
+        """Return once written metrics would survive a kill: steps before the next checkpoint are not repeated."""
 
     def close(self, failed: bool) -> None:
-        """The run ends, by an error if `failed`."""
+        """End the run; `failed` if by an error."""
 
 
 OpenTracker = Callable[[Path, int], Tracker]
 
 
 class JsonLines:
-    """metrics.jsonl: one record for each step, and one for each validation."""
+    """metrics.jsonl: one record per step, and one per validation."""
 
     def __init__(self, folder: Path, start: int) -> None:
         self._path = folder / METRICS_FILE
@@ -59,7 +59,7 @@ class JsonLines:
 
 
 class TensorBoard:
-    """The folder tensorboard/ with event files."""
+    """Event files in the folder tensorboard/."""
 
     def __init__(self, folder: Path, start: int) -> None:
         self._folder = folder / "tensorboard"
@@ -78,7 +78,7 @@ class TensorBoard:
 
 
 class Curves:
-    """curves.png, drawn anew now and then from metrics.jsonl."""
+    """curves.png, redrawn from time to time from metrics.jsonl."""
 
     def __init__(self, folder: Path, start: int) -> None:
         self._folder = folder
@@ -102,9 +102,9 @@ class Curves:
 
 
 class WeightsAndBiases:
-    """A run of a project at Weights & Biases, with the recipe as its configuration; a later process continues it.
+    """A run at Weights & Biases, with the recipe as its configuration; a later process resumes it.
 
-    Raises UserError if W&B is not installed, or refuses.
+    Raises UserError if W&B is not installed or cannot start a run.
     """
 
     def __init__(self, project: str, folder: Path, start: int) -> None:
@@ -117,9 +117,9 @@ class WeightsAndBiases:
             self._run = wandb.init(
                 project=project, id=name.read_text(), name=folder.name, resume="allow", dir=str(folder), config=config
             )
-        except Exception as error:  # no login, no network: of every kind
+        except Exception as error:  # no login, no network, ...: any kind of exception
             raise UserError(
-                f"--wandb: W&B does not begin a run ({error or type(error).__name__}): run `wandb login`, set "
+                f"--wandb: W&B cannot start a run ({error or type(error).__name__}): run `wandb login`, set "
                 "WANDB_MODE=offline, or leave the option out"
             ) from error
 
@@ -137,7 +137,7 @@ TRACKERS: tuple[OpenTracker, ...] = (JsonLines, TensorBoard, Curves)
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl, without the half line that a killed run may have left at its end."""
+    """The records of a metrics.jsonl, without a truncated last line of a killed run."""
     records = []
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
@@ -148,7 +148,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 
 
 def import_wandb() -> Any:
-    """The wandb module; UserError where it is not installed."""
+    """The wandb module. Raises UserError if it is not installed."""
     try:
         return importlib.import_module("wandb")
     except ImportError as error:

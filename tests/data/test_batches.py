@@ -221,7 +221,7 @@ def test_arrays_are_of_the_types_that_the_device_takes():
 
 
 def test_a_batch_cannot_have_more_tasks_than_there_are():
-    with pytest.raises(UserError, match="batch of 7 tasks needs as many training tasks, there are 6"):
+    with pytest.raises(UserError, match="batch of 7 tasks needs at least 7 training tasks, there are 6"):
         sampler(shape=(7, 1, 24))
 
 

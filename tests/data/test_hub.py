@@ -132,7 +132,7 @@ def test_answers_of_other_types_and_what_stands_around_them(tmp_path):
     [
         ({"descriptions": []}, "`descriptions` must be a list"),
         ({"response_field": None}, "`response_field` is missing"),
-        ({"system_message": "Hi."}, "`system_message` is not offered"),
+        ({"system_message": "Hi."}, "`system_message` is not supported"),
         ({"user_prompt_template": "{question.__class__}"}, "must be a column"),
         ({"user_prompt_template": "{question!r}"}, "must be a column"),
         ({"user_prompt_template": "{question"}, "user_prompt_template: expected"),

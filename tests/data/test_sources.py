@@ -60,11 +60,11 @@ def test_what_cannot_be_mixed(tmp_path):
     unseen = write_tasks(tmp_path / "z", ["b"], "test")
     for sources, weights, message in (
         ((first, second), (), "two tasks have the name"),
-        ((first,), (1.0, 2.0), "1 sources of tasks need as many weights"),
+        ((first,), (1.0, 2.0), "task_weights: 1 task sources need 1 weights"),
         ((first,), (0.0,), "weights above 0"),
         ((first, unseen), (), "z: holds no task of use `train`"),
         ((str(tmp_path / "absent"),), (), "no such folder of tasks; write `words`"),
-        ((), (), "no source of tasks is given"),
+        ((), (), "no task source is given"),
     ):
         with pytest.raises(UserError, match=message):
             read_mixture(sources, weights)

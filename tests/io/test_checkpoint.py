@@ -88,7 +88,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, capfd, how)
         checkpoints.save(2, state(5))  # there is room for it again
     said = capfd.readouterr().err
     assert f"{tmp_path}/2 is damaged (default/" in said
-    assert "going on from step 1" in said
+    assert "resuming from step 1" in said
     with Checkpoints(tmp_path) as checkpoints:
         assert_equal(checkpoints.restore_latest(state(0)), state(5))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2", "2.damaged"]

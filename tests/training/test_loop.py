@@ -210,7 +210,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(undisturbed, tmp_path
     damage(tmp_path / "checkpoints" / "6")
     assert_equal(run(tmp_path), undisturbed[1])
     assert "checkpoints/6 is damaged (" in (said := capfd.readouterr().err)
-    assert "going on from step 3" in said
+    assert "resuming from step 3" in said
     assert curves(tmp_path) == curves(undisturbed[0])
 
 

@@ -223,7 +223,7 @@ def test_a_run_does_not_go_on_with_other_tasks(recipe, tmp_path, begin):
     ("changes", "message"),
     [
         ({"tasks": ("no/such/folder",)}, "no such folder of tasks"),
-        ({"batch": BatchConfig(tasks=3)}, "a batch of 3 tasks needs as many training tasks, there are 2"),
+        ({"batch": BatchConfig(tasks=3)}, "a batch of 3 tasks needs at least 3 training tasks, there are 2"),
         ({"lora": LoraConfig(modules=("lm_head",))}, "no projection lm_head"),
         ({"best": BestConfig(by="seen/bleu")}, r"best\.by is 'seen/bleu'"),
         ({"init_from": "nowhere"}, "nowhere: no such model folder"),

@@ -1,4 +1,4 @@
-"""What can be minimised. A new objective is a file of this folder with a configuration, and its name in the union."""
+"""Training objectives. To add one, write it and its configuration in this folder and extend `ObjectiveConfig`."""
 
 from t2l_jax.training.objectives.base import FrozenBase, Objective
 from t2l_jax.training.objectives.sft import Sft, SftConfig

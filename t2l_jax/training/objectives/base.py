@@ -1,4 +1,4 @@
-"""What every objective is: a loss of adapters on a batch, and what it needs that is frozen."""
+"""The interface of objectives: a loss of adapters on a batch, with frozen arrays such as the base LLM's."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,41 +18,41 @@ from t2l_jax.sharding import param_sharding
 class Objective:
     """What a run minimises.
 
-    A pytree (`flax.struct.dataclass`): its leaves are frozen arrays, such as the base LLM's, and an argument of the
-    compiled step; everything else about it is static. A batch is any pytree whose field `condition` is what the
-    adapters are written from, and whose leaves all have the task as their first axis.
+    A pytree (`flax.struct.dataclass`) and an argument of the compiled step: its leaves are frozen arrays, such as the
+    base LLM's; all other fields are static. A batch is any pytree whose leaves have the task as their first axis, and
+    whose field `condition` holds the conditions of the adapters.
     """
 
-    metrics: ClassVar[tuple[str, ...]]  # the names of what `loss` returns beside the loss
-    best: ClassVar[str]  # the metric that decides which weights are kept
-    rising: ClassVar[tuple[str, ...]] = ()  # metrics of which more is better; of all others less is
+    metrics: ClassVar[tuple[str, ...]]  # names of the metrics that `loss` returns
+    best: ClassVar[str]  # the metric that selects the best weights
+    rising: ClassVar[tuple[str, ...]] = ()  # metrics for which higher is better; for all others lower is
 
     def loss(
         self, adapter: Adapter, batch: Any, key: PRNGKeyArray | None
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-        """(Loss, metrics) of the adapters [T] on a batch of T tasks. Without a key (validation) nothing is random."""
+        """(Loss, metrics) of adapters [T] on a batch of T tasks. Deterministic without a key (validation)."""
         raise NotImplementedError
 
     def place(self, mesh: Mesh) -> Any:
-        """The same objective with its arrays where the mesh wants them."""
+        """The same objective with its arrays placed on the mesh."""
         return self
 
     def part(self, batch: Any, count: int) -> Any:
-        """A batch that was cut into `count` parts, scaled so that the mean over the parts is the whole batch's loss."""
+        """Scale a batch that is split into `count` parts, so that the mean loss of the parts is the batch's loss."""
         return batch
 
     def counts(self, batch: Any) -> dict[str, int]:
-        """What a batch of host arrays holds, by its unit ("tokens"): the run's rates. The first is shown."""
+        """Amounts in a batch of host arrays by unit, such as "tokens", for rates. The first is shown."""
         raise NotImplementedError
 
     def batch_metrics(self, batch: Any) -> dict[str, float]:
-        """Further numbers about a batch that are written down with its step."""
+        """Further metrics of a batch, logged with its step."""
         return {}
 
 
 @dataclass(frozen=True)
 class FrozenBase:
-    """The base LLM of a run. Its weights are read when an objective asks for them."""
+    """The base LLM of a run. Its weights are loaded on first use."""
 
     files: ModelFiles
     config: DecoderConfig

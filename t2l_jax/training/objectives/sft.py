@@ -27,9 +27,13 @@ class SftConfig:
     """Regularisation of SFT (paper, appendix on training details)."""
 
     label_smoothing: float = 0.1
-    weight_l2: float = 1e-3  # on the generated A and B
-    neftune: float = 5.0  # noise on the input embeddings (NEFTune, arXiv 2310.05914)
+    """Label smoothing towards the uniform distribution."""
+    weight_l2: float = 1e-3
+    """Weight of the L2 penalty on the generated A and B."""
+    neftune: float = 5.0
+    """Strength of the noise on the input embeddings (NEFTune, arXiv 2310.05914)."""
     lora_dropout: float = 0.05
+    """Dropout on the inputs of the LoRA branch."""
 
     def __post_init__(self) -> None:
         for name in ("label_smoothing", "lora_dropout"):
@@ -44,12 +48,12 @@ class SftConfig:
         return Sft
 
     def build(self, base: FrozenBase) -> "Sft":
-        """The objective of a run, with the base model's weights loaded."""
+        """Build the objective, loading the base model's weights."""
         return Sft(base.params, base.decoder, self, base.mesh)
 
 
 def segment_sums(values: Float[Array, "*b n"], segments: Int[Array, "*b n"]) -> Float[Array, "*b n"]:
-    """For each element, the sum over its row's elements of the same segment; of n elements none is above n + 1."""
+    """For each element, the sum over the elements of its row in the same segment. Segment ids are at most n + 1."""
     width = values.shape[-1]
 
     def of_row(values: Array, segments: Array) -> Array:
@@ -61,9 +65,9 @@ def segment_sums(values: Float[Array, "*b n"], segments: Int[Array, "*b n"]) -> 
 def neftune_noise(
     key: PRNGKeyArray, segments: Int[Array, "*b S"], width: int, strength: float
 ) -> Float[Array, "*b S D"]:
-    """Uniform noise of magnitude strength / sqrt(length * D), length counting an example's tokens; 0 on padding.
+    """Uniform noise in ±strength / sqrt(length * D), with `length` the tokens of the example; 0 on padding.
 
-    What the examples of a row share has the noise of the longest, for all of them the same.
+    The shared prefix of a row gets one noise for all its examples, with the length of the longest of them.
     """
     real = (segments > 0).astype(jnp.float32)
     shared = real * (segments == SHARED).astype(jnp.float32)
@@ -80,7 +84,7 @@ def weight_penalty(adapter: Adapter) -> Float[Array, ""]:
 
 @struct.dataclass
 class Sft(Objective):
-    """Cross-entropy of answers by the frozen base model, adapted per task (paper, section 3.3)."""
+    """Cross-entropy of the answers under the frozen base model, adapted per task (paper, section 3.3)."""
 
     base: dict[str, Any]  # the decoder's parameters
     decoder: Decoder = struct.field(pytree_node=False)
@@ -95,7 +99,7 @@ class Sft(Objective):
         return replace(self, base=place_base(mesh, self.base), mesh=mesh)
 
     def part(self, batch: Batch, count: int) -> Batch:
-        """Its weights sum to about 1, as a whole batch's do: the mean over the parts is the batch's loss."""
+        """Rescales the weights to sum to about 1, so that the mean over the parts is the batch's loss."""
         return replace(batch, weights=batch.weights * count)
 
     def counts(self, batch: Batch) -> dict[str, int]:
@@ -108,10 +112,10 @@ class Sft(Objective):
     def loss(
         self, adapter: Adapter, batch: Batch, key: PRNGKeyArray | None
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-        """The loss and its parts. Without a key nothing is random: no noise, no dropout, no label smoothing.
+        """The loss and its parts. Without a key (validation): no noise, no dropout, no label smoothing.
 
-        `exact` is the share of examples, a mean over tasks, all of whose answer tokens are the likeliest, each given
-        the right ones before it. Logits are computed at the supervised positions alone, some at a time.
+        `exact` is the share of examples, averaged over tasks, whose answer tokens are all the likeliest under teacher
+        forcing. Logits are computed at supervised positions only, in chunks.
         """
         config, train = self.config, key is not None
         if batch.tokens.shape[1] == 1:  # XLA's CPU reductions are ten times slower where an axis has length one

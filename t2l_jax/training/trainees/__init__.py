@@ -1,4 +1,4 @@
-"""What can be trained. A new trainee is a class in a file of this folder, and a line in `TRAINEES`."""
+"""Everything that can be trained. To add a trainee, write a class in this folder and list it in `TRAINEES`."""
 
 from t2l_jax.training.trainees.base import Release, Trainee
 from t2l_jax.training.trainees.hypernetworks import OneHotHypernetwork, TextHypernetwork
@@ -6,7 +6,7 @@ from t2l_jax.training.trainees.loras import LoraTable, SharedLora
 
 __all__ = ["TRAINEES", "LoraTable", "OneHotHypernetwork", "Release", "SharedLora", "TextHypernetwork", "Trainee"]
 
-# The word that a recipe and the command line use -> the class.
+# Name in recipes and on the command line -> class.
 TRAINEES: dict[str, type[Trainee]] = {
     "hypernet": TextHypernetwork,
     "one-hot": OneHotHypernetwork,

@@ -1,4 +1,4 @@
-"""What every trainee is: something that is trained to write adapters, told apart by a class and never by a name.
+"""The interface of trainees, which learn to produce adapters. Code tells them apart by class, never by name.
 
 Axes: T tasks of a batch, n conditions of a task.
 """
@@ -18,12 +18,12 @@ from t2l_jax.errors import UserError
 from t2l_jax.hypernet import Condition, HypernetConfig, Variables
 from t2l_jax.lora import Adapter, LoraSpec
 
-Extra = Float[Array, ""]  # a trainee's own loss, added to the objective (vector quantisation has one)
+Extra = Float[Array, ""]  # a trainee's own loss, added to the objective (for vector quantisation)
 
 
 @dataclass(frozen=True)
 class Release:
-    """What is published beside the weights: what the run read, and how it was trained."""
+    """Metadata to publish with the weights: the run's inputs, and how it was trained."""
 
     base: str  # location of the base LLM
     base_name: str
@@ -34,17 +34,17 @@ class Release:
 
 
 class Trainee(ABC):
-    """What a run trains: variables and the conditions of T tasks in, an adapter for each task out.
+    """What a run trains: maps variables and the conditions of T tasks to T adapters.
 
-    The class says what a recipe must know before anything is read; an instance is hashable (the compiled step is cached
-    by it) and holds shapes only. A new trainee is one such class, and one line in `TRAINEES`.
+    Class attributes hold what a recipe needs to know before data is read. Instances are hashable (cache keys of the
+    compiled step) and hold only shapes. To add a trainee, write such a class and list it in `TRAINEES`.
     """
 
-    reads_text: ClassVar[bool] = False  # descriptions are embedded for it
-    takes_new_tasks: ClassVar[bool] = False  # it can be asked about tasks that it has not been trained on
-    takes_any_split: ClassVar[bool] = False  # it may be trained on tasks that are kept for evaluation
-    takes_offset: ClassVar[bool] = False  # an adapter can be added to its outputs
-    begins_from: ClassVar[str] = ""  # what `init_from` names; empty: it always begins with fresh variables
+    reads_text: ClassVar[bool] = False  # it is conditioned on embedded descriptions
+    takes_new_tasks: ClassVar[bool] = False  # it can be validated on tasks it was not trained on
+    takes_any_split: ClassVar[bool] = False  # it may be trained on held-out tasks
+    takes_offset: ClassVar[bool] = False  # a fixed or learned adapter can be added to its outputs
+    begins_from: ClassVar[str] = ""  # kind of location for `init_from`; empty: fresh variables only
     spec: LoraSpec  # of the adapters
 
     @classmethod
@@ -56,10 +56,10 @@ class Trainee(ABC):
     def conditions(
         cls, descriptions: Sequence[Sequence[str]], places: Sequence[int], z: Sequence[np.ndarray] | None
     ) -> list[Condition]:
-        """What is read of each task, n conditions of which one is drawn each time.
+        """The conditions [n] of each task, one of which is drawn each time.
 
-        `places` are the tasks' places among those trained on (-1: not one of them); `z` holds, if text is read, the
-        embeddings [n, z] of each task's descriptions.
+        `places` are the tasks' indices among the training tasks (-1 for others); `z` holds the embeddings [n, z] of
+        each task's descriptions, or is None if no text is read.
         """
         return [
             Condition(None if z is None else z[index], np.full(len(texts), place, np.int32))
@@ -74,16 +74,16 @@ class Trainee(ABC):
     def adapters(
         self, variables: Variables, conditions: Condition, key: PRNGKeyArray | None = None
     ) -> tuple[Adapter, Extra]:
-        """Adapters [T] and the trainee's own loss. A key switches dropout on."""
+        """Adapters [T] and the trainee's own loss. With a key, dropout is active."""
 
     def begin_from(self, location: str, release: Release, base: DecoderConfig) -> Variables:
-        """The variables at a location. Raises UserError that names the field in which they differ from the recipe."""
+        """Load variables from a location. Raises UserError that names the first field that differs from the recipe."""
         raise UserError(f"init_from: {location} cannot be taken: this trainee begins with fresh variables")
 
     def begin_as(self, offset: Path, fresh: Variables, base: DecoderConfig) -> Variables:
-        """Fresh variables with which every output is the adapter in a PEFT folder."""
+        """Fresh variables with which every output equals the adapter in a PEFT folder."""
         raise UserError(f"offset_init: {offset} cannot be used: this trainee has no offset")
 
     @abstractmethod
     def publish(self, folder: Path, variables: Variables, release: Release) -> Path:
-        """Write what was trained below the run folder; return where."""
+        """Write the trained model into the run folder; return its path."""

@@ -1,4 +1,4 @@
-"""Hypernetworks: from a description, or from a one-hot task identity.
+"""Hypernetworks conditioned on a description, or on a one-hot task identity.
 
 Axes: T tasks of a batch.
 """
@@ -39,7 +39,7 @@ class TextHypernetwork(Trainee):
 
     @classmethod
     def make(cls, net: HypernetConfig, spec: LoraSpec, dim: int | None, num_tasks: int) -> "TextHypernetwork":
-        """Raises UserError if the recipe asks for another width of z than is read."""
+        """Raises UserError if the recipe sets a width of z other than the encoder's."""
         width = num_tasks if dim is None else dim
         if net.task.dim not in (TaskEncoderConfig().dim, width):
             raise UserError(f"hypernet.task.dim is {net.task.dim}, the width of z is {width}: leave it out")
@@ -90,7 +90,7 @@ class TextHypernetwork(Trainee):
 
 @dataclass(frozen=True)
 class OneHotHypernetwork(TextHypernetwork):
-    """The hypernetwork with a task's one-hot identity as z, in place of text: it knows the tasks of its run only."""
+    """The hypernetwork with a task's one-hot identity as z instead of text; limited to the tasks of its run."""
 
     reads_text = False
     takes_new_tasks = False
@@ -98,7 +98,7 @@ class OneHotHypernetwork(TextHypernetwork):
 
     @classmethod
     def make(cls, net: HypernetConfig, spec: LoraSpec, dim: int | None, num_tasks: int) -> "TextHypernetwork":
-        """Raises UserError if one-hot z would meet a codebook."""
+        """Raises UserError unless the task encoder is linear."""
         if net.task.kind != "linear":
             raise UserError(f"hypernet.task.kind is {net.task.kind}: a one-hot task identity is read by linear only")
         return super().make(net, spec, None, num_tasks)

@@ -1,4 +1,4 @@
-"""LoRAs that are trained as such, to compare the hypernetwork with: one for all tasks, or one for each task.
+"""Baselines: directly trained LoRAs, one for all tasks or one per task.
 
 Axes: T tasks of a batch, N tasks of a run.
 """
@@ -23,7 +23,7 @@ ADAPTERS_FOLDER = "adapters"  # of a run folder
 
 @dataclass(frozen=True)
 class LoraTable(Trainee):
-    """A table [N] with one LoRA for each task, all trained at once in one program: the task-specific "oracles"."""
+    """A table [N] with one LoRA per task, all trained in one program: the task-specific "oracles"."""
 
     num_tasks: int
     spec: LoraSpec
@@ -44,7 +44,7 @@ class LoraTable(Trainee):
         return variables["params"][conditions.task], jnp.zeros(())
 
     def publish(self, folder: Path, variables: Variables, release: Release) -> Path:
-        """PEFT folders, one for each task; those of an earlier end of the run are replaced."""
+        """Write one PEFT folder per task, replacing earlier ones of the run."""
         target = folder / ADAPTERS_FOLDER
         save_peft(variables["params"], target, base_model=release.base_name, names=release.tasks, replace=True)
         return target
@@ -76,7 +76,7 @@ class SharedLora(Trainee):
         return {"params": stack([initial.adapter_at(location, self.spec, base)])}
 
     def publish(self, folder: Path, variables: Variables, release: Release) -> Path:
-        """A PEFT folder; that of an earlier end of the run is replaced."""
+        """Write a PEFT folder, replacing an earlier one of the run."""
         target = folder / ADAPTERS_FOLDER
         save_peft(variables["params"][0], target, base_model=release.base_name, replace=True)
         return target
