@@ -89,7 +89,7 @@ class Train(Generic[Settings]):
     """
 
     recipe: Annotated[Settings, arg(name="")]
-    experiment: Positional[Annotated[Path | None, arg(metavar="FILE.py")]] = None
+    file: Positional[Annotated[Path | None, arg(metavar="FILE.py")]] = None
     """Recipe file: Python that defines RECIPE, which is executed. Default: the values shown here (word tasks)."""
     out: Path = Path("runs/latest")
     """Run folder: metrics, curves, checkpoints and, at the end, model/ (LoRAs: adapters/). Resumes an earlier run."""
@@ -314,7 +314,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def parse(arguments: Sequence[str]) -> Command:
     """Parse the arguments into a command; `train` with a recipe file takes its defaults from that recipe."""
-    experiment = next((argument for argument in arguments if argument.endswith(".py")), None)
+    file = next((argument for argument in arguments if argument.endswith(".py")), None)
     commands: list[Any] = []
     for kind in (Generate, Train, Evaluate, Publish, Chat, Embed, Models):
         name, text = kind.__name__.lower(), inspect.getdoc(kind) or ""
@@ -326,7 +326,7 @@ def parse(arguments: Sequence[str]) -> Command:
             if chosen:
                 from t2l_jax.training.recipe import Recipe
 
-                typed, options["default"] = Train[Recipe], Train(read_experiment(experiment))
+                typed, options["default"] = Train[Recipe], Train(read_recipe(file))
         if kind is Evaluate:
             typed = Evaluate[None]
             if chosen:
@@ -336,14 +336,14 @@ def parse(arguments: Sequence[str]) -> Command:
         commands.append(Annotated[typed, subcommand(name, **options)])
     union: Any = Union[tuple(commands)]  # noqa: UP007 (its members are known at run time only)
     command = tyro.cli(union, args=arguments, prog="t2l", description=t2l_jax.__doc__)
-    named = command.experiment if isinstance(command, Train) else None
-    if named is not None and (experiment is None or named != Path(experiment)):
-        raise UserError(f"{named}: an experiment is a Python file: give one whose name ends in .py")
+    named = command.file if isinstance(command, Train) else None
+    if named is not None and (file is None or named != Path(file)):
+        raise UserError(f"{named}: a recipe is a Python file: give one whose name ends in .py")
     return command
 
 
-def read_experiment(source: str | None) -> "Recipe":
-    """The RECIPE that an experiment file defines; without a file, the default recipe.
+def read_recipe(source: str | None) -> "Recipe":
+    """The RECIPE that a recipe file defines; without a file, the default recipe.
 
     Raises UserError if the file does not exist, its code fails, or it defines no RECIPE.
     """
@@ -353,7 +353,7 @@ def read_experiment(source: str | None) -> "Recipe":
         return Recipe()
     path = Path(source)
     if not path.is_file():
-        raise UserError(f"{path}: no such experiment file")
+        raise UserError(f"{path}: no such recipe file")
     try:
         recipe = runpy.run_path(str(path)).get("RECIPE")
     except Exception as error:
@@ -361,7 +361,7 @@ def read_experiment(source: str | None) -> "Recipe":
         line, reason = (error.lineno, error.msg) if isinstance(error, SyntaxError) else ([1, *own][-1], error)
         raise UserError(f"{path}, line {line}: {type(error).__name__}: {reason}") from error
     if not isinstance(recipe, Recipe):
-        raise UserError(f"{path}: an experiment file must define RECIPE, an instance of t2l_jax.training.recipe.Recipe")
+        raise UserError(f"{path}: a recipe file must define RECIPE, an instance of t2l_jax.training.recipe.Recipe")
     return recipe
 
 

@@ -9,7 +9,7 @@ have equal weight in the loss, however many of their examples fit, as with one e
 
 Examples longer than a row are left out, since truncation would change the task (`Sampler.too_long` counts them). The
 last examples of a row are chosen among the next LOOKAHEAD to fill it, which favours short ones: on real tasks with rows
-of 1,024 tokens the mean length drops by up to 2% (experiments/padding.py).
+of 1,024 tokens the mean length drops by up to 2% (experiments/benchmarks/padding.py).
 """
 
 from collections.abc import Mapping, Sequence

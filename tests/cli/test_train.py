@@ -44,20 +44,20 @@ def test_train_starts_from_the_recipe_of_the_file(capsys, place, monkeypatch):
     ],
 )
 def test_the_recipes_in_the_repository_are_some(name, tasks):
-    assert cli.read_experiment(str(ROOT / "experiments" / "recipes" / f"{name}.py")).tasks == tasks
+    assert cli.read_recipe(str(ROOT / "experiments" / "recipes" / f"{name}.py")).tasks == tasks
 
 
 @pytest.mark.parametrize(
     ("code", "message"),
     [
-        ("x = 1\n", "exp.py: an experiment file must define RECIPE"),
-        ("RECIPE = {'steps': 3}\n", "exp.py: an experiment file must define RECIPE"),
+        ("x = 1\n", "exp.py: a recipe file must define RECIPE"),
+        ("RECIPE = {'steps': 3}\n", "exp.py: a recipe file must define RECIPE"),
         ("import os\nRECIPE = = 3\n", "exp.py, line 2: SyntaxError: invalid syntax"),
         ("import os\n\nos.nothing()\n", "exp.py, line 3: AttributeError"),
         ("from t2l_jax.training import LoopConfig\nLoopConfig(steps=0)\n", "steps must be at least 1, got 0"),
     ],
 )
-def test_train_refuses_a_file_that_is_no_experiment(capsys, place, code, message):
+def test_train_refuses_a_file_that_is_no_recipe(capsys, place, code, message):
     Path("exp.py").write_text(code)
     assert_refused(capsys, message, "train", "exp.py")
 
@@ -65,8 +65,8 @@ def test_train_refuses_a_file_that_is_no_experiment(capsys, place, code, message
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("nowhere.py",), "nowhere.py: no such experiment file"),
-        (("exp",), "exp: an experiment is a Python file"),
+        (("nowhere.py",), "nowhere.py: no such recipe file"),
+        (("exp",), "exp: a recipe is a Python file"),
         (("exp.py", "--steps", "0"), "steps must be at least 1, got 0"),
         (("exp.py", "--tasks", "nowhere", "--base", "models/base"), "nowhere: no such folder of tasks"),
         (("./exp.py", "--tasks", "nowhere", "--base", "models/base"), "nowhere: no such folder of tasks"),
