@@ -41,9 +41,7 @@ class Condition:
     """
 
     z: Float[Array | np.ndarray, "*T z"] | None = None  # task embedding: of the description, float32
-    task: Int[Array | np.ndarray, "*T"] | None = (
-        None  # its place among those of a run: its identity if no text is read
-    )
+    task: Int[Array | np.ndarray, "*T"] | None = None  # its place among those of a run: its identity if no text is read
 
 
 @dataclass(frozen=True)
@@ -108,7 +106,7 @@ class TaskEncoder(nn.Module):
         codebook = self.param("codebook", nn.initializers.normal(1.0), (size, self.width))
         if kind == "vq":
             latent = nn.Dense(self.width, name="linear")(z)
-            nearest = codebook[jnp.argmin(jnp.sum((codebook - latent) ** 2, axis=-1))]
+            nearest = codebook[jnp.argmin(jnp.sum((codebook - latent[None]) ** 2, axis=-1))]
             pull = jnp.mean((nearest - jax.lax.stop_gradient(latent)) ** 2)
             commit = jnp.mean((jax.lax.stop_gradient(nearest) - latent) ** 2)
             self.sow("losses", "vq", pull + 0.25 * commit)
@@ -195,7 +193,7 @@ def look_up(table: nn.Embed, index: Int[Array, ""]) -> Float[Array, " d"]:
 def rotate_by(u: Float[Array, " D"], position: Int[Array, ""]) -> Float[Array, " D"]:
     """u turned by a position, channel pairs (j, j + D/2) at RoFormer's frequencies."""
     half = u.shape[-1] // 2
-    angles = position * 10_000.0 ** (-jnp.arange(half) / half)
+    angles = position.astype(jnp.float32) * 10_000.0 ** (-jnp.arange(half, dtype=jnp.float32) / half)
     first, second = jnp.split(u, 2)
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin])

@@ -191,5 +191,5 @@ def merge(params: dict[str, Any], adapter: Adapter) -> dict[str, Any]:
     layers = dict(params["layers"])
     for name, delta in dense_delta(adapter).items():
         kernel = layers[name]["kernel"]
-        layers[name] = {**layers[name], "kernel": (kernel + delta).astype(kernel.dtype)}
+        layers[name] = {**layers[name], "kernel": (kernel.astype(delta.dtype) + delta).astype(kernel.dtype)}
     return {**params, "layers": layers}

@@ -7,14 +7,15 @@ from pathlib import Path
 os.environ["JAX_PLATFORMS"] = "cpu"
 # A tiny model is compiled once and runs for a moment. Without LLVM's optimisations and with XLA's older emitters of
 # loops, compiling takes a fifth of the time. A jaxlib that does not know a flag any more says so and ends: remove it.
-XLA_FLAGS = (
-    "--xla_force_host_platform_device_count=8",
-    "--xla_cpu_use_fusion_emitters=false",
-    "--xla_cpu_parallel_codegen_split_count=1",
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 )
-os.environ["XLA_FLAGS"] = " ".join((os.environ.get("XLA_FLAGS", ""), *XLA_FLAGS))
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
+# No type and no axis is added silently: what is meant is written down.
+os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 # Programs compiled by one run serve the next: most of the time of a first run is compilation.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")

@@ -20,7 +20,7 @@ class Code(NamedTuple):
     entry_point: str
 
 
-class Scoring(NamedTuple):
+class Benchmark(NamedTuple):
     """What an evaluation must know of a data set's tasks."""
 
     metric: str = "exact_match"
@@ -45,16 +45,16 @@ def _mbpp(row: Row) -> Code:
     return Code("\n".join([*before, "", head, *(f"    {line}" for line in tests.splitlines())]), name)
 
 
-CHOICE = Scoring(kind="multiple_choice")
-SCORING: dict[str, Scoring] = {
+CHOICE = Benchmark(kind="multiple_choice")
+BENCHMARKS: dict[str, Benchmark] = {
     "allenai/ai2_arc": CHOICE,
     "allenai/openbookqa": CHOICE,
     "allenai/winogrande": CHOICE,
     "Rowan/hellaswag": CHOICE,
     "ybisk/piqa": CHOICE,
-    "google/boolq": Scoring(kind="classification", labels=("true", "false")),
-    "gsm8k": Scoring("numeric_match", "math"),  # the last number of a worked solution is its result
-    "openai/gsm8k": Scoring("numeric_match", "math"),
-    "openai/openai_humaneval": Scoring("code_pass", "code", code=_humaneval),
-    "google-research-datasets/mbpp": Scoring("code_pass", "code", code=_mbpp),
+    "google/boolq": Benchmark(kind="classification", labels=("true", "false")),
+    "gsm8k": Benchmark("numeric_match", "math"),  # the last number of a worked solution is its result
+    "openai/gsm8k": Benchmark("numeric_match", "math"),
+    "openai/openai_humaneval": Benchmark("code_pass", "code", code=_humaneval),
+    "google-research-datasets/mbpp": Benchmark("code_pass", "code", code=_mbpp),
 }

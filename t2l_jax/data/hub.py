@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 
 import datasets
 
-from t2l_jax.data.benchmarks import SCORING, Code, Scoring
+from t2l_jax.data.benchmarks import BENCHMARKS, Benchmark, Code
 from t2l_jax.data.tasks import (
     MAX_TRAIN_DESCRIPTIONS,
     Example,
@@ -93,9 +93,9 @@ def load_hub_task(path: Path) -> Task:
     around = (fields.get("assistant_prefill") or "", fields.get("assistant_postfill") or "")
     check_template(template, where)
     options = _options(fields.get("ds_kwargs"), path)
-    scoring = SCORING.get(fields["ds_kwargs"]["path"], Scoring())
+    benchmark = BENCHMARKS.get(fields["ds_kwargs"]["path"], Benchmark())
     rows = load_rows(options, where)
-    examples = list(_examples(rows, template, response, around, scoring, where))
+    examples = list(_examples(rows, template, response, around, benchmark, where))
     if not examples:
         raise UserError(f"{where}: no row of {options['path']} makes an example: look at user_prompt_template")
     count = min(MAX_TEST, len(examples) // 10)
@@ -106,9 +106,9 @@ def load_hub_task(path: Path) -> Task:
         unseen_descriptions=descriptions[MAX_TRAIN_DESCRIPTIONS:],
         train=tuple(examples[: len(examples) - count]),
         test=tuple(examples[len(examples) - count :]),
-        metric=text_field(fields.get("metric", scoring.metric), "metric", where),
-        kind=text_field(fields.get("kind", scoring.kind), "kind", where),
-        labels=texts_field(fields["labels"], "labels", where) if fields.get("labels") else scoring.labels,
+        metric=text_field(fields.get("metric", benchmark.metric), "metric", where),
+        kind=text_field(fields.get("kind", benchmark.kind), "kind", where),
+        labels=texts_field(fields["labels"], "labels", where) if fields.get("labels") else benchmark.labels,
         use="train" if fields.get("t2l_split", trained) == "train" else "test",
     )
 
@@ -123,7 +123,7 @@ def load_rows(options: dict[str, Any], where: str) -> datasets.Dataset:
         return datasets.load_dataset(**options, cache_dir=folder, download_config=config)
 
     try:
-        found = load() if offline else with_retries(load)
+        rows = load() if offline else with_retries(load)
     except Exception as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         advice = "look at ds_kwargs"
@@ -133,9 +133,9 @@ def load_rows(options: dict[str, Any], where: str) -> datasets.Dataset:
             advice = "the hub cannot be reached: try again later"
         kind = Unreachable if isinstance(error, NETWORK) and not offline else UserError
         raise kind(f"{where}: the data set {options['path']} cannot be loaded ({first}): {advice}") from error
-    if not isinstance(found, datasets.Dataset):
-        raise UserError(f"{where}: ds_kwargs names no split: choose among {', '.join(map(str, found))}")
-    return found
+    if not isinstance(rows, datasets.Dataset):
+        raise UserError(f"{where}: ds_kwargs names no split: choose among {', '.join(map(str, rows))}")
+    return rows
 
 
 def with_retries(load: Callable[[], Loaded], sleep: Callable[[float], None] = time.sleep) -> Loaded:
@@ -174,7 +174,7 @@ def _options(value: Any, path: Path) -> dict[str, Any]:
 
 
 def _examples(
-    rows: datasets.Dataset, template: str, response: str, around: tuple[str, str], scoring: Scoring, where: str
+    rows: datasets.Dataset, template: str, response: str, around: tuple[str, str], benchmark: Benchmark, where: str
 ) -> Iterator[Example]:
     """The examples of the rows; rows without an item that the template names are left out, with a warning."""
     short = 0
@@ -200,7 +200,7 @@ def _examples(
             continue
         outputs = tuple(f"{around[0]}{item}{around[1]}" for item in answers)
         try:
-            code = scoring.code(row) if scoring.code else Code("", "")
+            code = benchmark.code(row) if benchmark.code else Code("", "")
         except (LookupError, SyntaxError, TypeError, ValueError):  # its test tests nothing
             short += 1
             continue
@@ -211,12 +211,12 @@ def _examples(
 
 def _derived(row: dict[str, Any]) -> dict[str, Any]:
     """Columns that the registry's templates name and the data sets do not have as such."""
-    found: dict[str, Any] = {}
+    derived: dict[str, Any] = {}
     if isinstance(row.get("input"), str) and (match := SUPER_NI.match(row["input"])):
-        found = {**match.groupdict(), "answer": row.get("output")}
+        derived = {**match.groupdict(), "answer": row.get("output")}
     if isinstance(row.get("test_list"), list):
-        found["assertions"] = "\n".join(row["test_list"])
-    return found
+        derived["assertions"] = "\n".join(row["test_list"])
+    return derived
 
 
 def _text(value: Any, column: str, where: str) -> str:

@@ -46,12 +46,12 @@ def read_mixture(
     splits: dict[str, list[Task]] = {TRAIN: []}
     chances: list[float] = []
     for index, source in enumerate(sources):
-        found = read_tasks(source)
-        if not found[TRAIN] and TRAIN in wanted:
+        own = read_tasks(source)
+        if not own[TRAIN] and TRAIN in wanted:
             raise UserError(f"{source}: holds no task of use `train`: there is nothing to train on")
-        weight = weights[index] / len(found[TRAIN]) if weights else 1.0
-        chances += [weight] * len(found[TRAIN])
-        for name, tasks in found.items():
+        weight = weights[index] / len(own[TRAIN]) if weights else 1.0
+        chances += [weight] * len(own[TRAIN])
+        for name, tasks in own.items():
             splits.setdefault(name, []).extend(tasks)
     if not sources:
         raise UserError("no source of tasks is given: name one with --tasks")

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import yaml
 
 from t2l_jax.errors import Unreachable, UserError
-from t2l_jax.io.files import check_name, explained, read_jsonl
+from t2l_jax.io.files import check_name, os_errors_explained, read_jsonl
 
 # The registry of the original has about 200 descriptions a task and trains on 128 of them.
 MAX_TRAIN_DESCRIPTIONS = 128
@@ -95,7 +95,7 @@ def load_tasks(folder: str | Path) -> list[Task]:
     how many tasks are left. Raises UserError where none is left, and where two tasks have one name.
     """
     folder = Path(folder)
-    with explained(folder, "read"):
+    with os_errors_explained(folder, "read"):
         subfolders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     if (folder / "task.yaml").exists():
         return [load_task(folder)]
@@ -163,7 +163,7 @@ def check_unique(tasks: Iterable[Task]) -> None:
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The fields of a YAML file. Raises UserError where it cannot be read, or holds no fields."""
-    with explained(path, "read"):
+    with os_errors_explained(path, "read"):
         data = path.read_bytes()
     try:
         fields = yaml.load(data, yaml.CSafeLoader)  # the same as safe_load, and ten times as fast

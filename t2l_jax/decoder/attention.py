@@ -79,8 +79,10 @@ def rotary_angles(
 ) -> tuple[Float[Array, "n *B S half"], Int[Array, " L"]]:
     """The angles of each of the n different rotary settings of the layers, and the number of each layer's setting."""
     settings = list(dict.fromkeys(layer.rotary for layer in config.layers))
-    places = positions[..., None].astype(jnp.float32)
-    angles = jnp.stack([places * rotary_frequencies(rotary, config.head_dim) for rotary in settings])
+    places, axes = positions[..., None].astype(jnp.float32), range(positions.ndim)
+    angles = jnp.stack(
+        [places * jnp.expand_dims(rotary_frequencies(rotary, config.head_dim), axes) for rotary in settings]
+    )
     return angles, jnp.asarray([settings.index(layer.rotary) for layer in config.layers])
 
 

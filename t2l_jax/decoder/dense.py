@@ -6,6 +6,7 @@ Axes: B any batch axes, sequence included, i input width, o output width, r rank
 from collections.abc import Mapping
 
 import flax.linen as nn
+import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
@@ -37,7 +38,8 @@ class LoraDense(nn.Module):
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.width))
         out = rounded_einsum("...i,io->...o", x, kernel.astype(x.dtype), self.matmul_dtype, x.dtype)
         if self.use_bias:
-            out = out + self.param("bias", nn.initializers.zeros_init(), (self.width,)).astype(x.dtype)
+            bias = self.param("bias", nn.initializers.zeros_init(), (self.width,)).astype(x.dtype)
+            out = out + jnp.broadcast_to(bias, out.shape)
         if lora is not None:
             out = out + self.lora_scale * lora_delta(dropped, lora["a"].astype(x.dtype), lora["b"].astype(x.dtype))
         return checkpoint_name(out, PROJECTION)

@@ -193,7 +193,7 @@ def prefill(
 ) -> tuple[Float[Array, "T R S D"], Cache]:
     """Read left-padded prompts: their hidden states, and a cache that holds them and has room for more tokens."""
     size = tokens.shape[-1]
-    positions = jnp.arange(size) - (size - lengths[..., None])
+    positions = jnp.broadcast_to(jnp.arange(size), tokens.shape) - (size - lengths[..., None])
     output: Any = decoder.apply(
         {"params": params},
         tokens,
@@ -228,8 +228,8 @@ def nucleus(scores: Float[Array, "*B V"], top_p: Float[Array, ""]) -> Float[Arra
 
 def margin(scores: Float[Array, "*B V"]) -> Float[Array, "*B"]:
     """How far the best score is above the second best; 0 for a tie."""
-    best = jnp.argmax(scores, axis=-1, keepdims=True)
-    others = jnp.where(jnp.arange(scores.shape[-1]) == best, -jnp.inf, scores)
+    best = jnp.argmax(scores, axis=-1)
+    others = jnp.where(jax.nn.one_hot(best, scores.shape[-1], dtype=bool), -jnp.inf, scores)
     return jnp.max(scores, axis=-1) - jnp.max(others, axis=-1)
 
 

@@ -115,7 +115,8 @@ class RMSNorm(nn.Module):
         scale = self.param("scale", nn.initializers.constant(1 - self.config.norm_offset), (x.shape[-1],))
         x32 = x.astype(jnp.float32)
         x32 = x32 * jax.lax.rsqrt(jnp.mean(x32**2, axis=-1, keepdims=True) + self.config.norm_eps)
-        return (x32 * (scale.astype(jnp.float32) + self.config.norm_offset)).astype(x.dtype)
+        scale = jnp.expand_dims(scale.astype(jnp.float32) + self.config.norm_offset, range(x.ndim - 1))
+        return (x32 * scale).astype(x.dtype)
 
 
 class PerLayer(NamedTuple):
@@ -272,7 +273,7 @@ class Decoder(nn.Module):
         mine, theirs = segments[..., :, None], seen[1][..., None, :]
         visible = (distance >= 0) & (mine > 0) & ((mine == theirs) | (theirs == SHARED))
         if cache is None:
-            visible &= jnp.tri(tokens.shape[-1], dtype=bool)  # what `attend_causally` relies on
+            visible = jnp.tril(visible)  # what `attend_causally` relies on
         angles, rotary = rotary_angles(config.attention, positions)
         windows = [GLOBAL_WINDOW if own.window is None else own.window for own in config.attention.layers]
         (x, cache), _ = self._layers(adapter)(

@@ -7,7 +7,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from t2l_jax.errors import UserError
-from t2l_jax.io.files import explained, read_json
+from t2l_jax.io.files import os_errors_explained, read_json
 from t2l_jax.io.peft import CONFIG_FILE, WEIGHTS_FILE, check_options, setting
 
 _BEFORE, _A, _B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
@@ -24,7 +24,7 @@ def add_adapter(model: Any, folder: Path) -> None:
     options = read_json(folder / CONFIG_FILE)
     check_options(options, folder / CONFIG_FILE)
     path = folder / WEIGHTS_FILE
-    with explained(path, "read"):
+    with os_errors_explained(path, "read"):
         data = path.read_bytes()
     try:
         tensors = {name: tensor.float() for name, tensor in load(data).items()}

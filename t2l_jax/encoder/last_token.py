@@ -75,7 +75,7 @@ def last_token_states(
     config: DecoderConfig, params: dict[str, Any], tokens: Int[Array, "R S"], lengths: Int[Array, " R"]
 ) -> Float[Array, "R D"]:
     """The final hidden state at each row's last token. Rows are padded on the right."""
-    segments = (jnp.arange(tokens.shape[1]) < lengths[:, None]).astype(jnp.int32)
+    segments = (jnp.arange(tokens.shape[1])[None] < lengths[:, None]).astype(jnp.int32)
     hidden, _ = Decoder(config).apply({"params": params}, tokens, segments=segments)
     return hidden[jnp.arange(len(tokens)), lengths - 1]
 

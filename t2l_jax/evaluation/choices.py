@@ -32,29 +32,29 @@ def choices(task: Task, example: Example) -> tuple[str, ...]:
     before a colon at the beginning of a line: A: ..., 1: ..., Option 1: ...
     """
     if task.labels:
-        found = task.labels
+        offered = task.labels
     elif task.kind == "multiple_choice" and example.output.strip() in (marks := _marks(example.input)):
-        found = marks
+        offered = marks
     else:
         form = _ANSWER.fullmatch(example.output.strip()) if task.kind == "multiple_choice" else None
         if form is None:
             return ()
         letters = {first or second for first, second in _LETTERS.findall(example.input)}
         count = next(n for n in range(27) if chr(ord("A") + n) not in letters)
-        found = tuple(f"{form[1] or ''}{chr(ord('A') + n)}{form[3] or ''}" for n in range(count))
+        offered = tuple(f"{form[1] or ''}{chr(ord('A') + n)}{form[3] or ''}" for n in range(count))
     accepted = {answer.strip() for answer in example.accepted}
-    return found if len(found) > 1 and accepted <= set(found) else ()
+    return offered if len(offered) > 1 and accepted <= set(offered) else ()
 
 
 def _marks(text: str) -> tuple[str, ...]:
     """What stands before a colon at the beginning of lines: the last run of such marks, from A, 0 or 1 on."""
-    found: tuple[str, ...] = ()
+    run: tuple[str, ...] = ()
     for mark in _MARKED.findall(text):
-        if found and ord(mark) == ord(found[-1]) + 1:
-            found += (mark,)
+        if run and ord(mark) == ord(run[-1]) + 1:
+            run += (mark,)
         elif mark in "A01":
-            found = (mark,)
-    return found if len(found) > 1 else ()
+            run = (mark,)
+    return run if len(run) > 1 else ()
 
 
 @struct.dataclass
@@ -82,7 +82,7 @@ def choose_likeliest(
     """
     room = batch.suffixes.shape[-1]
     _, cache = prefill(decoder, params, batch.tokens, batch.lengths, adapter, room)
-    after = batch.lengths[..., None] + jnp.arange(room)
+    after = batch.lengths[..., None] + jnp.broadcast_to(jnp.arange(room), (*batch.lengths.shape, room))
 
     def score(choice: tuple[Array, Array, Array]) -> Array:
         suffix, target, weight = choice

@@ -31,8 +31,8 @@ BLOCK = 2048  # rows that are answered to their ends before the next ones begin
 
 
 @dataclass(frozen=True)
-class Source:
-    """Where the weights of a row come from: `params` and an adapter for all rows, or one by name.
+class Answerer:
+    """Whose weights answer: the base model's `params`, with an adapter for all rows or one by name.
 
     `identity` stands for the weights: equal identities give equal answers.
     """
@@ -44,10 +44,10 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Query:
-    """A prompt for one source and adapter; with `choices` (tokens of each) to choose among, else to continue."""
+class Question:
+    """A prompt for one answerer and adapter; with `choices` (tokens of each) to choose among, else to continue."""
 
-    source: str
+    weights: str  # the name of an answerer
     adapter: str
     prompt: Int[np.ndarray, " n"]
     limit: int
@@ -55,41 +55,41 @@ class Query:
 
 
 Answer = list[int] | int  # tokens, or the number of a choice
-Shape = tuple[str, bool, int, int, int]  # source, choices?, S, N or K, A
+Shape = tuple[str, bool, int, int, int]  # answerer, choices?, S, N or K, A
 
 
 @dataclass
-class _Row:
-    """A query on its way: what it has written, and how long its next segment may be."""
+class _Pending:
+    """A question on its way: what it has written, and how long its next segment may be."""
 
     index: int
-    query: Query
+    question: Question
     written: list[int]
     segment: int = SEGMENT
 
     def shape(self) -> Shape:
-        query, size = self.query, len(self.query.prompt) + len(self.written)
-        if not query.choices:
-            return query.source, False, prompt_bucket(size), self.segment, 0
-        longest = bucket(max(len(tokens) for tokens in query.choices) + 1)
-        return query.source, True, prompt_bucket(size - 1), bucket(len(query.choices)), longest
+        question, size = self.question, len(self.question.prompt) + len(self.written)
+        if not question.choices:
+            return question.weights, False, prompt_bucket(size), self.segment, 0
+        longest = bucket(max(len(tokens) for tokens in question.choices) + 1)
+        return question.weights, True, prompt_bucket(size - 1), bucket(len(question.choices)), longest
 
 
 def answer_all(
-    llm: LLM, sources: dict[str, Source], queries: Sequence[Query], batch_tokens: int, end: int
+    llm: LLM, answerers: dict[str, Answerer], questions: Sequence[Question], batch_tokens: int, end: int
 ) -> Iterator[list[tuple[int, Answer]]]:
-    """Lists of (number of the query, answer) as they are ready.
+    """Lists of (number of the question, answer) as they are ready.
 
     `batch_tokens` bounds the prompt tokens of a batch, padding included. `end` is the token that ends a choice.
     """
-    rows = sorted((_Row(i, query, []) for i, query in enumerate(queries)), key=lambda row: row.shape())
+    rows = sorted((_Pending(i, question, []) for i, question in enumerate(questions)), key=lambda row: row.shape())
     blocks = [rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK)]
     for number in np.random.default_rng(0).permutation(len(blocks)):  # so that the time left is estimated fairly
         waiting = blocks[number]
         while waiting:
-            unfinished: list[_Row] = []
-            for shape, batch in _batches(waiting, sources, batch_tokens):
-                done, rest = _advance(llm, sources[shape[0]], shape, batch, end)
+            unfinished: list[_Pending] = []
+            for shape, batch in _batches(waiting, answerers, batch_tokens):
+                done, rest = _advance(llm, answerers[shape[0]], shape, batch, end)
                 unfinished += rest
                 if done:
                     yield done
@@ -97,21 +97,21 @@ def answer_all(
 
 
 def _batches(
-    rows: Sequence[_Row], sources: dict[str, Source], batch_tokens: int
-) -> Iterator[tuple[Shape, list[list[_Row]]]]:
+    rows: Sequence[_Pending], answerers: dict[str, Answerer], batch_tokens: int
+) -> Iterator[tuple[Shape, list[list[_Pending]]]]:
     """Rows of one shape as batches [T][R]: up to ROWS rows of an adapter stand together, or all without adapters."""
-    by_shape: dict[Shape, list[_Row]] = {}
+    by_shape: dict[Shape, list[_Pending]] = {}
     for row in rows:
         by_shape.setdefault(row.shape(), []).append(row)
     for shape, alike in by_shape.items():
         room = power_of_two_within(batch_tokens // shape[2])  # `_run` pads to powers of two
-        if sources[shape[0]].fetch is None:
+        if answerers[shape[0]].fetch is None:
             for start in range(0, len(alike), room):
                 yield shape, [alike[start : start + room]]
             continue
-        by_adapter: dict[str, list[_Row]] = {}
+        by_adapter: dict[str, list[_Pending]] = {}
         for row in alike:
-            by_adapter.setdefault(row.query.adapter, []).append(row)
+            by_adapter.setdefault(row.question.adapter, []).append(row)
         most = max(len(own) for own in by_adapter.values())
         width = min(ROWS, room, power_of_two(most))
         chunks = [own[i : i + width] for own in by_adapter.values() for i in range(0, len(own), width)]
@@ -121,23 +121,23 @@ def _batches(
 
 
 def _advance(
-    llm: LLM, source: Source, shape: Shape, batch: list[list[_Row]], end: int
-) -> tuple[list[tuple[int, Answer]], list[_Row]]:
+    llm: LLM, answerer: Answerer, shape: Shape, batch: list[list[_Pending]], end: int
+) -> tuple[list[tuple[int, Answer]], list[_Pending]]:
     """Answer a batch, or write one more segment of it: what is done, and the rows that go on."""
     rows = [row for task in batch for row in task]
-    answers, margins = _run(llm, source, shape, batch, end)
+    answers, margins = _run(llm, answerer, shape, batch, end)
     for place, row in enumerate(rows):
         if margins[place] < TIE and len(rows) > 1:
-            answers[place] = _run(llm, source, shape, [[row]], end)[0][0]
+            answers[place] = _run(llm, answerer, shape, [[row]], end)[0][0]
     done: list[tuple[int, Answer]] = []
     rest = []
     for row, new in zip(rows, answers, strict=True):
         if isinstance(new, int):
             done.append((row.index, new))
             continue
-        room = min(row.segment, row.query.limit - len(row.written))
+        room = min(row.segment, row.question.limit - len(row.written))
         row.written += new
-        if len(new) < room or len(row.written) >= row.query.limit:
+        if len(new) < room or len(row.written) >= row.question.limit:
             done.append((row.index, row.written))
         else:
             row.segment = min(4 * row.segment, LONGEST_SEGMENT)
@@ -145,29 +145,31 @@ def _advance(
     return done, rest
 
 
-def _run(llm: LLM, source: Source, shape: Shape, batch: list[list[_Row]], end: int) -> tuple[list[Answer], np.ndarray]:
+def _run(
+    llm: LLM, answerer: Answerer, shape: Shape, batch: list[list[_Pending]], end: int
+) -> tuple[list[Answer], np.ndarray]:
     """Answers and margins of a batch's rows, in order."""
-    adapter, size = source.adapter, power_of_two(len(batch))
-    if source.fetch is not None:
-        names = [task[0].query.adapter for task in batch]
-        adapter = source.fetch(names + names[:1] * (size - len(names)))
+    adapter, size = answerer.adapter, power_of_two(len(batch))
+    if answerer.fetch is not None:
+        names = [task[0].question.adapter for task in batch]
+        adapter = answerer.fetch(names + names[:1] * (size - len(names)))
     width = power_of_two(max(len(task) for task in batch))
     stop = -1 if shape[1] else None  # a prompt's last token is read with each choice
-    prompts = [[np.append(row.query.prompt, row.written).astype(np.int32)[:stop] for row in task] for task in batch]
+    prompts = [[np.append(row.question.prompt, row.written).astype(np.int32)[:stop] for row in task] for task in batch]
     tokens, lengths = pad_rows(prompts, (size, width, shape[2]))
     places = [(t, r) for t, task in enumerate(batch) for r in range(len(task))]
     rows = [row for task in batch for row in task]
     answers: list[Answer] = []
     if shape[1]:
         filled = _choice_batch(tokens, lengths, places, rows, shape, end)
-        chosen, margins = jax.device_get(choose_likeliest(llm.decoder, source.params, filled, adapter))
+        chosen, margins = jax.device_get(choose_likeliest(llm.decoder, answerer.params, filled, adapter))
         answers += [int(chosen[place]) for place in places]
     else:
         limits = np.zeros_like(lengths)
         for place, row in zip(places, rows, strict=True):
-            limits[place] = min(row.segment, row.query.limit - len(row.written))
+            limits[place] = min(row.segment, row.question.limit - len(row.written))
         new, margins = jax.device_get(
-            greedy(llm.decoder, source.params, tokens, lengths, limits, shape[3], adapter, llm.stop_ids)
+            greedy(llm.decoder, answerer.params, tokens, lengths, limits, shape[3], adapter, llm.stop_ids)
         )
         answers += [[int(token) for token in new[place] if token != NO_TOKEN] for place in places]
     return answers, np.array([margins[place] for place in places])
@@ -177,7 +179,7 @@ def _choice_batch(
     tokens: np.ndarray,
     lengths: np.ndarray,
     places: Sequence[tuple[int, int]],
-    rows: Sequence[_Row],
+    rows: Sequence[_Pending],
     shape: Shape,
     end: int,
 ) -> ChoiceBatch:
@@ -186,9 +188,9 @@ def _choice_batch(
     suffixes, targets = np.zeros(size, np.int32), np.zeros(size, np.int32)
     weights = np.zeros(size, np.float32)
     for place, row in zip(places, rows, strict=True):
-        for k, choice in enumerate(row.query.choices):
+        for k, choice in enumerate(row.question.choices):
             target = (*choice, end)
             targets[place][k, : len(target)] = target
-            suffixes[place][k, : len(target)] = (row.query.prompt[-1], *choice)
+            suffixes[place][k, : len(target)] = (row.question.prompt[-1], *choice)
             weights[place][k, : len(target)] = 1
     return ChoiceBatch(*(jax.numpy.asarray(x) for x in (tokens, lengths, suffixes, targets, weights)))

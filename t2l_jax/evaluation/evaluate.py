@@ -15,7 +15,7 @@ from t2l_jax.decoder.chat_template import end_of_turn
 from t2l_jax.errors import UserError
 from t2l_jax.evaluation import report, sandbox, store, weights
 from t2l_jax.evaluation.choices import choices
-from t2l_jax.evaluation.engine import Answer, Source, answer_all
+from t2l_jax.evaluation.engine import Answer, Answerer, answer_all
 from t2l_jax.evaluation.metrics import CODE_PASS, find_metric
 from t2l_jax.evaluation.plan import EITHER, METHODS, EvaluationConfig, Planner, Row, adapter_text, misalign
 from t2l_jax.evaluation.weights import Baselines
@@ -46,16 +46,16 @@ def evaluate(model: Model, config: EvaluationConfig, folder: Path, given: Baseli
     store.check(folder, settings)
     llm = model.load_base()
     with jax.default_matmul_precision("highest"):  # the rounding that `engine.TIE` allows for is float32's
-        sources = _sources(model, llm, splits, methods, config, given, own)
-        planner = Planner(llm, sources, methods, config, given.named)
+        answerers = _answerers(model, llm, splits, methods, config, given, own)
+        planner = Planner(llm, answerers, methods, config, given.named)
         rows = list(planner.rows(splits))
         notes += planner.notes
         if not rows:
             raise UserError(f"{config.tasks}: there is nothing to ask: {'; '.join(notes)}")
         with locked(folder):  # only now, since what cannot be evaluated must leave nothing behind
             store.claim(folder, settings)
-            found = answer_rows(llm, sources, rows, folder, config.batch_tokens)
-            lines = report.entries(*_collect(rows, found, config.modes))
+            scores = answer_rows(llm, answerers, rows, folder, config.batch_tokens)
+            lines = report.entries(*_collect(rows, scores, config.modes))
             report.write(folder, lines, notes, settings)
     return report.markdown(lines, notes, single=False)
 
@@ -143,7 +143,7 @@ def _partial_notes(methods: Sequence[str], splits: dict[str, list[Task]], given:
 
 def _mode_notes(model: Model, config: EvaluationConfig, methods: Sequence[str]) -> list[str]:
     """Which prompts the hypernetwork was not trained for."""
-    if not any(METHODS[name].source == "hypernet" for name in methods):
+    if not any(METHODS[name].weights == "hypernet" for name in methods):
         return []
     new = [mode for mode in config.modes if model.config.prompt not in (mode, "both")]
     return [f"the hypernetwork was trained for prompts of mode {model.config.prompt}, not of {mode}" for mode in new]
@@ -153,7 +153,7 @@ def _settings(
     model: Model, config: EvaluationConfig, splits: dict[str, list[Task]], methods: Sequence[str], given: Baselines
 ) -> dict[str, Any]:
     """What the answers depend on: a folder holds those of one value of it."""
-    reads = any(METHODS[name].source == "hypernet" for name in methods)
+    reads = any(METHODS[name].weights == "hypernet" for name in methods)
     shown = {name: value for name, value in asdict(config).items() if name not in SETTINGS_WITHOUT_EFFECT}
     return {
         **shown,
@@ -169,7 +169,7 @@ def _settings(
     }
 
 
-def _sources(
+def _answerers(
     model: Model,
     llm: LLM,
     splits: dict[str, list[Task]],
@@ -177,28 +177,28 @@ def _sources(
     config: EvaluationConfig,
     given: Baselines,
     own: dict[str, Path],
-) -> dict[str, Source]:
+) -> dict[str, Answerer]:
     """The weights that the methods need."""
-    sources = {"base": Source(f"base {llm.location}", llm.params)}
+    answerers = {"base": Answerer(f"base {llm.location}", llm.params)}
     texts = [
         adapter_text(METHODS[name], task, other, wording)
         for tasks in splits.values()
         for task, other in zip(tasks, _others(tasks), strict=True)
         for name in methods
-        if METHODS[name].source == "hypernet"
+        if METHODS[name].weights == "hypernet"
         for wording in range(config.wordings)
     ]
     if texts:
-        sources["hypernet"] = weights.hypernet_source(model, llm, texts)
+        answerers["hypernet"] = weights.hypernet_answerer(model, llm, texts)
     if "multitask" in methods and given.multitask is not None:
-        sources["multitask"] = weights.multitask_source(llm, given.multitask)
+        answerers["multitask"] = weights.multitask_answerer(llm, given.multitask)
     if "average" in methods:
-        sources["average"] = weights.average_source(llm, own)
+        answerers["average"] = weights.average_answerer(llm, own)
     if "one-hot" in methods and given.one_hot is not None:
-        sources["one-hot"] = weights.one_hot_source(llm, given.one_hot)
+        answerers["one-hot"] = weights.one_hot_answerer(llm, given.one_hot)
     if "oracle" in methods:
-        sources["oracle"] = weights.oracle_source(llm, given.oracles)
-    return sources
+        answerers["oracle"] = weights.oracle_answerer(llm, given.oracles)
+    return answerers
 
 
 def _others(tasks: Sequence[Task]) -> list[Task]:
@@ -207,27 +207,26 @@ def _others(tasks: Sequence[Task]) -> list[Task]:
 
 
 def answer_rows(
-    llm: LLM, sources: dict[str, Source], rows: Sequence[Row], folder: Path, batch_tokens: int
+    llm: LLM, answerers: dict[str, Answerer], rows: Sequence[Row], folder: Path, batch_tokens: int
 ) -> dict[str, float]:
     """Each row's score by key. Answers are appended to the folder as they come; those that are there are not redone."""
     known = store.read_predictions(folder)
-    found = {row.key: float(known[row.key]["score"]) for row in rows if row.key in known}
-    todo = [row for row in rows if row.key not in found]
-    queries = [row.query for row in todo]
+    scores = {row.key: float(known[row.key]["score"]) for row in rows if row.key in known}
+    todo = [row for row in rows if row.key not in scores]
     end = end_of_turn(llm.tokenizer)
-    told = session(folder, len(found), jax.devices()[:1])
-    with told, progress_bar() as progress, ThreadPoolExecutor(2) as pool:
-        bar = progress.add_task("answering", total=len(rows), completed=len(found), rate="")
-        for batch in answer_all(llm, sources, queries, batch_tokens, end):
-            texts = [_text(llm, todo[index], answer) for index, answer in batch]
-            scores = list(pool.map(_score, [todo[index] for index, _ in batch], texts))
-            pairs = zip(batch, texts, scores, strict=True)
-            store.append(folder, [_record(todo[index], text, score) for (index, _), text, score in pairs])
-            found |= {todo[index].key: score for (index, _), score in zip(batch, scores, strict=True)}
+    provenance = session(folder, len(scores), jax.devices()[:1])
+    with provenance, progress_bar() as progress, ThreadPoolExecutor(2) as pool:
+        bar = progress.add_task("answering", total=len(rows), completed=len(scores), rate="")
+        for batch in answer_all(llm, answerers, [row.question for row in todo], batch_tokens, end):
+            answered = [todo[index] for index, _ in batch]
+            texts = [_text(llm, row, answer) for row, (_, answer) in zip(answered, batch, strict=True)]
+            new = list(pool.map(_score, answered, texts))
+            store.append(folder, [_record(*one) for one in zip(answered, texts, new, strict=True)])
+            scores |= {row.key: score for row, score in zip(answered, new, strict=True)}
             progress.advance(bar, len(batch))
             speed = progress.tasks[bar].speed
             progress.update(bar, rate=f"{speed:.1f} answers/s" if speed else "")
-    return found
+    return scores
 
 
 def _text(llm: LLM, row: Row, answer: Answer) -> str:
@@ -238,7 +237,7 @@ def _text(llm: LLM, row: Row, answer: Answer) -> str:
 
 def _score(row: Row, text: str) -> float:
     example = row.task.test[row.example]
-    if row.query.choices:
+    if row.question.choices:
         return float(text in {answer.strip() for answer in example.accepted})
     if row.task.metric == CODE_PASS:
         program = sandbox.program(example.input, text, example.test, example.entry_point)
@@ -261,14 +260,14 @@ def _record(row: Row, text: str, score: float) -> dict[str, Any]:
 
 
 def _collect(
-    rows: Sequence[Row], found: dict[str, float], modes: Sequence[PromptMode]
+    rows: Sequence[Row], scores: dict[str, float], modes: Sequence[PromptMode]
 ) -> tuple[report.Scores, dict[str, str]]:
     """Scores [wordings, examples] of every cell, and what is measured on every task."""
     cells: report.Cells = {}
     metrics = {}
     for row in rows:
-        metrics[row.task.name] = "label accuracy" if row.query.choices else row.task.metric
+        metrics[row.task.name] = "label accuracy" if row.question.choices else row.task.metric
         for mode in modes if row.mode == EITHER else (row.mode,):
             cell = cells.setdefault((mode, row.split, row.task.name, row.method), {})
-            cell[row.wording, row.example] = found[row.key]
+            cell[row.wording, row.example] = scores[row.key]
     return report.gather(cells), metrics

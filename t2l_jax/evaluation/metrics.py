@@ -28,8 +28,8 @@ def numeric_match(prediction: str, accepted: Sequence[str]) -> float:
 
 def last_number(text: str) -> Decimal | None:
     """The last number in a text, without thousands commas and dollar signs; None where there is none."""
-    found = _NUMBER.findall(text.replace("\N{MINUS SIGN}", "-"))
-    return Decimal(re.sub("[$,]", "", found[-1])) if found else None
+    numbers = _NUMBER.findall(text.replace("\N{MINUS SIGN}", "-"))
+    return Decimal(re.sub("[$,]", "", numbers[-1])) if numbers else None
 
 
 def rouge_l(prediction: str, accepted: Sequence[str]) -> float:

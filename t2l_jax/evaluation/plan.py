@@ -17,7 +17,7 @@ from t2l_jax.data.tasks import Example, Task
 from t2l_jax.decoder.chat_template import render, render_turns
 from t2l_jax.errors import UserError
 from t2l_jax.evaluation.choices import choices
-from t2l_jax.evaluation.engine import Query, Source
+from t2l_jax.evaluation.engine import Answerer, Question
 from t2l_jax.evaluation.metrics import CODE_PASS, NUMERIC_MATCH
 from t2l_jax.llm import LLM
 
@@ -30,10 +30,10 @@ ROOM_TO_CALCULATE = 64  # new tokens at least where the last number of an answer
 
 @dataclass(frozen=True)
 class Method:
-    """A column. `source` says whose weights answer; a hypernetwork's adapter reads `text`."""
+    """A column. `weights` says which answerer is asked; a hypernetwork's adapter is written from `text`."""
 
     title: str
-    source: Literal["base", "multitask", "average", "hypernet", "one-hot", "oracle"]
+    weights: Literal["base", "multitask", "average", "hypernet", "one-hot", "oracle"]
     text: Literal["", "own", "other", "random"] = ""
     described: bool = False  # the wording stands in the prompt, whatever the mode
     shots: bool = False
@@ -103,7 +103,7 @@ class EvaluationConfig:
 
 @dataclass(frozen=True)
 class Row:
-    """One question: its place in the table, the query, and a key that equal questions to equal models share."""
+    """One row of the predictions: its place in the table, the question, and a key that equal questions share."""
 
     split: str
     task: Task
@@ -111,7 +111,7 @@ class Row:
     mode: str
     wording: int
     example: int
-    query: Query
+    question: Question
     key: str
 
 
@@ -145,7 +145,7 @@ class Planner:
     """
 
     llm: LLM
-    sources: dict[str, Source]
+    answerers: dict[str, Answerer]
     methods: Sequence[str]
     config: EvaluationConfig
     named: Mapping[str, Collection[str]] = field(default_factory=dict)
@@ -179,14 +179,14 @@ class Planner:
         wordings = min(config.wordings, len(task.unseen_descriptions or task.descriptions))
         for name in self.methods:
             method = METHODS[name]
-            unfit = (method.shots and not task.train) or task.name not in self.named.get(method.source, [task.name])
+            unfit = (method.shots and not task.train) or task.name not in self.named.get(method.weights, [task.name])
             unfit = unfit or (method.text == "other" and other is task)
-            for mode in () if unfit else config.modes if method.source != "base" else (EITHER,):
+            for mode in () if unfit else config.modes if method.weights != "base" else (EITHER,):
                 described = method.described or mode == "instruction"
                 reads = described or method.text in ("own", "other")
                 for wording in range(wordings if reads else config.wordings if method.text else 1):
                     text = task.held_out_wording(wording) if described else None
-                    adapter = task.name if method.source in self.named else adapter_text(method, task, other, wording)
+                    adapter = task.name if method.weights in self.named else adapter_text(method, task, other, wording)
                     for number, example in enumerate(some):
                         key = ("shots" if method.shots else "plain", wording if described else -1, number)
                         if key not in prompts:
@@ -200,21 +200,24 @@ class Planner:
                                     f"more than {config.max_prompt_tokens}: shorten it, leave the task out, or raise "
                                     "--max-prompt-tokens"
                                 )
-                        query = Query(method.source, adapter, prompts[key], limit, picks[number])
-                        yield self._row(split, task, name, mode, wording, number, query)
+                        question = Question(method.weights, adapter, prompts[key], limit, picks[number])
+                        yield self._row(split, task, name, mode, wording, number, question)
         if fewer:
             why = (
                 f"more than {LONGEST_FEW_SHOT} tokens" if len(task.train) >= SHOTS else f"only {len(task.train)} there"
             )
             self.notes.append(f"{task.name}: {len(fewer)} prompts hold fewer than {SHOTS} examples ({why})")
 
-    def _row(self, split: str, task: Task, method: str, mode: str, wording: int, number: int, query: Query) -> Row:
+    def _row(
+        self, split: str, task: Task, method: str, mode: str, wording: int, number: int, question: Question
+    ) -> Row:
         example = task.test[number]
-        digest = hashlib.sha256(query.prompt.tobytes())
-        content = [self.sources[query.source].identity, query.adapter, query.limit, query.choices, task.metric]
+        digest = hashlib.sha256(question.prompt.tobytes())
+        answerer = self.answerers[question.weights]
+        content = [answerer.identity, question.adapter, question.limit, question.choices, task.metric]
         content += [example.accepted, example.test, example.entry_point, task.name, method, mode, wording, number]
         digest.update(json.dumps(content).encode())
-        return Row(split, task, method, mode, wording, number, query, digest.hexdigest()[:32])
+        return Row(split, task, method, mode, wording, number, question, digest.hexdigest()[:32])
 
     def _prompt(self, task: Task, example: Example, text: str | None, shots: bool) -> tuple[np.ndarray, int]:
         """The prompt's tokens, and how many examples it holds."""

@@ -68,7 +68,7 @@ def gather(cells: Cells) -> Scores:
 
 def entries(scores: Scores, metrics: dict[str, str]) -> list[Entry]:
     """Every line: of each mode and split the averages, the differences, then task by task. `metrics` is by task."""
-    found: list[Entry] = []
+    lines: list[Entry] = []
     names: dict[tuple[str, str], dict[str, None]] = {}
     for mode, split, task, _ in scores:
         names.setdefault((mode, split), {})[task] = None
@@ -78,16 +78,16 @@ def entries(scores: Scores, metrics: dict[str, str]) -> list[Entry]:
             for method in METHODS
         }
         place = (mode, split, "", "")
-        found += [_entry(*place, m, "", list(own.values()), len(tasks)) for m, own in by_method.items() if own]
+        lines += [_entry(*place, m, "", list(own.values()), len(tasks)) for m, own in by_method.items() if own]
         for first, second in DIFFERENCES:
             both = [task for task in by_method[first] if task in by_method[second]]
             pairs = [by_method[first][task].mean(0) - by_method[second][task].mean(0) for task in both]
             if pairs:
-                found.append(_entry(*place, first, second, [pair[None] for pair in pairs], len(tasks)))
+                lines.append(_entry(*place, first, second, [pair[None] for pair in pairs], len(tasks)))
         for task in tasks:
             place = (mode, split, task, metrics[task])
-            found += [_entry(*place, m, "", [own[task]], 1) for m, own in by_method.items() if task in own]
-    return found
+            lines += [_entry(*place, m, "", [own[task]], 1) for m, own in by_method.items() if task in own]
+    return lines
 
 
 def _entry(
@@ -96,12 +96,12 @@ def _entry(
     """Mean and intervals of arrays [wordings, examples], one for each task."""
     scores = [100 * array.mean(0) for array in arrays]
     same = interval(scores, over_examples)
-    found = same if len(scores) == 1 else interval(scores, over_tasks)
+    over = same if len(scores) == 1 else interval(scores, over_tasks)
     wordings = max(len(array) for array in arrays)
     by_wording = [np.mean([array[w % len(array)].mean() for array in arrays]) for w in range(wordings)]
     count = sum(array.shape[1] for array in arrays)
     std = 100 * float(np.std(by_wording))
-    return Entry(mode, split, task, metric, method, minus, *found, same.low, same.high, std, len(arrays), of, count)
+    return Entry(mode, split, task, metric, method, minus, *over, same.low, same.high, std, len(arrays), of, count)
 
 
 def markdown(lines: Sequence[Entry], notes: Sequence[str], single: bool = True) -> str:

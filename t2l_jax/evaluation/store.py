@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from t2l_jax.errors import UserError
-from t2l_jax.io.files import atomic_write, explained, read_json, read_jsonl, refuse_nonempty
+from t2l_jax.io.files import atomic_write, os_errors_explained, read_json, read_jsonl, refuse_nonempty
 
 SETTINGS_FILE = "settings.json"
 PREDICTIONS_FILE = "predictions.jsonl"
@@ -18,8 +18,8 @@ def check(folder: Path, settings: dict[str, Any]) -> None:
     path = folder / SETTINGS_FILE
     mine = json.loads(json.dumps(settings))
     if path.exists():
-        found = read_json(path)
-        changed = sorted(key for key in mine.keys() | found.keys() if found.get(key) != mine.get(key))
+        theirs = read_json(path)
+        changed = sorted(key for key in mine.keys() | theirs.keys() if theirs.get(key) != mine.get(key))
         if changed:
             raise UserError(
                 f"{path}: this folder holds an evaluation of another model or with other settings "
@@ -41,7 +41,7 @@ def read_predictions(folder: Path) -> dict[str, dict[str, Any]]:
     path = folder / PREDICTIONS_FILE
     if not path.exists():
         return {}
-    with explained(path, "read"), path.open("rb+") as file:
+    with os_errors_explained(path, "read"), path.open("rb+") as file:
         data = file.read()
         whole = data.rfind(b"\n") + 1
         if whole < len(data):
@@ -54,7 +54,7 @@ def append(folder: Path, records: Sequence[dict[str, Any]]) -> None:
     """Add lines in one write."""
     path = folder / PREDICTIONS_FILE
     data = "".join(json.dumps(record) + "\n" for record in records).encode()
-    with explained(path), path.open("ab") as file:
+    with os_errors_explained(path), path.open("ab") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())

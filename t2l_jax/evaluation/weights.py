@@ -17,9 +17,9 @@ import numpy as np
 from t2l_jax.data.tasks import Task, texts_field
 from t2l_jax.decoder.generation import Params
 from t2l_jax.errors import UserError
-from t2l_jax.evaluation.engine import Source
+from t2l_jax.evaluation.engine import Answerer
 from t2l_jax.hypernet import Condition
-from t2l_jax.io.files import explained, read_json
+from t2l_jax.io.files import os_errors_explained, read_json
 from t2l_jax.io.locations import cache_folder
 from t2l_jax.io.peft import CONFIG_FILE, digest, load_peft
 from t2l_jax.io.published import IDENTITIES_FILE, MODEL_FOLDER
@@ -54,13 +54,13 @@ def find_baselines(multitask: Path | None, oracles: Path | None, one_hot: Path |
     """What there is. Raises UserError where a named folder does not hold it."""
     if multitask is not None and not (multitask / CONFIG_FILE).is_file():
         raise UserError(f"{multitask}: holds no {CONFIG_FILE}: --multitask takes the folder of one PEFT adapter")
-    found: dict[str, Path] = {}
+    folders: dict[str, Path] = {}
     if oracles is not None:
-        with explained(oracles, "read"):
-            found = {path.name: path for path in sorted(oracles.iterdir()) if (path / CONFIG_FILE).is_file()}
-        if not found:
+        with os_errors_explained(oracles, "read"):
+            folders = {path.name: path for path in sorted(oracles.iterdir()) if (path / CONFIG_FILE).is_file()}
+        if not folders:
             raise UserError(f"{oracles}: holds no folder with a PEFT adapter: --oracles takes one for each task's name")
-    return Baselines(multitask, found, None if one_hot is None else _one_hot(one_hot))
+    return Baselines(multitask, folders, None if one_hot is None else _one_hot(one_hot))
 
 
 def _one_hot(folder: Path) -> OneHot:
@@ -72,24 +72,24 @@ def _one_hot(folder: Path) -> OneHot:
     return OneHot(model, tasks)
 
 
-def hypernet_source(model: Model, llm: LLM, texts: Sequence[str]) -> Source:
+def hypernet_answerer(model: Model, llm: LLM, texts: Sequence[str]) -> Answerer:
     """Adapters by description; the texts are embedded here, all at once."""
     distinct = sorted(set(texts))
     z = model.encoder.embed(distinct, cache_folder() / "embeddings")
     places = {text: place for place, text in enumerate(distinct)}
-    return Source(
+    return Answerer(
         f"hypernet {model.fingerprint}",
         llm.params,
         fetch=lambda names: model.adapters(Condition(z=z[np.array([places[name] for name in names])])),
     )
 
 
-def multitask_source(llm: LLM, folder: Path) -> Source:
+def multitask_answerer(llm: LLM, folder: Path) -> Answerer:
     """The same adapter for every row."""
-    return Source(f"{llm.location} {digest(folder)}", llm.params, load_peft(folder, llm.config))
+    return Answerer(f"{llm.location} {digest(folder)}", llm.params, load_peft(folder, llm.config))
 
 
-def one_hot_source(llm: LLM, one_hot: OneHot) -> Source:
+def one_hot_answerer(llm: LLM, one_hot: OneHot) -> Answerer:
     """Adapters by the task's name, written from its identity. Raises UserError where they do not fit the base model."""
     llm.config.check_adapter(one_hot.model.config.lora)
     places = {name: place for place, name in enumerate(one_hot.tasks)}
@@ -98,10 +98,10 @@ def one_hot_source(llm: LLM, one_hot: OneHot) -> Source:
         z = jax.nn.one_hot(jnp.asarray([places[name] for name in names]), len(places))
         return one_hot.model.adapters(Condition(z=z))
 
-    return Source(f"one-hot {one_hot.model.fingerprint}", llm.params, fetch=fetch)
+    return Answerer(f"one-hot {one_hot.model.fingerprint}", llm.params, fetch=fetch)
 
 
-def oracle_source(llm: LLM, folders: dict[str, Path]) -> Source:
+def oracle_answerer(llm: LLM, folders: dict[str, Path]) -> Answerer:
     """Adapters by the task's name, read when a batch needs them. Raises UserError where their shapes differ."""
 
     def fetch(names: Sequence[str]) -> Adapter:
@@ -113,17 +113,17 @@ def oracle_source(llm: LLM, folders: dict[str, Path]) -> Source:
         return stack([read[name] for name in names])
 
     every = hashlib.sha256("".join(name + digest(path) for name, path in folders.items()).encode()).hexdigest()
-    return Source(f"{llm.location} {every}", llm.params, fetch=fetch)
+    return Answerer(f"{llm.location} {every}", llm.params, fetch=fetch)
 
 
-def average_source(llm: LLM, oracles: dict[str, Path]) -> Source:
+def average_answerer(llm: LLM, oracles: dict[str, Path]) -> Answerer:
     """The base model with the mean of the oracles' changes in its kernels."""
     total: dict[str, np.ndarray] = {}
     for folder in oracles.values():
         for name, delta in dense_delta(load_peft(folder, llm.config)).items():
             total[name] = total.get(name, 0) + np.asarray(delta, np.float32)
     every = hashlib.sha256("".join(digest(path) for path in oracles.values()).encode()).hexdigest()
-    return Source(f"average {llm.location} {every}", _added(llm.params, total, len(oracles)))
+    return Answerer(f"average {llm.location} {every}", _added(llm.params, total, len(oracles)))
 
 
 def training_oracles(oracles: dict[str, Path], training: Sequence[Task]) -> dict[str, Path]:

@@ -28,8 +28,8 @@ from t2l_jax.io.files import (
     atomic_folder,
     atomic_write,
     check_name,
-    explained,
     locked,
+    os_errors_explained,
     read_json,
     remove_partials,
 )
@@ -71,7 +71,7 @@ class AdapterStore:
         """Lock the folder, check that it is a store of ours or make it one, and clear what a killed run left."""
         with ExitStack() as stack:
             stack.enter_context(locked(self.folder))
-            with explained(self.folder):
+            with os_errors_explained(self.folder):
                 self._check_header()
                 remove_partials(self.folder)
             self._lock = stack.pop_all()
@@ -83,11 +83,11 @@ class AdapterStore:
             if not all(entry.name.endswith(PARTIAL_SUFFIX) for entry in self.folder.iterdir()):
                 raise UserError(f"{self.folder} holds other files than adapters: choose a new or empty folder")
             atomic_write(path, json.dumps(self._header, indent=2) + "\n")
-        found = read_json(path)
+        theirs = read_json(path)
         for key, value in json.loads(json.dumps(self._header)).items():
-            if found.get(key) != value:
+            if theirs.get(key) != value:
                 raise UserError(
-                    f"{path}: the adapters here were made with another {key} ({found.get(key)}, now {value}): "
+                    f"{path}: the adapters here were made with another {key} ({theirs.get(key)}, now {value}): "
                     "choose another folder, or delete this one"
                 )
 
@@ -159,7 +159,7 @@ class AdapterStore:
     def _write_one(self, name: str, description: str, weights: HostWeights) -> None:
         target = self.folder / name
         blocks = self.files.blocks(weights)
-        with explained(target):
+        with os_errors_explained(target):
             if target.exists():
                 shutil.rmtree(target)
             with atomic_folder(target) as folder:
@@ -182,5 +182,5 @@ class AdapterStore:
 
 
 def _sha256(path: Path) -> str:
-    with explained(path, "read"), path.open("rb") as file:
+    with os_errors_explained(path, "read"), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -14,7 +14,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from t2l_jax.errors import UserError
-from t2l_jax.io.files import atomic_write, explained, read_json
+from t2l_jax.io.files import atomic_write, os_errors_explained, read_json
 
 CHECKSUMS = "checksums.json"
 State = TypeVar("State")
@@ -34,7 +34,7 @@ class Checkpoints:
         Those of later steps are deleted: a run that went on from an earlier step has taken another course since.
         """
         self.wait()
-        with explained(self._folder):
+        with os_errors_explained(self._folder):
             for later in (other for other in self._manager.all_steps() if other > step):
                 self._manager.delete(later)
             if step not in self._manager.all_steps():
@@ -50,12 +50,12 @@ class Checkpoints:
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 check(self._folder / str(step))
-                found = self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+                restored = self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
             except Exception as error:  # Orbax and what it stands on raise of every kind
                 damaged[step] = next(iter(str(error).splitlines()), type(error).__name__)[:300]
                 continue
             self._set_aside(damaged, step)
-            return found
+            return restored
         if damaged:
             newest = max(damaged)
             raise UserError(
@@ -75,7 +75,7 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Return when what was saved is on the disk, with its checksums."""
-        with explained(self._folder):
+        with os_errors_explained(self._folder):
             self._manager.wait_until_finished()
         for step in self._manager.all_steps():
             path = self._folder / str(step)
@@ -98,12 +98,12 @@ class Checkpoints:
 
 def checksums(folder: Path) -> dict[str, str]:
     """Relative path -> SHA-256 of each file below a folder."""
-    found = {}
+    sums = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.name != CHECKSUMS:
             with path.open("rb") as file:
-                found[str(path.relative_to(folder))] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
+                sums[str(path.relative_to(folder))] = hashlib.file_digest(file, "sha256").hexdigest()
+    return sums
 
 
 def check(folder: Path) -> None:
@@ -112,7 +112,7 @@ def check(folder: Path) -> None:
     One without checksums passes: its run was killed before they were written, which is when the next one is saved.
     """
     if (folder / CHECKSUMS).exists():
-        written, found = read_json(folder / CHECKSUMS), checksums(folder)
+        written, now = read_json(folder / CHECKSUMS), checksums(folder)
         for name in written:
-            if found.get(name) != written[name]:
-                raise UserError(f"{name} is {'not what was written' if name in found else 'missing'}")
+            if now.get(name) != written[name]:
+                raise UserError(f"{name} is {'not what was written' if name in now else 'missing'}")

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from t2l_jax.errors import UserError
-from t2l_jax.io.files import atomic_folder, explained, read_json
+from t2l_jax.io.files import atomic_folder, os_errors_explained, read_json
 from t2l_jax.io.peft import CONFIG_FILE, WEIGHTS_FILE
 
 _REMOTE = re.compile("hf:|pypi:")
@@ -31,7 +31,7 @@ def adapted(path: Path) -> str:
 
 def copy_adapter(source: Path, target: Path) -> None:
     """A copy of an adapter's files in a new folder, whole or not there at all."""
-    with explained(source, "read"):
+    with os_errors_explained(source, "read"):
         files = {name: (source / name).read_bytes() for name in (CONFIG_FILE, WEIGHTS_FILE)}
     with atomic_folder(target) as folder:
         for name, data in files.items():
@@ -40,5 +40,5 @@ def copy_adapter(source: Path, target: Path) -> None:
 
 def same_adapter(one: Path, other: Path) -> bool:
     """Whether two folders hold the same adapter."""
-    with explained(one, "read"):
+    with os_errors_explained(one, "read"):
         return all((one / name).read_bytes() == (other / name).read_bytes() for name in (CONFIG_FILE, WEIGHTS_FILE))

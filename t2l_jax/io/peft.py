@@ -26,7 +26,7 @@ import safetensors
 
 from t2l_jax.decoder import DecoderConfig
 from t2l_jax.errors import UserError
-from t2l_jax.io.files import atomic_folder, check_name, explained, read_json
+from t2l_jax.io.files import atomic_folder, check_name, os_errors_explained, read_json
 from t2l_jax.lora import PROJECTIONS, Adapter, LoraModule, LoraSpec
 
 CONFIG_FILE = "adapter_config.json"
@@ -229,7 +229,7 @@ def _read_tensors(path: Path) -> Pairs:
     """The file's tensors in float32, every A with its B."""
     if not path.exists() and path.with_suffix(".bin").exists():
         raise UserError(f"{path} is missing and {path.stem}.bin, a pickle, is not read: save it as safetensors")
-    with explained(path, "read"):
+    with os_errors_explained(path, "read"):
         data = path.read_bytes()
     try:
         entries = safetensors.deserialize(data)
@@ -317,6 +317,6 @@ def digest(folder: Path) -> str:
     """A hash of a PEFT folder's configuration and weights."""
     content = hashlib.sha256()
     for name in (CONFIG_FILE, WEIGHTS_FILE):
-        with explained(folder / name, "read"):
+        with os_errors_explained(folder / name, "read"):
             content.update((folder / name).read_bytes())
     return content.hexdigest()

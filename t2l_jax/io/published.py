@@ -20,7 +20,7 @@ from t2l_jax import hypernet
 from t2l_jax.errors import UserError
 from t2l_jax.hypernet import HypernetConfig, TaskEncoderConfig, Variables
 from t2l_jax.io.encoder_adapter import adapted, copy_adapter, is_adapter
-from t2l_jax.io.files import atomic_folder, explained, read_json
+from t2l_jax.io.files import atomic_folder, os_errors_explained, read_json
 from t2l_jax.io.locations import resolve
 from t2l_jax.io.peft import WEIGHTS_FILE
 from t2l_jax.lora import Adapter, LoraSpec
@@ -123,7 +123,7 @@ def publish(source: Path, out: Path, *, encoder: Path | None = None, alpha: floa
         if adapted(encoder) != config.encoder:
             raise UserError(f"{encoder}: adapts {adapted(encoder)}, the model reads {config.encoder}: give another one")
         changed, own = replace(changed, encoder_adapter=True), encoder
-    with explained(source, "read"):
+    with os_errors_explained(source, "read"):
         card = (source / "README.md").read_text() if (source / "README.md").exists() else ""
         weights = (source / "model.safetensors").read_bytes()
     training = [part for part in card.split("\n\n") if part.startswith(("Trained", "Published"))]
@@ -160,16 +160,16 @@ def load_model(folder: Path) -> tuple[ModelConfig, Variables]:
     if config.encoder_adapter and not (is_adapter(own) and (own / WEIGHTS_FILE).is_file()):
         raise UserError(f"{own}: the text encoder's adapter is missing: fetch the whole folder again")
     path = folder / "model.safetensors"
-    with explained(path, "read"):
+    with os_errors_explained(path, "read"):
         content = path.read_bytes()
     try:
         tensors = load(content)
     except SafetensorError as error:
         raise UserError(f"{path} is damaged ({error}): download or publish the model again") from error
     for name in sorted(shapes.keys() | tensors.keys()):
-        found = tensors[name].shape if name in tensors else "missing"
-        if shapes.get(name) != found:
-            raise UserError(f"{path}: tensor {name} is {found}, its config.json asks for {shapes.get(name, 'none')}")
+        shape = tensors[name].shape if name in tensors else "missing"
+        if shapes.get(name) != shape:
+            raise UserError(f"{path}: tensor {name} is {shape}, its config.json asks for {shapes.get(name, 'none')}")
     loaded = {name: jnp.asarray(leaf, jnp.float32) for name, leaf in tensors.items()}
     return config, _with_adapters(unflatten_dict(loaded, sep="/"), config.lora)
 

@@ -89,7 +89,8 @@ def _forward(scoring: Scoring, *args: Any) -> tuple[tuple[Array, Array], Array]:
 
 
 def _backward(scoring: Scoring, gradient: Array, cotangents: tuple[Array, Any]) -> tuple[Any, ...]:
-    return None, (cotangents[0] * gradient).astype(gradient.dtype), None, None
+    slope = cotangents[0] * gradient.astype(cotangents[0].dtype)
+    return None, slope.astype(gradient.dtype), None, None
 
 
 _answer_loss.defvjp(_forward, _backward)

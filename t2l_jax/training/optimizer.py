@@ -3,8 +3,9 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
@@ -53,7 +54,8 @@ def make_schedule(config: OptimizerConfig, steps: int, last: int | None = None) 
     def schedule(step: ArrayLike) -> Float[Array, "..."]:
         step = jnp.asarray(step)
         cool = jnp.clip((end - step) / config.cooldown, 0, 1) if config.cooldown else 1.0
-        return jnp.asarray(whole(step) * cool)
+        with jax.numpy_dtype_promotion("standard"):  # optax divides the integer step
+            return jnp.asarray(whole(step) * cool)
 
     return schedule
 
@@ -65,4 +67,10 @@ def make_optimizer(config: OptimizerConfig, steps: int, last: int | None = None)
     Equal arguments give the same object, by which the compiled step is cached.
     """
     schedule = make_schedule(config, steps, last)
-    return optax.chain(optax.clip_by_global_norm(config.clip), optax.adamw(schedule, weight_decay=config.weight_decay))
+    chain = optax.chain(optax.clip_by_global_norm(config.clip), optax.adamw(schedule, weight_decay=config.weight_decay))
+
+    def update(updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None) -> Any:
+        with jax.numpy_dtype_promotion("standard"):  # optax raises floats to the power of its integer count
+            return chain.update(updates, state, params)
+
+    return optax.GradientTransformation(chain.init, update)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from t2l_jax.errors import UserError
-from t2l_jax.io.files import atomic_write, explained, read_json
+from t2l_jax.io.files import atomic_write, os_errors_explained, read_json
 from t2l_jax.training.curves import draw_curves
 from t2l_jax.training.tensorboard import EventFile
 
@@ -48,7 +48,7 @@ class JsonLines:
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         values = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-        with explained(self._path), self._path.open("a") as file:
+        with os_errors_explained(self._path), self._path.open("a") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
 
     def flush(self) -> None:
@@ -66,11 +66,11 @@ class TensorBoard:
         self._file = EventFile(self._folder, start)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        with explained(self._folder):
+        with os_errors_explained(self._folder):
             self._file.add(step, metrics)
 
     def flush(self) -> None:
-        with explained(self._folder):
+        with os_errors_explained(self._folder):
             self._file.flush()
 
     def close(self, failed: bool) -> None:

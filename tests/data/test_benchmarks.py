@@ -5,7 +5,7 @@ import json
 import pytest
 
 from t2l_jax.data import hub
-from t2l_jax.data.benchmarks import SCORING
+from t2l_jax.data.benchmarks import BENCHMARKS
 from t2l_jax.evaluation import sandbox
 from t2l_jax.evaluation.choices import choices
 from t2l_jax.evaluation.metrics import CODE_PASS, find_metric
@@ -157,4 +157,4 @@ def test_metadata_wins(tmp_path, monkeypatch):
     row, fields, _ = ROWS["google/boolq"]
     task = load(tmp_path, monkeypatch, "google/boolq", [row], {**fields, "metric": "rouge_l", "labels": ["true", "no"]})
     assert (task.metric, task.kind, task.labels) == ("rouge_l", "classification", ("true", "no"))
-    assert set(SCORING) == {*ROWS, *CODE, "gsm8k", "openai/gsm8k"}
+    assert set(BENCHMARKS) == {*ROWS, *CODE, "gsm8k", "openai/gsm8k"}

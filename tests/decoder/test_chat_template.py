@@ -7,6 +7,7 @@ import pytest
 from t2l_jax.decoder.chat_template import render, render_turns
 from t2l_jax.errors import UserError
 from t2l_jax.io.base import load_tokenizer
+from t2l_jax.io.locations import resolve
 
 LIST = "tiger, apple, hammer, blue, piano"
 REFUSES_SYSTEM = (
@@ -23,7 +24,7 @@ CONVERSATION = [
 
 @pytest.fixture(scope="module")
 def tokenizer(smollm2):
-    return load_tokenizer(str(smollm2))
+    return load_tokenizer(resolve(smollm2))
 
 
 def with_template(tokenizer, template):

@@ -12,6 +12,7 @@ from t2l_jax.decoder import Decoder, generation
 from t2l_jax.decoder.generation import Sampling, generate_tokens, nucleus, stream
 from t2l_jax.errors import UserError
 from t2l_jax.io.base import load_base
+from t2l_jax.io.locations import resolve
 from t2l_jax.lora import Adapter, LoraSpec, init_adapter, merge, stack
 
 NEW = 12
@@ -19,7 +20,7 @@ PROMPTS = [[5], [7, 8, 9], list(range(3, 40)), [90, 2, 2, 31, 64, 11, 80]]
 
 
 def load(folder):
-    config, params = load_base(str(folder))
+    config, params = load_base(resolve(folder))
     return Decoder(config), params
 
 

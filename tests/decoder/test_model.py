@@ -117,7 +117,7 @@ def test_each_layer_has_its_own_rotary_positions(tmp_path):
     model.save_pretrained(tmp_path)
     config, tokens = transformers.LlamaConfig(**sizes, **heads, tie_word_embeddings=True), random_tokens(2, LENGTH)
     config.save_pretrained(tmp_path)
-    config, params = load_base(str(tmp_path))
+    config, params = load_base(resolve(tmp_path))
     layers = tuple(LayerAttention(rotary=Rotary(500.0) if rotary else None) for rotary in rope["no_rope_layers"])
     config = dataclasses.replace(config, attention=dataclasses.replace(config.attention, layers=layers))
     assert_same(run(config, params, jnp.asarray(tokens.numpy())), torch_logits(model, tokens), TOLERANCE)
@@ -241,7 +241,7 @@ def test_cache_with_left_padding_gives_the_full_forward_pass():
     params, pad = random_params(CONFIG), 4
     tokens = jnp.pad(TOKENS, ((0, 0), (pad, 0)))
     segments = jnp.pad(jnp.ones_like(TOKENS), ((0, 0), (pad, 0)))
-    positions = jnp.maximum(jnp.arange(tokens.shape[1]) - pad, 0) * jnp.ones_like(tokens)
+    positions = jnp.broadcast_to(jnp.maximum(jnp.arange(tokens.shape[1]) - pad, 0), tokens.shape)
     cache, parts = init_cache(CONFIG, (2,), 40), []
     for part in (slice(0, 10), slice(10, 11), slice(11, 28)):
         scores, cache = run_cached(params, tokens[:, part], segments[:, part], positions[:, part], cache)
@@ -253,7 +253,7 @@ def test_left_padding_changes_nothing():
     params, pad = random_params(CONFIG), 6
     tokens = jnp.pad(TOKENS, ((0, 0), (pad, 0)))
     segments = jnp.pad(jnp.ones_like(TOKENS), ((0, 0), (pad, 0)))
-    positions = jnp.maximum(jnp.arange(tokens.shape[1]) - pad, 0) * jnp.ones_like(tokens)
+    positions = jnp.broadcast_to(jnp.maximum(jnp.arange(tokens.shape[1]) - pad, 0), tokens.shape)
     padded = run(CONFIG, params, tokens, None, segments, positions)
     assert np.isfinite(padded).all()
     assert_same(padded[:, pad:], run(CONFIG, params, TOKENS))

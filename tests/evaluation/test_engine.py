@@ -7,7 +7,7 @@ from tiny_published import SPEC, save_base
 
 from t2l_jax.decoder.generation import Sampling, generate_tokens, greedy, pad_prompts
 from t2l_jax.evaluation import engine
-from t2l_jax.evaluation.engine import Query, Source, answer_all
+from t2l_jax.evaluation.engine import Answerer, Question, answer_all
 from t2l_jax.llm import LLM
 from t2l_jax.lora import Adapter, init_adapter
 
@@ -25,54 +25,54 @@ def llm(tmp_path_factory):
 
 
 @pytest.fixture
-def sources(llm):
+def answerers(llm):
     def fetch(names):
         return jax.tree.map(lambda *leaves: jax.numpy.stack(leaves), *map(adapter, names))
 
     return {
-        "base": Source("base", llm.params),
-        "shared": Source("shared", llm.params, adapter("shared")),
-        "named": Source("named", llm.params, fetch=fetch),
+        "base": Answerer("base", llm.params),
+        "shared": Answerer("shared", llm.params, adapter("shared")),
+        "named": Answerer("named", llm.params, fetch=fetch),
     }
 
 
 def make_queries():
     """Every source, prompts of 2 to 8 tokens (one bucket, and one after a segment), answers of 3 to 30, and choices."""
     rng = np.random.default_rng(0)
-    queries = []
+    questions = []
     for number in range(18):
         source = ("base", "shared", "named")[number % 3]
         prompt = rng.integers(2, 25, rng.integers(2, 9)).astype(np.int32)
         picks = tuple(tuple(map(int, rng.integers(5, 25, n))) for n in (1, 2, 3)) if number % 4 == 0 else ()
-        queries.append(Query(source, f"task{number % 5}", prompt, int(rng.choice([3, 30])), picks))
-    return queries
+        questions.append(Question(source, f"task{number % 5}", prompt, int(rng.choice([3, 30])), picks))
+    return questions
 
 
-def answers(llm, sources, queries, batch_tokens):
-    found = [pair for batch in answer_all(llm, sources, queries, batch_tokens, END) for pair in batch]
-    assert sorted(index for index, _ in found) == list(range(len(queries)))
+def answers(llm, answerers, questions, batch_tokens):
+    found = [pair for batch in answer_all(llm, answerers, questions, batch_tokens, END) for pair in batch]
+    assert sorted(index for index, _ in found) == list(range(len(questions)))
     return [answer for _, answer in sorted(found, key=lambda pair: pair[0])]
 
 
-def alone(llm, query):
+def alone(llm, question):
     """All answers are generated to one length and cut, so that this compiles once a source."""
-    adapters = {"base": None, "shared": adapter("shared"), "named": adapter(query.adapter)}
-    options = {"adapter": adapters[query.source], "stop_ids": llm.stop_ids, "sampling": Sampling(30)}
-    return generate_tokens(llm.decoder, llm.params, [query.prompt.tolist()], **options)[0][: query.limit]
+    adapters = {"base": None, "shared": adapter("shared"), "named": adapter(question.adapter)}
+    options = {"adapter": adapters[question.weights], "stop_ids": llm.stop_ids, "sampling": Sampling(30)}
+    return generate_tokens(llm.decoder, llm.params, [question.prompt.tolist()], **options)[0][: question.limit]
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 4096])
-def test_answers_are_those_of_each_prompt_alone_at_every_batch_size(llm, sources, batch_tokens):
-    queries = make_queries()
-    found = answers(llm, sources, queries, batch_tokens)
+def test_answers_are_those_of_each_prompt_alone_at_every_batch_size(llm, answerers, batch_tokens):
+    questions = make_queries()
+    found = answers(llm, answerers, questions, batch_tokens)
     assert {type(answer) for answer in found} == {int, list}
     assert any(len(answer) > 3 * engine.SEGMENT // 2 for answer in found if isinstance(answer, list))
-    for query, answer in zip(queries, found, strict=True):
-        if query.choices:
-            whole = [likelihood(llm, query, pick) for pick in query.choices]
+    for question, answer in zip(questions, found, strict=True):
+        if question.choices:
+            whole = [likelihood(llm, question, pick) for pick in question.choices]
             assert answer == int(np.argmax(whole))
         else:
-            assert answer == alone(llm, query)
+            assert answer == alone(llm, question)
 
 
 def logits_of(llm, tokens, adapter=None):
@@ -81,19 +81,23 @@ def logits_of(llm, tokens, adapter=None):
     return np.asarray(llm(padded[None], adapter)[0], np.float64)
 
 
-def likelihood(llm, query, pick):
+def likelihood(llm, question, pick):
     """Log-probability of prompt + choice + end."""
-    adapters: dict[str, Adapter | None] = {"base": None, "shared": adapter("shared"), "named": adapter(query.adapter)}
-    whole = np.array([*query.prompt, *pick, END])
-    logits = logits_of(llm, whole, adapters[query.source])
+    adapters: dict[str, Adapter | None] = {
+        "base": None,
+        "shared": adapter("shared"),
+        "named": adapter(question.adapter),
+    }
+    whole = np.array([*question.prompt, *pick, END])
+    logits = logits_of(llm, whole, adapters[question.weights])
     logp = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-    return sum(logp[i - 1, whole[i]] for i in range(len(query.prompt), len(whole)))
+    return sum(logp[i - 1, whole[i]] for i in range(len(question.prompt), len(whole)))
 
 
-def test_rows_near_a_tie_are_asked_again_alone(llm, sources, monkeypatch):
+def test_rows_near_a_tie_are_asked_again_alone(llm, answerers, monkeypatch):
     """With every row near a tie, every segment is asked once together and once alone."""
-    queries = [query for query in make_queries() if not query.choices]
-    expected = [alone(llm, query) for query in queries]
+    questions = [question for question in make_queries() if not question.choices]
+    expected = [alone(llm, question) for question in questions]
     sizes = []
     run = engine._run
 
@@ -106,7 +110,7 @@ def test_rows_near_a_tie_are_asked_again_alone(llm, sources, monkeypatch):
 
     monkeypatch.setattr(engine, "_run", spy)
     monkeypatch.setattr(engine, "TIE", np.inf)
-    assert answers(llm, sources, queries, 4096) == expected
+    assert answers(llm, answerers, questions, 4096) == expected
     assert sum(size for size in sizes if size > 1) <= sizes.count(1)
 
 

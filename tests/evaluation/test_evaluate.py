@@ -164,9 +164,9 @@ def test_a_killed_evaluation_goes_on_and_drops_a_half_line(model, given, whole, 
     asked = []
     answer_all = evaluate.answer_all
 
-    def spy(llm, sources, queries, batch_tokens, end):
-        asked.append(len(queries))
-        return answer_all(llm, sources, queries, batch_tokens, end)
+    def spy(llm, answerers, questions, batch_tokens, end):
+        asked.append(len(questions))
+        return answer_all(llm, answerers, questions, batch_tokens, end)
 
     monkeypatch.setattr(evaluate, "answer_all", spy)
     assert evaluate.evaluate(model, config, out, given) == text
@@ -224,7 +224,7 @@ def test_the_average_is_the_mean_change_of_the_training_oracles(model, given):
     own = weights.training_oracles(given.oracles, SPLITS["train"])
     assert list(own) == ["task1", "task2"]
     llm = model.load_base()
-    found = weights.average_source(llm, own).params["layers"]
+    found = weights.average_answerer(llm, own).params["layers"]
     deltas = [dense_delta(some_adapter(seed)) for seed in (1, 2)]
     for name in SPEC.names:
         kernel = llm.params["layers"][name]["kernel"]
@@ -306,7 +306,7 @@ def test_folders_without_adapters_are_refused(given, tmp_path):
 
 def test_a_one_hot_hypernetwork_is_asked_for_the_tasks_it_knows(model, tmp_path):
     known = one_hot(tmp_path / "run", model, ["task1", "task2"])
-    source = weights.one_hot_source(model.load_base(), known)
+    source = weights.one_hot_answerer(model.load_base(), known)
     found = source.fetch(["task2", "task1", "task2"])
     expected = known.model.adapters(Condition(z=np.eye(2, dtype=np.float32)[[1, 0, 1]]))
     jax.tree.map(np.testing.assert_array_equal, found, expected)

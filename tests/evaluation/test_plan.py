@@ -10,7 +10,7 @@ from tiny_published import save_base
 from t2l_jax.data.tasks import Example, Task
 from t2l_jax.errors import UserError
 from t2l_jax.evaluation import plan
-from t2l_jax.evaluation.engine import Source
+from t2l_jax.evaluation.engine import Answerer
 from t2l_jax.evaluation.metrics import CODE_PASS
 from t2l_jax.evaluation.plan import METHODS, EvaluationConfig, Planner, few_shot, misalign, random_text
 from t2l_jax.llm import LLM
@@ -33,13 +33,13 @@ CONFIG = EvaluationConfig(examples=2, wordings=3, prompt="both", max_new_tokens=
 
 
 def rows(llm, methods, tasks=None, named=None, **changes):
-    sources = {method.source: Source(method.source, llm.params) for method in METHODS.values()}
-    planner = Planner(llm, sources, methods, replace(CONFIG, **changes), named or {})
+    answerers = {method.weights: Answerer(method.weights, llm.params) for method in METHODS.values()}
+    planner = Planner(llm, answerers, methods, replace(CONFIG, **changes), named or {})
     return list(planner.rows({"unseen": tasks or [make_task("a"), make_task("b", ("say two", "say three"))]}))
 
 
 def text(llm, row):
-    return llm.tokenizer.decode(row.query.prompt)
+    return llm.tokenizer.decode(row.question.prompt)
 
 
 def test_prompts_hold_the_instance_and_what_the_mode_adds(llm):
@@ -57,7 +57,7 @@ def test_adapters_are_written_from_the_methods_text(llm):
     found = {}
     methods, named = ("random", "misaligned", "aligned", "one-hot", "oracle"), {"oracle": "b", "one-hot": "a"}
     for row in rows(llm, methods, prompt="instance", named=named):
-        found.setdefault((row.task.name, row.method), []).append(row.query.adapter)
+        found.setdefault((row.task.name, row.method), []).append(row.question.adapter)
     assert found["a", "aligned"][::2] == found["b", "misaligned"][::2] == list(make_task("a").descriptions)
     assert found["b", "aligned"][::2] == ["say two", "say three"]
     assert len(set(found["a", "random"] + found["b", "random"])) == 6
@@ -85,8 +85,8 @@ def test_keys_are_unique_and_follow_the_weights(llm):
     found = rows(llm, tuple(METHODS))
     assert max(Counter(row.key for row in found).values()) == 1
     assert [row.key for row in found] == [row.key for row in rows(llm, tuple(METHODS))]
-    sources = {method.source: Source("others", llm.params) for method in METHODS.values()}
-    other = Planner(llm, sources, ("base",), replace(CONFIG, prompt="instance"))
+    answerers = {method.weights: Answerer("others", llm.params) for method in METHODS.values()}
+    other = Planner(llm, answerers, ("base",), replace(CONFIG, prompt="instance"))
     assert not {row.key for row in found} & {row.key for row in other.rows({"unseen": [make_task("a")]})}
 
 
@@ -98,7 +98,7 @@ def test_a_prompt_that_is_too_long_is_refused_with_its_task(llm):
 def test_an_answer_has_room_for_the_longest_right_one(llm):
     def limit(example, metric="exact_match", most=256):
         task = Task("c", ("d",), (), (example,), metric=metric)
-        return next(iter(rows(llm, ("base",), tasks=[task], max_new_tokens=most))).query.limit
+        return next(iter(rows(llm, ("base",), tasks=[task], max_new_tokens=most))).question.limit
 
     assert limit(Example("x", "one", ("one",))) == 8
     assert limit(Example("x", "one", ("one",)), "numeric_match") == 64
@@ -115,14 +115,14 @@ def test_right_answers_that_cannot_be_given_are_noted(llm):
         (Task("c", ("d",), (), examples[1:]), []),
         (Task("c", ("d",), (), examples, labels=(long.strip(), "one"), kind="classification"), []),
     ):
-        planner = Planner(llm, {"base": Source("base", llm.params)}, ("base",), CONFIG)
+        planner = Planner(llm, {"base": Answerer("base", llm.params)}, ("base",), CONFIG)
         list(planner.rows({"unseen": [task]}))
         assert [note.partition(" that may")[0] for note in planner.notes] == notes
 
 
 def test_prompts_with_fewer_examples_than_there_should_be_are_noted(llm, monkeypatch):
     def notes(task):
-        planner = Planner(llm, {"base": Source("base", llm.params)}, ("few-shot",), replace(CONFIG, wordings=2))
+        planner = Planner(llm, {"base": Answerer("base", llm.params)}, ("few-shot",), replace(CONFIG, wordings=2))
         list(planner.rows({"unseen": [task]}))
         return planner.notes
 
@@ -136,7 +136,7 @@ def test_prompts_with_fewer_examples_than_there_should_be_are_noted(llm, monkeyp
 def test_a_program_may_be_as_long_as_any_answer(llm):
     code = Task("c", ("d",), (), (Example("def f():", "one", ("one",)),), metric=CODE_PASS)
     (row,) = rows(llm, ("base",), tasks=[code])
-    assert row.query.limit == 16
+    assert row.question.limit == 16
 
 
 def test_one_task_alone_has_no_misaligned_adapter(llm):

@@ -146,7 +146,7 @@ def write_headless_gguf(file, **arrays):
 
 
 def rotary_of(file):
-    (layer,) = load_config(str(file)).attention.layers
+    (layer,) = load_config(resolve(file)).attention.layers
     return layer.rotary
 
 

@@ -9,8 +9,8 @@ from t2l_jax.io.files import (
     atomic_folder,
     atomic_write,
     check_name,
-    explained,
     locked,
+    os_errors_explained,
     read_json,
     read_jsonl,
     remove_partials,
@@ -47,7 +47,7 @@ def test_atomic_write_on_a_full_disk_keeps_the_old_file(tmp_path, monkeypatch):
 def test_a_really_full_disk():
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full here")
-    with pytest.raises(UserError, match="no space left"), explained(Path("/dev/full")):
+    with pytest.raises(UserError, match="no space left"), os_errors_explained(Path("/dev/full")):
         Path("/dev/full").write_bytes(b"x")
 
 

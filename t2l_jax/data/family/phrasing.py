@@ -179,10 +179,10 @@ UNSEEN = Frames(
 def descriptions(combination: Combination, count: int, held_out: bool = False) -> tuple[str, ...]:
     """`count` different descriptions, the same at every call, all from one side of the split of wordings."""
     stream = Random(combination.name)  # seeded by SHA-512 of the text: the same everywhere
-    found: dict[str, None] = {}  # an ordered set
-    while len(found) < count:
-        found[describe(stream, combination, held_out)] = None
-    return tuple(found)
+    texts: dict[str, None] = {}  # an ordered set
+    while len(texts) < count:
+        texts[describe(stream, combination, held_out)] = None
+    return tuple(texts)
 
 
 def describe(stream: Random, combination: Combination, held_out: bool) -> str:

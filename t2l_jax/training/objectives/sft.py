@@ -66,7 +66,7 @@ def neftune_noise(
     What the examples of a row share has the noise of the longest, for all of them the same.
     """
     real = (segments > 0).astype(jnp.float32)
-    shared = real * (segments == SHARED)
+    shared = real * (segments == SHARED).astype(jnp.float32)
     own = segment_sums(real - shared, segments)
     length = jnp.sum(shared, axis=-1, keepdims=True) + jnp.where(shared > 0, jnp.max(own, -1, keepdims=True), own)
     bound = strength * real / jnp.sqrt(jnp.maximum(length, 1) * width)
@@ -134,7 +134,8 @@ class Sft(Objective):
         )
         scoring = Scoring(decoder.config, decoder.matmul_dtype, config.label_smoothing if train else 0.0)
         entropy, missed = answer_loss(scoring, self.base, hidden, batch.targets, batch.weights, self.mesh)
-        exact = jnp.sum(batch.weights * (segment_sums(missed.astype(jnp.float32), batch.segments) == 0))
+        right = segment_sums(missed.astype(jnp.float32), batch.segments) == 0
+        exact = jnp.sum(batch.weights * right.astype(jnp.float32))
         penalty = weight_penalty(adapter)
         loss = entropy + config.weight_l2 * penalty
         return loss, {"cross_entropy": entropy, "exact": exact, "weight_penalty": penalty}
