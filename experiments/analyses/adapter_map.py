@@ -22,6 +22,7 @@ import t2l_jax
 from experiments.tools.results import RESULTS, write
 from t2l_jax.data.sources import read_tasks
 from t2l_jax.data.tasks import spread
+from t2l_jax.hypernet import Condition
 from t2l_jax.lora import Adapter
 
 matplotlib.use("agg")
@@ -71,7 +72,7 @@ def main(args: AdapterMap) -> None:
     tasks = spread(usable, args.most)
     texts = [task.held_out_wording(draw) for task in tasks for draw in range(WORDINGS)]
     z = model.encoder.embed(texts)
-    products = gram(model.adapters(z))
+    products = gram(model.adapters(Condition(z=z)))
     by_text, by_weight = cosines(z @ z.T), cosines(products)
     owner = np.repeat(np.arange(len(tasks)), WORDINGS)
     same, above = owner[:, None] == owner, np.triu(np.ones((len(owner),) * 2, bool), 1)

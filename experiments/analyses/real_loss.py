@@ -23,13 +23,14 @@ from jaxtyping import Array, Float
 import t2l_jax
 from experiments.tools.batches import batches_of, packed_tasks
 from experiments.tools.results import RESULTS, write
+from t2l_jax.data.batch import Batch
 from t2l_jax.data.sources import read_tasks
 from t2l_jax.data.tasks import Task, named_like
 from t2l_jax.decoder import Decoder, DecoderConfig, logits
+from t2l_jax.hypernet import Condition
 from t2l_jax.io.base import load_base
 from t2l_jax.io.locations import cache_folder
 from t2l_jax.lora import Adapter, stack
-from t2l_jax.training.objectives.sft import Batch
 
 ROWS, LENGTH, WORDINGS = 3, 256, 16
 TOGETHER = 5  # tasks of a batch
@@ -80,11 +81,11 @@ def columns(model: t2l_jax.Model, tasks: list[Task], multitask: Path | None) -> 
     held_out = embed([task.held_out_wording() for task in tasks])
     means = np.stack([embed(list(task.descriptions[:WORDINGS])).mean(0) for task in tasks])
     means *= np.sqrt(means.shape[-1]) / np.linalg.norm(means, axis=-1, keepdims=True)
-    aligned = model.adapters(held_out)
+    aligned = model.adapters(Condition(z=held_out))
     found = {
         "one unseen wording": aligned,
-        f"mean of {WORDINGS} wordings": model.adapters(means),
-        "misaligned": model.adapters(np.roll(held_out, 1, 0)),
+        f"mean of {WORDINGS} wordings": model.adapters(Condition(z=means)),
+        "misaligned": model.adapters(Condition(z=np.roll(held_out, 1, 0))),
         "none": jax.tree.map(jnp.zeros_like, aligned),
     }
     return (
@@ -98,7 +99,7 @@ def main(args: RealLoss) -> None:
     tasks = named_like(read_tasks(args.tasks)["unseen tasks"], args.only)
     for source in args.models:
         model = t2l_jax.load(source)
-        config, base = load_base(model.config.base)
+        config, base = load_base(model.base)
         losses = task_losses(config)
         adapters = columns(model, tasks, args.multitask)
         for mode in ("instance", "instruction"):

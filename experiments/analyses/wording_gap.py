@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import tyro
-from t2l_jax.training.producers import HypernetProducer
 
 import t2l_jax
 from experiments.tools.batches import batches_of, packed_tasks
@@ -27,8 +26,9 @@ from t2l_jax.data.tasks import evenly
 from t2l_jax.decoder import Decoder
 from t2l_jax.io.base import load_base
 from t2l_jax.io.locations import cache_folder
-from t2l_jax.training.objectives import SftConfig
+from t2l_jax.training.objectives import Sft
 from t2l_jax.training.step import make_validation
+from t2l_jax.training.trainees import TextHypernetwork
 
 WORDINGS = 16
 LENGTH = 64  # tokens of a row
@@ -55,10 +55,10 @@ def unit(z: np.ndarray) -> np.ndarray:
 def measure(source: str, split: str, count: int, alpha: float | None) -> list[dict[str, Any]]:
     """A row for each kind of z."""
     model = t2l_jax.load(source)
-    config, base = load_base(model.config.base)
+    config, base = load_base(model.base)
     spec = model.config.lora if alpha is None else replace(model.config.lora, alpha=alpha)
-    producer = HypernetProducer(model.config.hypernet, spec)
-    validate = make_validation(producer, Decoder(config), SftConfig())
+    objective = Sft(base, Decoder(config))
+    validate = make_validation(TextHypernetwork(model.config.hypernet, spec))
     some = evenly(combinations()[split], count)
     tasks = [family.build_task(member, 64, 0, "train") for member in some]
     packed = packed_tasks([(task.train, ()) for task in tasks], model.config.base, 1, LENGTH)
@@ -73,7 +73,7 @@ def measure(source: str, split: str, count: int, alpha: float | None) -> list[di
     for name, z in found.items():
         scores = []
         for _, _, batch in batches_of(packed, unit(z), TOGETHER, LENGTH):
-            metrics = validate(model.variables["params"], constants, base, batch)
+            metrics = validate(model.variables["params"], constants, objective, batch)
             scores.append((float(metrics["cross_entropy"]), float(metrics["exact"])))
         entropy, exact = np.mean(scores, axis=0)
         rows.append(

@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM
 import t2l_jax
 from experiments.tools.results import RESULTS, write
 from t2l_jax import hypernet
-from t2l_jax.hypernet import HypernetConfig
+from t2l_jax.hypernet import Condition, HypernetConfig, write_adapters
 from t2l_jax.io.locations import resolve
 from t2l_jax.lora import Adapter
 
@@ -37,7 +37,7 @@ class AdapterParity:
 
 def torch_base(source: str) -> torch.nn.Module:
     """The base model in PyTorch, from the same GGUF file."""
-    folder = resolve(source)
+    folder = resolve(source).path
     file = next(folder.glob("*.gguf")).name
     return AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32).eval()
 
@@ -81,7 +81,7 @@ def main(args: AdapterParity) -> None:
         config = HypernetConfig(head=head)
         variables = hypernet.init(jax.random.key(0), config, model.config.lora)
         z = jax.random.normal(jax.random.key(1), (1, config.task.dim))
-        fresh = hypernet.generate(config, model.config.lora, variables, z)[0]
+        fresh = write_adapters(config, model.config.lora, variables, Condition(z=z))[0]
         fresh_rows.append({"hypernetwork": head, "difference": float(np.abs(llm(tokens, fresh) - llm(tokens)).max())})
     write(args.out, {"Adapters": rows, "Fresh hypernetworks": fresh_rows})
 

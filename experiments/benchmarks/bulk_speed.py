@@ -31,6 +31,7 @@ from experiments.benchmarks.sft_speed import matmul_rate
 from experiments.tools.results import RESULTS, write
 from experiments.tools.turns import timed
 from t2l_jax.data import words
+from t2l_jax.hypernet import Condition
 from t2l_jax.model import Model
 
 
@@ -60,13 +61,14 @@ def flops(model: Model) -> int:
 
 def measure_compute(model: Model, args: BulkSpeed) -> list[dict[str, Any]]:
     """Adapters a second in batches and one at a time, and the batches' share of the matmul rate."""
-    z = np.random.default_rng(0).standard_normal((args.batch, model.config.hypernet.task.dim), dtype=np.float32)
+    drawn = np.random.default_rng(0).standard_normal((args.batch, model.config.hypernet.task.dim), dtype=np.float32)
+    many, one_task = Condition(z=drawn), Condition(z=drawn[:1])
 
     def batch() -> None:
-        jax.block_until_ready(model.adapters(z))
+        jax.block_until_ready(model.adapters(many))
 
     def single() -> None:
-        jax.block_until_ready(model.adapters(z[:1]))
+        jax.block_until_ready(model.adapters(one_task))
 
     batch(), single()
     rates, batches, singles = [], [], []

@@ -29,9 +29,9 @@ from safetensors.numpy import save_file  # noqa: E402
 from tiny_training import curves  # noqa: E402
 
 from experiments.tools.results import RESULTS, write  # noqa: E402
+from t2l_jax.data.batch import Batch  # noqa: E402
 from t2l_jax.training import LoopConfig  # noqa: E402
-from t2l_jax.training.log import read_records  # noqa: E402
-from t2l_jax.training.objectives.sft import Batch  # noqa: E402
+from t2l_jax.training.trackers import read_records  # noqa: E402
 
 STEPPING = "stepping"  # a file that says that this process has begun to take steps
 

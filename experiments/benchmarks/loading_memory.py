@@ -27,6 +27,7 @@ import sys
 import jax
 from pathlib import Path
 from t2l_jax.io.base import load_base
+from t2l_jax.io.locations import resolve
 
 def memory(field):
     status = Path("/proc/self/status").read_text()
@@ -34,7 +35,7 @@ def memory(field):
 
 jax.numpy.zeros(1).block_until_ready()
 before = memory("VmRSS")
-_, params = load_base(sys.argv[1])
+_, params = load_base(resolve(sys.argv[1]))
 print(sum(leaf.nbytes for leaf in jax.tree.leaves(params)), memory("VmHWM") - before)
 """
 

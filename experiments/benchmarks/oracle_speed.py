@@ -23,7 +23,6 @@ import numpy as np
 import torch
 import tyro
 from peft import LoraConfig, get_peft_model
-from t2l_jax.training.producers import LoraTable
 from transformers import AutoModelForCausalLM
 
 from experiments.benchmarks.real_speed import examples_of, torch_step
@@ -32,6 +31,7 @@ from experiments.tools.results import RESULTS, write
 from experiments.tools.stepper import stepper
 from experiments.tools.turns import four_sides, ratios
 from t2l_jax.data import family
+from t2l_jax.data.batch import Batch
 from t2l_jax.data.batches import BatchConfig
 from t2l_jax.data.family.split import combinations
 from t2l_jax.data.sources import TRAIN, read_tasks
@@ -39,7 +39,7 @@ from t2l_jax.data.tasks import evenly
 from t2l_jax.decoder import Decoder
 from t2l_jax.io.base import load_base
 from t2l_jax.io.locations import resolve
-from t2l_jax.training.objectives.sft import Batch
+from t2l_jax.training.trainees import LoraTable
 
 
 @dataclass(frozen=True)
@@ -70,14 +70,14 @@ def draw(args: OracleSpeed, length: int) -> Batch:
 
 def ours(args: OracleSpeed, batch: Batch, bf16: bool) -> Callable[[], None]:
     """A function that takes one step of all LoRAs; `bf16`: operands of products rounded to bfloat16."""
-    config, base = load_base(args.base)
+    config, base = load_base(resolve(args.base))
     decoder = Decoder(config, matmul_dtype=jnp.bfloat16 if bf16 else None)
     return partial(stepper(LoraTable(args.tasks, config.lora_spec()), decoder, base), batch)
 
 
 def theirs(args: OracleSpeed, batch: Batch, bf16: bool) -> Callable[[], None]:
     """A function that takes one step of each LoRA, one after the other, with PyTorch + peft."""
-    folder = resolve(args.base)
+    folder = resolve(args.base).path
     file = next(folder.glob("*.gguf"))
     base = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file.name, dtype=torch.float32)
     options = LoraConfig(r=8, lora_alpha=16, use_rslora=True, lora_dropout=0.05, target_modules=["q_proj", "v_proj"])

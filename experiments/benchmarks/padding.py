@@ -71,7 +71,7 @@ def shrinkage(sampler: Sampler, batches: list) -> float:
     ratios = []
     share = sampler.instruction_share
     for batch in batches:
-        for place, index in enumerate(batch.task_ids):
+        for place, index in enumerate(batch.condition.task):
             lengths = {mode: table.lengths.mean() for mode, table in sampler.tasks[index].examples.items()}
             expected = (1 - share) * lengths["instance"] + share * lengths["instruction"]
             segments = np.asarray(batch.segments[place])

@@ -49,7 +49,7 @@ def our_logits(config: DecoderConfig, params: Params, tokens: np.ndarray) -> jax
 
 def compare(name: str, source: str, model: transformers.PreTrainedModel, tokens: torch.Tensor) -> dict[str, Any]:
     """A row of the table."""
-    ours = np.asarray(our_logits(*load_base(source), tokens.numpy()))
+    ours = np.asarray(our_logits(*load_base(resolve(source)), tokens.numpy()))
     theirs = torch_logits(model, tokens).numpy()
     return {
         "model": name,
@@ -66,10 +66,11 @@ def main(args: Parity) -> None:
         with tempfile.TemporaryDirectory() as folder:
             model = save_tiny(family, Path(folder))
             rows.append(compare(family, folder, model, random_tokens(2, LENGTH)))
-    folder = resolve(SMOLLM2)
+    files = resolve(SMOLLM2)
+    folder = files.path
     file = next(folder.glob("*.gguf")).name
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
-    tokens = torch.tensor([load_tokenizer(SMOLLM2)(__doc__).input_ids])
+    tokens = torch.tensor([load_tokenizer(files)(__doc__).input_ids])
     rows.append(compare("SmolLM2-135M-Instruct", SMOLLM2, model, tokens))
     write(args.out, {"Logits": rows})
 

@@ -24,22 +24,22 @@ import numpy as np
 import torch
 import tyro
 from peft import LoraConfig, get_peft_model
-from t2l_jax.training.producers import HypernetProducer
 from transformers import AutoModelForCausalLM
 
 from experiments.tools.batches import training_sampler
 from experiments.tools.results import RESULTS, write
 from experiments.tools.stepper import stepper
 from experiments.tools.turns import four_sides, ratios
+from t2l_jax.data.batch import ROW_FIELDS, Batch
 from t2l_jax.data.batches import BatchConfig
 from t2l_jax.data.sources import TRAIN, read_tasks
 from t2l_jax.decoder import SHARED
 from t2l_jax.encoder import load_encoder
-from t2l_jax.hypernet import HypernetConfig
+from t2l_jax.hypernet import Condition, HypernetConfig
 from t2l_jax.io.base import load_base
 from t2l_jax.io.locations import resolve
-from t2l_jax.training.objectives.sft import Batch
 from t2l_jax.training.recipe import ComputeConfig
+from t2l_jax.training.trainees import TextHypernetwork
 
 Example = tuple[np.ndarray, np.ndarray]  # the tokens read, and the token to predict after each (-100: none)
 
@@ -69,7 +69,9 @@ def draw(args: RealSpeed) -> list[Batch]:
         if args.drawn is None:
             raise SystemExit("give --tasks, or with --drawn the batches drawn before")
         with np.load(args.drawn) as file:
-            return [Batch(**{name: file[name][index] for name in file}) for index in range(args.batches)]
+            rows = {name: file[name] for name in ROW_FIELDS}
+            z, count = file["z"], args.batches
+        return [Batch(Condition(z[n]), **{name: array[n] for name, array in rows.items()}) for n in range(count)]
     tasks = [task for task in read_tasks(args.tasks)[TRAIN] if task.train]
     sampler = training_sampler(
         tasks,
@@ -82,7 +84,8 @@ def draw(args: RealSpeed) -> list[Batch]:
     batches = [sampler.draw(step) for step in range(args.batches)]
     if args.drawn is not None:
         stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
-        np.savez_compressed(args.drawn, **vars(stacked))
+        arrays = {name: getattr(stacked, name) for name in ROW_FIELDS}
+        np.savez_compressed(args.drawn, z=stacked.condition.z, **arrays)
     return batches
 
 
@@ -126,8 +129,8 @@ def torch_step(model: Any, optimizer: torch.optim.Optimizer, examples: Sequence[
 def ours(args: RealSpeed, bf16: bool) -> Callable[[Batch], None]:
     """A function that takes one step of ours on a batch; `bf16`: see the top of this file."""
     compute = ComputeConfig("float32" if not bf16 else "bf16-matmul" if jax.default_backend() == "cpu" else "bfloat16")
-    config, base = load_base(args.base, compute.base_dtype())
-    return stepper(HypernetProducer(HypernetConfig(), config.lora_spec()), compute.decoder(config), base)
+    config, base = load_base(resolve(args.base), compute.base_dtype())
+    return stepper(TextHypernetwork(HypernetConfig(), config.lora_spec()), compute.decoder(config), base)
 
 
 def theirs(args: RealSpeed, bf16: bool) -> Callable[[Sequence[Example]], None]:
@@ -135,7 +138,7 @@ def theirs(args: RealSpeed, bf16: bool) -> Callable[[Sequence[Example]], None]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda":
         torch.set_float32_matmul_precision("high")  # as JAX multiplies float32 there
-    folder = resolve(args.base)
+    folder = resolve(args.base).path
     file = next(folder.glob("*.gguf"))
     base = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file.name, dtype=torch.float32)
     options = LoraConfig(r=8, lora_alpha=16, use_rslora=True, lora_dropout=0.05, target_modules=["q_proj", "v_proj"])

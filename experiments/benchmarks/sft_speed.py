@@ -22,17 +22,17 @@ import torch
 import tyro
 from jax.typing import DTypeLike
 from peft import LoraConfig, get_peft_model
-from t2l_jax.training.producers import HypernetProducer
 from transformers import AutoModelForCausalLM
 
 from experiments.tools.results import RESULTS, write
 from experiments.tools.stepper import stepper
 from experiments.tools.turns import OURS, OURS_BF16, RATIOS, THEIRS, THEIRS_BF16, timed
+from t2l_jax.data.batch import Batch
 from t2l_jax.decoder import Decoder
-from t2l_jax.hypernet import HypernetConfig
+from t2l_jax.hypernet import Condition, HypernetConfig
 from t2l_jax.io.base import load_base
 from t2l_jax.io.locations import resolve
-from t2l_jax.training.objectives.sft import Batch
+from t2l_jax.training.trainees import TextHypernetwork
 
 ROWS, LENGTH, SUPERVISED = 8, 128, 16
 
@@ -54,8 +54,7 @@ def make_batch(vocab_size: int, rows: int = ROWS) -> Batch:
     weights = np.zeros((rows, 1, LENGTH), np.float32)
     weights[..., -SUPERVISED:] = 1 / (rows * SUPERVISED)
     return Batch(
-        z=rng.standard_normal((rows, 384), dtype=np.float32),
-        task_ids=np.arange(rows, dtype=np.int32),
+        condition=Condition(z=rng.standard_normal((rows, 384), dtype=np.float32)),
         tokens=tokens[..., :-1],
         segments=np.ones((rows, 1, LENGTH), np.int32),
         positions=np.broadcast_to(np.arange(LENGTH, dtype=np.int32), (rows, 1, LENGTH)),
@@ -66,17 +65,17 @@ def make_batch(vocab_size: int, rows: int = ROWS) -> Batch:
 
 def ours(source: str, dtype: DTypeLike | None) -> tuple[Callable[[], None], Batch, int]:
     """A function that takes one step of ours, its batch, and the base model's weights in matrix products per token."""
-    config, base = load_base(source)
+    config, base = load_base(resolve(source))
     batch = make_batch(config.vocab_size)
-    producer = HypernetProducer(HypernetConfig(), config.lora_spec())
-    run = stepper(producer, Decoder(config, matmul_dtype=dtype), base)
+    trainee = TextHypernetwork(HypernetConfig(), config.lora_spec())
+    run = stepper(trainee, Decoder(config, matmul_dtype=dtype), base)
     per_token = config.num_layers * sum(i * o for i, o in config.projection_widths().values())
     return partial(run, batch), batch, per_token
 
 
 def theirs(source: str, batch: Batch) -> Callable[..., None]:
     """A function that takes one step of PyTorch + peft on the same tokens."""
-    folder = resolve(source)
+    folder = resolve(source).path
     file = next(folder.glob("*.gguf"))
     base = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file.name, dtype=torch.float32)
     options = LoraConfig(r=8, lora_alpha=16, use_rslora=True, lora_dropout=0.05, target_modules=["q_proj", "v_proj"])

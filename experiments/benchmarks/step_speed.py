@@ -18,16 +18,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from t2l_jax.training.producers import HypernetProducer, LoraTable
 
 from experiments.tools.results import RESULTS, write
 from experiments.tools.stepper import stepper
 from experiments.tools.turns import timed
+from t2l_jax.data.batch import Batch
 from t2l_jax.decoder import DecoderConfig
 from t2l_jax.decoder.attention import AttentionConfig, LayerAttention
-from t2l_jax.hypernet import HypernetConfig
-from t2l_jax.training.objectives.sft import Batch
+from t2l_jax.hypernet import Condition, HypernetConfig
 from t2l_jax.training.recipe import ComputeConfig
+from t2l_jax.training.trainees import SharedLora, TextHypernetwork
 
 SHAPE = DecoderConfig(
     vocab_size=49152,
@@ -61,7 +61,7 @@ def make_batch(args: StepSpeed) -> Batch:
     tokens, targets = rng.integers(0, SHAPE.vocab_size, (2, *shape), dtype=np.int32)
     z = rng.standard_normal((args.tasks, 384), dtype=np.float32)
     ids = np.arange(args.tasks, dtype=np.int32)
-    return Batch(z, ids, tokens, segments, positions, targets, weights / weights.sum())
+    return Batch(Condition(z, ids), tokens, segments, positions, targets, weights / weights.sum())
 
 
 def peak(size: int = 8192) -> float:
@@ -85,13 +85,13 @@ def main(args: StepSpeed) -> None:
     floor = {"TFLOP": round(flops / 1e12, 1), "TFLOP/s": round(rate / 1e12), "ms": round(1e3 * flops / rate, 1)}
     rows = []
     spec = SHAPE.lora_spec()
-    for label, producer, remat in (
-        ("hypernetwork L", HypernetProducer(HypernetConfig(), spec), False),
-        ("hypernetwork L, remat", HypernetProducer(HypernetConfig(), spec), True),
-        ("one LoRA", LoraTable(1, spec), False),
+    for label, trainee, remat in (
+        ("hypernetwork L", TextHypernetwork(HypernetConfig(), spec), False),
+        ("hypernetwork L, remat", TextHypernetwork(HypernetConfig(), spec), True),
+        ("one LoRA", SharedLora(spec), False),
     ):
         decoder = ComputeConfig("bfloat16", remat).decoder(SHAPE)
-        run = partial(stepper(producer, decoder, base, lora_dropout=0.0), batch)
+        run = partial(stepper(trainee, decoder, base, lora_dropout=0.0), batch)
         run()  # compiles
         seconds = [timed(run) for _ in range(args.steps)]
         typical, low, high = (

@@ -69,7 +69,7 @@ def make_optimizer(config: OptimizerConfig, steps: int, last: int | None = None)
     schedule = make_schedule(config, steps, last)
     chain = optax.chain(optax.clip_by_global_norm(config.clip), optax.adamw(schedule, weight_decay=config.weight_decay))
 
-    def update(updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None) -> Any:
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
         with jax.numpy_dtype_promotion("standard"):  # optax raises floats to the power of its integer count
             return chain.update(updates, state, params)
 

@@ -64,8 +64,8 @@ def test_a_cooldown_ends_an_early_end_at_zero():
         (OptimizerConfig, {"learning_rate": -1.0}, "optimizer.learning_rate must be above 0"),
         (OptimizerConfig, {"clip": 0.0}, "optimizer.clip must be above 0"),
         (OptimizerConfig, {"weight_decay": -0.1}, "optimizer.weight_decay must be at least 0"),
-        (SftConfig, {"lora_dropout": 1.0}, "sft.lora_dropout must be at least 0 and below 1"),
-        (SftConfig, {"neftune": -1.0}, "sft.neftune must be at least 0"),
+        (SftConfig, {"lora_dropout": 1.0}, "objective.lora_dropout must be at least 0 and below 1"),
+        (SftConfig, {"neftune": -1.0}, "objective.neftune must be at least 0"),
     ],
 )
 def test_settings_out_of_range_are_named(config, changes, message):
