@@ -130,7 +130,7 @@ class LLM:
             yield rest
 
     def render(self, message: Message) -> list[int]:
-        """The prompt's tokens of one message, up to where the answer starts. Raises UserError where it is none."""
+        """The prompt's tokens of one message, up to where the answer starts. Raises UserError if it is none."""
         if isinstance(message, str):
             return render(self.tokenizer, message)
         if not _is_message(message) or not all({"role", "content"} <= set(turn) for turn in message):

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from t2l_jax.decoder.precision import rounded_einsum
 
-CAUSAL_BLOCKS, LONG_ROW = 8, 256  # in how many blocks the queries of a row of at least so many tokens go
+CAUSAL_BLOCKS, LONG_ROW = 8, 256  # blocks of queries of a row of at least LONG_ROW tokens
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def attend_causally(
     matmul_dtype: DTypeLike | None = None,
     long_row: int = LONG_ROW,
 ) -> Float[Array, "*B S H*h"]:
-    """`attend` where nobody may look at what stands after it: of long rows that half is not computed.
+    """`attend` with a causal mask: of long rows the half that is masked out is not computed.
 
     The queries of a row of at least `long_row` go in blocks, each with the keys up to its end: 9 of 16 scores are
     computed. Shorter rows, and those that cannot be cut into equal blocks, are computed whole.

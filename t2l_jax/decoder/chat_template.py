@@ -20,7 +20,7 @@ def render(tokenizer: PreTrainedTokenizerBase, input: str, instruction: str | No
 
 
 def prompt_text(tokenizer: PreTrainedTokenizerBase, input: str, instruction: str | None = None) -> str:
-    """The prompt of one user turn: the input, after the instruction and a blank line where there is one.
+    """The prompt of one user turn: the input, after the instruction, if any, and a blank line.
 
     Raises UserError as `conversation_text` does.
     """
@@ -34,9 +34,9 @@ def render_turns(tokenizer: PreTrainedTokenizerBase, turns: Turns) -> list[int]:
 
 
 def conversation_text(tokenizer: PreTrainedTokenizerBase, turns: Turns, *, answered: bool = False) -> str:
-    """User and assistant turns after an empty system turn, or after none where the template refuses it.
+    """User and assistant turns after an empty system turn, or after none if the template refuses it.
 
-    The text ends where the next answer starts, or with the last turn where that is `answered`. Raises UserError for a
+    The text ends where the next answer starts, or with the last turn if that is `answered`. Raises UserError for a
     tokenizer without a chat template, and for a template that refuses the turns.
     """
     if not tokenizer.chat_template:
@@ -58,7 +58,7 @@ def conversation_text(tokenizer: PreTrainedTokenizerBase, turns: Turns, *, answe
 def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
     """The token that ends an answer: the first special one that the chat template writes after it, else EOS.
 
-    Gemma's ends with <end_of_turn> where EOS is <eos>. Raises UserError where there is neither.
+    Gemma's ends with <end_of_turn> where EOS is <eos>. Raises UserError if there is neither.
     """
     turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
     after = conversation_text(tokenizer, turns, answered=True).rpartition("answer")[2]

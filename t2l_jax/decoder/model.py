@@ -72,7 +72,7 @@ class DecoderConfig:
         )
 
     def check_adapter(self, spec: LoraSpec) -> None:
-        """Raise UserError where a spec's layers or widths are another model's."""
+        """Raise UserError if a spec's layers or widths are another model's."""
         widths = self.projection_widths()
         if spec.num_layers != self.num_layers:
             raise UserError(f"the adapter has {spec.num_layers} layers, the base model {self.num_layers}: not its base")
@@ -239,7 +239,7 @@ class Decoder(nn.Module):
     lora_dropout: float = 0.0
     train: bool = False  # dropout on
     matmul_dtype: DTypeLike | None = None  # round the operands of matrix products to this; sums stay float32
-    long_row: int = LONG_ROW  # rows of at least so many tokens attend in blocks
+    long_row: int = LONG_ROW  # rows of at least this many tokens attend in blocks
     remat: bool = True  # for the backward pass keep only what projections return, and recompute the rest
 
     @nn.compact
@@ -309,7 +309,7 @@ class Decoder(nn.Module):
 def logits(
     config: DecoderConfig, params: dict[str, Any], hidden: Float[Array, "*B D"], matmul_dtype: DTypeLike | None = None
 ) -> Float[Array, "*B V"]:
-    """Scores over the vocabulary, float32. Kept apart from the decoder so that they are computed where needed only."""
+    """Scores over the vocabulary, float32. Kept apart from the decoder so that only those that are needed are computed."""
     head = params["embedding"] if config.tied_head else params["head"]
     scores = rounded_einsum("...d,vd->...v", hidden, head.astype(hidden.dtype), matmul_dtype)
     if config.logit_softcap is not None:

@@ -16,7 +16,7 @@ _BEFORE, _A, _B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
 def add_adapter(model: Any, folder: Path) -> None:
     """Add to the weights of a PyTorch model what the adapter of a folder changes: W += scale * B A.
 
-    Raises UserError where a file is missing or damaged, an option is not supported, or a tensor fits no linear layer.
+    Raises UserError if a file is missing or damaged, an option is not supported, or a tensor fits no linear layer.
     """
     import torch  # here, since importing it takes seconds
     from safetensors.torch import load

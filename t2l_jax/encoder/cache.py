@@ -48,7 +48,7 @@ def embed_texts(
 
 
 def _read(file: Path, shape: tuple[int, int]) -> np.ndarray | None:
-    """What an earlier run stored, or None where there is nothing or it is damaged (every z has the same norm)."""
+    """What an earlier run stored, or None if there is nothing or it is damaged (every z has the same norm)."""
     if not file.exists():
         return None
     try:

@@ -45,7 +45,7 @@ class Encoder(Protocol):
 
 
 def prepare(text: str, where: str) -> str:
-    """A description as encoders read it: trimmed, with a full stop where it ends in a letter.
+    """A description as encoders read it: trimmed, with a full stop if it ends in a letter.
 
     Raises UserError, starting with `where`, for a text that is empty, too long, or not valid Unicode.
     """

@@ -1,7 +1,7 @@
 """A recipe: what to train, on what, and how. A frozen value, from a file of experiments/recipes/ or from flags."""
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -74,7 +74,10 @@ class ComputeConfig:
         return task_mesh(num_tasks // self.accumulate)
 
 
-TraineeName = Annotated[str, tyro.conf.arg(constructor=tyro.extras.literal_type_from_choices(list(TRAINEES)))]
+if TYPE_CHECKING:
+    TraineeName = str
+else:
+    TraineeName = Literal[tuple(TRAINEES)]  # so that --help lists them
 
 
 @dataclass(frozen=True)

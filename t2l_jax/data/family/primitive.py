@@ -1,4 +1,4 @@
-"""What the grown family is made of: a primitive is a function, and `wordings` knows how people say it."""
+"""What the synthetic tasks is made of: a primitive is a function, and `wordings` knows how people say it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -64,7 +64,7 @@ _ACTIVATIONS: dict[str, Activation] = {
 
 
 def find_family(config: Mapping[str, Any], file: Path) -> Family:
-    """The family that a `config.json`'s content names. Raises UserError where it is not supported."""
+    """The family that a `config.json`'s content names. Raises UserError if it is not supported."""
     model_type = config.get("model_type")
     if model_type not in BY_MODEL_TYPE:
         names = ", ".join(BY_MODEL_TYPE)
