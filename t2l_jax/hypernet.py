@@ -294,8 +294,13 @@ class Hypernet(nn.Module):
 
 def init(key: PRNGKeyArray, config: HypernetConfig, spec: LoraSpec) -> Variables:
     """The hypernetwork's variables; with init="sft" every adapter it writes leaves the base model as it is."""
-    variables = jax.jit(Hypernet(config, spec).init)(key, Condition(z=jnp.zeros(config.task.dim)))
+    variables = _init(config, spec, key)
     return {name: variables[name] for name in ("params", "constants") if name in variables}
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _init(config: HypernetConfig, spec: LoraSpec, key: PRNGKeyArray) -> Variables:
+    return Hypernet(config, spec).init(key, Condition(z=jnp.zeros(config.task.dim)))
 
 
 def write_adapters(config: HypernetConfig, spec: LoraSpec, variables: Variables, conditions: Condition) -> Adapter:

@@ -309,7 +309,7 @@ class Decoder(nn.Module):
 def logits(
     config: DecoderConfig, params: dict[str, Any], hidden: Float[Array, "*B D"], matmul_dtype: DTypeLike | None = None
 ) -> Float[Array, "*B V"]:
-    """Scores over the vocabulary, float32. Kept apart from the decoder so that only those that are needed are computed."""
+    """Logits over the vocabulary, float32. Apart from the decoder, so that only those that are needed are computed."""
     head = params["embedding"] if config.tied_head else params["head"]
     scores = rounded_einsum("...d,vd->...v", hidden, head.astype(hidden.dtype), matmul_dtype)
     if config.logit_softcap is not None:

@@ -40,7 +40,7 @@ class Pool(NamedTuple):
 
 
 def tasks(n_train: int = 64, n_test: int = 16) -> dict[str, list[Task]]:
-    """The tasks of each split, "train", "unseen combinations" and "unseen primitives", with `n_train` and `n_test` examples each.
+    """The tasks of "train", "unseen combinations" and "unseen primitives", with `n_train` and `n_test` examples each.
 
     The training examples of the unseen tasks serve oracle adapters only. Takes some seconds; for a few tasks take some
     of `split.combinations()` and `build_task`.

@@ -31,7 +31,7 @@ UNSEEN_TASKS = frozenset(
 
 
 def tasks(n_train: int = 128, n_test: int = 32) -> dict[str, list[Task]]:
-    """The tasks of each split, "train" and "unseen tasks", with `n_train` and `n_test` examples each. Takes a few seconds.
+    """The tasks of "train" and "unseen tasks", with `n_train` and `n_test` examples each. Takes a few seconds.
 
     Training examples of the unseen tasks serve oracle adapters only. Raises UserError if reasoning-gym is missing.
     """
