@@ -300,7 +300,8 @@ def init(key: PRNGKeyArray, config: HypernetConfig, spec: LoraSpec) -> Variables
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _init(config: HypernetConfig, spec: LoraSpec, key: PRNGKeyArray) -> Variables:
-    return Hypernet(config, spec).init(key, Condition(z=jnp.zeros(config.task.dim)))
+    net: Any = Hypernet(config, spec)
+    return net.init(key, Condition(z=jnp.zeros(config.task.dim)))
 
 
 def write_adapters(config: HypernetConfig, spec: LoraSpec, variables: Variables, conditions: Condition) -> Adapter:

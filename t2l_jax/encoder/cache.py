@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from t2l_jax.encoder.text import Encoder
-from t2l_jax.io.files import atomic_write
+from t2l_jax.io.files import atomic_write, file_sha256
 from t2l_jax.progress import progress_bar
 
 SHOW_PROGRESS_FROM = 1000  # texts
@@ -67,9 +67,7 @@ def fingerprint(kind: str, *paths: Path) -> str:
     for path in paths:
         for file in [path] if path.is_file() else sorted(path.rglob("*")):
             if file.is_file():
-                with file.open("rb") as stream:
-                    content = hashlib.file_digest(stream, "sha256").hexdigest()
-                digest.update(f"{file.relative_to(path)} {content}".encode())
+                digest.update(f"{file.relative_to(path)} {file_sha256(file)}".encode())
     return digest.hexdigest()
 
 

@@ -28,6 +28,7 @@ from t2l_jax.io.files import (
     atomic_folder,
     atomic_write,
     check_name,
+    file_sha256,
     locked,
     os_errors_explained,
     read_json,
@@ -174,12 +175,7 @@ class AdapterStore:
         for path in sorted(self.folder.iterdir()):
             if path.is_dir() and self._is_whole(path.name):
                 record: dict[str, Any] = {"name": path.name, "description": self._description(path.name)}
-                record["sha256"] = self._digests.get(path.name) or _sha256(path / WEIGHTS_FILE)
+                record["sha256"] = self._digests.get(path.name) or file_sha256(path / WEIGHTS_FILE)
                 record["bytes"] = self.files.num_bytes
                 lines.append(json.dumps(record, ensure_ascii=False) + "\n")
         atomic_write(self.folder / MANIFEST_FILE, "".join(lines))
-
-
-def _sha256(path: Path) -> str:
-    with os_errors_explained(path, "read"), path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

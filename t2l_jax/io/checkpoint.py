@@ -3,7 +3,6 @@
 Each checkpoint also holds checksums of its files, since Orbax does not detect a flipped bit.
 """
 
-import hashlib
 import json
 import sys
 from pathlib import Path
@@ -14,7 +13,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from t2l_jax.errors import UserError
-from t2l_jax.io.files import atomic_write, os_errors_explained, read_json
+from t2l_jax.io.files import atomic_write, file_sha256, os_errors_explained, read_json
 
 CHECKSUMS = "checksums.json"
 State = TypeVar("State")
@@ -101,8 +100,7 @@ def checksums(folder: Path) -> dict[str, str]:
     sums = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.name != CHECKSUMS:
-            with path.open("rb") as file:
-                sums[str(path.relative_to(folder))] = hashlib.file_digest(file, "sha256").hexdigest()
+            sums[str(path.relative_to(folder))] = file_sha256(path)
     return sums
 
 

@@ -6,6 +6,7 @@ Files and folders get their final name by one rename, so a killed process leaves
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import secrets
@@ -173,6 +174,12 @@ def _json_object(data: bytes, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{where}: expected a JSON object {{...}}, got {type(value).__name__}")
     return value
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file's content, in hexadecimal digits."""
+    with os_errors_explained(path, "read"), path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_name(name: object) -> str:

