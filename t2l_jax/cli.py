@@ -216,7 +216,7 @@ class Embed:
     """Output file."""
     model: ModelLocation = None
     """Hypernetwork whose text encoder to use. Default: the bundled one."""
-    encoder: ModelLocation = None
+    encoder: Annotated[str | None, arg(metavar="ENCODER")] = None
     """Text encoder to use instead: minilm, gte-large, last-token:LOCATION, the location of a sentence-transformers
     model, or the folder of a LoRA adapter for a text encoder."""
     trust_remote_code: bool = False
@@ -342,16 +342,16 @@ def parse(arguments: Sequence[str]) -> Command:
     return command
 
 
-def read_recipe(source: str | None) -> "Recipe":
+def read_recipe(file: str | None) -> "Recipe":
     """The RECIPE that a recipe file defines; without a file, the default recipe.
 
     Raises UserError if the file does not exist, its code fails, or it defines no RECIPE.
     """
     from t2l_jax.training.recipe import Recipe
 
-    if source is None:
+    if file is None:
         return Recipe()
-    path = Path(source)
+    path = Path(file)
     if not path.is_file():
         raise UserError(f"{path}: no such recipe file")
     try:

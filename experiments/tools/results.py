@@ -1,6 +1,8 @@
 """Writes what an experiment found: table.json (rows, command, machine, versions) and table.md, the same to read."""
 
 import json
+import re
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -40,11 +42,12 @@ def save(folder: Path, data: Mapping[str, Any]) -> None:
 def provenance() -> dict[str, Any]:
     """Command, date, commit, machine and versions of this process; no folders and no host name."""
     here = environment(jax.devices())
-    name = sys.modules["__main__"].__spec__.name if sys.modules["__main__"].__spec__ else Path(sys.argv[0]).name
-    words = [Path(word).name if word.startswith("/") else word for word in sys.argv[1:]]
+    spec = sys.modules["__main__"].__spec__
+    program = ["python", "-m", spec.name] if spec else ["python", Path(sys.argv[0]).name]
+    words = [re.sub(r"(^|(?<==))/\S*/", "", word) for word in sys.argv[1:]]
     device = "" if here["devices"]["platform"] == "cpu" else f"{here['devices']['kind']}, "
     return {
-        "command": " ".join([f"python -m {name}", *(f"'{word}'" if " " in word else word for word in words)]),
+        "command": shlex.join([*program, *words]),
         "date": here["time"][:10],
         "commit": here["commit"],
         "machine": f"{device}{here['host']['cores']}-core {here['host']['cpu']}",
@@ -66,13 +69,13 @@ def _form(values: Sequence[Any]) -> str:
     floats = [value for value in values if isinstance(value, float)]
     if floats and 0 < max(map(abs, floats)) < 1e-3:
         return ".1e"
-    texts = [repr(value) for value in floats]
+    texts = [repr(float(value)) for value in floats]
     return f",.{max((len(text.partition('.')[2]) for text in texts if 'e' not in text), default=0)}f"
 
 
 def _cell(value: Any, form: str) -> str:
     if isinstance(value, float):
-        return f"{value:.1e}" if "e" in repr(value) else format(value, form)
+        return f"{value:.1e}" if "e" in repr(float(value)) else format(value, form)
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     return "-" if value is None else str(value).replace("|", "\\|")

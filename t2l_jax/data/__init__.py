@@ -1,1 +1,1 @@
-"""Tasks and what training reads of them: task folders, the procedural family, prompts, batches."""
+"""Tasks and what training reads of them: task folders, the word tasks, prompts, batches."""

@@ -107,10 +107,6 @@ class TrainingTask:
         """True if at least one example in this mode fits in a row of `length` tokens."""
         return int(self.examples[mode].lengths.min(initial=2**31)) <= length
 
-    @property
-    def shortest(self) -> int:
-        return shortest(self.examples)
-
 
 def shortest(examples: Mapping[PromptMode, TokenTable]) -> int:
     """Number of tokens that the model reads of the shortest example; 2**31 if there are no examples."""
@@ -141,7 +137,7 @@ class Sampler:
                 f"{self.shape.tasks} tasks: lower the weight of its source, lower --batch.tasks or add tasks"
             )
         for task in self.tasks:
-            if task.shortest > self.shape.length:
+            if shortest(task.examples) > self.shape.length:
                 raise UserError(
                     f"task {task.name}: none of its examples fits in a row of {self.shape.length} tokens: "
                     "training needs at least one; raise --batch.length or leave the task out"

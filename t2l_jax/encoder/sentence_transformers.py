@@ -112,7 +112,7 @@ def _check_folder(path: Path, trust_remote_code: bool) -> None:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(
             f"{path}: has no modules.json, so it is no sentence-transformers model. To use a language model's last "
-            f"token write {PREFIX} before its source"
+            f"token write {PREFIX} before its location"
         ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: its modules.json or config.json is damaged ({error}): download it again") from error

@@ -39,7 +39,8 @@ def evaluate(model: Model, config: EvaluationConfig, folder: Path, given: Baseli
     splits, notes = select(config, every)
     if any(task.metric == CODE_PASS for tasks in splits.values() for task in tasks) and not sandbox.without_network():
         notes.append("programs ran with Python's sockets replaced: this system lets nothing run without a network")
-    own = weights.training_oracles(given.oracles, every.get(TRAIN, []))
+    training = {task.name for task in every.get(TRAIN, [])}
+    own = {name: path for name, path in given.oracles.items() if name in training}  # the average must not use others
     methods, more = _methods(config, given, own)
     notes += more + _partial_notes(methods, splits, given) + _mode_notes(model, config, methods)
     settings = _settings(model, config, splits, methods, given)

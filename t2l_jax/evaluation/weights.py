@@ -14,8 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from t2l_jax.data.tasks import Task, texts_field
-from t2l_jax.decoder.generation import Params
+from t2l_jax.data.tasks import texts_field
 from t2l_jax.errors import UserError
 from t2l_jax.evaluation.engine import Answerer
 from t2l_jax.hypernet import Condition
@@ -24,7 +23,7 @@ from t2l_jax.io.locations import cache_folder
 from t2l_jax.io.peft import CONFIG_FILE, digest, load_peft
 from t2l_jax.io.published import IDENTITIES_FILE, MODEL_FOLDER
 from t2l_jax.llm import LLM
-from t2l_jax.lora import Adapter, dense_delta, stack
+from t2l_jax.lora import Adapter, add_deltas, dense_delta, stack
 from t2l_jax.model import Model, load
 
 
@@ -123,19 +122,5 @@ def average_answerer(llm: LLM, oracles: dict[str, Path]) -> Answerer:
         for name, delta in dense_delta(load_peft(folder, llm.config)).items():
             total[name] = total.get(name, 0) + np.asarray(delta, np.float32)
     every = hashlib.sha256("".join(digest(path) for path in oracles.values()).encode()).hexdigest()
-    return Answerer(f"average {llm.location} {every}", _added(llm.params, total, len(oracles)))
-
-
-def training_oracles(oracles: dict[str, Path], training: Sequence[Task]) -> dict[str, Path]:
-    """The oracles of training tasks; the average must not use held-out ones."""
-    names = {task.name for task in training}
-    return {name: path for name, path in oracles.items() if name in names}
-
-
-def _added(params: Params, total: dict[str, np.ndarray], count: int) -> Params:
-    """Parameters with total / count added to the kernels."""
-    layers = dict(params["layers"])
-    for name, delta in total.items():
-        kernel = jax.device_get(layers[name]["kernel"])
-        layers[name] = {**layers[name], "kernel": jnp.asarray((kernel + delta / count).astype(kernel.dtype))}
-    return {**params, "layers": layers}
+    mean = {name: delta / len(oracles) for name, delta in total.items()}
+    return Answerer(f"average {llm.location} {every}", add_deltas(llm.params, mean))

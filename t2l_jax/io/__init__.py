@@ -1,1 +1,1 @@
-"""Everything that touches a file format: sources, base weights in, adapters out, checkpoints, published models."""
+"""Everything that touches a file format: locations, base weights in, adapters out, checkpoints, published models."""

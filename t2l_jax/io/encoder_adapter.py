@@ -29,16 +29,10 @@ def adapted(path: Path) -> str:
     return location
 
 
-def copy_adapter(source: Path, target: Path) -> None:
+def copy_adapter(folder: Path, target: Path) -> None:
     """Atomically copy an adapter's files to a new folder."""
-    with os_errors_explained(source, "read"):
-        files = {name: (source / name).read_bytes() for name in (CONFIG_FILE, WEIGHTS_FILE)}
-    with atomic_folder(target) as folder:
+    with os_errors_explained(folder, "read"):
+        files = {name: (folder / name).read_bytes() for name in (CONFIG_FILE, WEIGHTS_FILE)}
+    with atomic_folder(target) as partial:
         for name, data in files.items():
-            (folder / name).write_bytes(data)
-
-
-def same_adapter(one: Path, other: Path) -> bool:
-    """True if two folders hold the same adapter."""
-    with os_errors_explained(one, "read"):
-        return all((one / name).read_bytes() == (other / name).read_bytes() for name in (CONFIG_FILE, WEIGHTS_FILE))
+            (partial / name).write_bytes(data)

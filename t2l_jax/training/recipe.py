@@ -52,14 +52,18 @@ class ComputeConfig:
 
     def base_dtype(self) -> Any:
         """Dtype of the base LLM's parameters and activations."""
-        narrow = self.precision == "bfloat16" or (self.precision == "auto" and jax.default_backend() != "cpu")
-        return jnp.bfloat16 if narrow else jnp.float32
+        on_accelerator = jax.default_backend() != "cpu"
+        return (
+            jnp.bfloat16
+            if self.precision == "bfloat16" or (self.precision == "auto" and on_accelerator)
+            else jnp.float32
+        )
 
     def decoder(self, config: DecoderConfig) -> Decoder:
         """A decoder with these settings."""
-        narrow = jnp.bfloat16 if self.precision == "bf16-matmul" else None
+        matmul_dtype = jnp.bfloat16 if self.precision == "bf16-matmul" else None
         long_row = LONG_ROW if jax.default_backend() == "cpu" else 16 * LONG_ROW  # blocks are many small products
-        return Decoder(config, self.base_dtype(), matmul_dtype=narrow, remat=self.remat, long_row=long_row)
+        return Decoder(config, self.base_dtype(), matmul_dtype=matmul_dtype, remat=self.remat, long_row=long_row)
 
     def mesh(self, num_tasks: int) -> Mesh:
         """The mesh over which a batch of `num_tasks` tasks is sharded: the most devices that divide its parts.

@@ -60,7 +60,7 @@ def run(recipe: Recipe, folder: Path, wandb: str | None = None, *, trust_remote_
         )
     # Only now: a recipe that is refused leaves nothing behind.
     _claim(folder, recipe, material, encoder, files, began)
-    trackers: tuple[OpenTracker, ...] = (*TRACKERS, partial(WeightsAndBiases, wandb)) if wandb else TRACKERS
+    trackers: tuple[OpenTracker, ...] = (partial(WeightsAndBiases, wandb), *TRACKERS) if wandb else TRACKERS
     how = RunConfig(recipe.loop, recipe.optimizer, recipe.best, recipe.compute.accumulate, mesh, trackers)
     variables = train(trainee, objective, Batches(material.sampler.draw, material.validation), folder, how, initial)
     return trainee.publish(folder, variables, release)

@@ -41,8 +41,8 @@ def test_generate_many(capsys, place):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "give a description or --from"),
-        (("Say a.", "--from", "t.jsonl"), "one of the two"),
+        ((), "give either a description or --from"),
+        (("Say a.", "--from", "t.jsonl"), "give either a description or --from"),
         (("", *MODEL), "the description is empty"),
         ((" \n", *MODEL), "the description is empty"),
         (("x" * 1_000_000, *MODEL), "1,000,000 characters"),

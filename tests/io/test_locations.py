@@ -119,7 +119,7 @@ def test_losing_a_race_is_as_good_as_winning_it(tmp_path):
     for name in ("mine", "theirs"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text("{}")
-    locations._publish(tmp_path / "mine", tmp_path / "theirs")
+    locations._move_into_place(tmp_path / "mine", tmp_path / "theirs")
     assert [path.name for path in tmp_path.iterdir()] == ["theirs"]
 
 
@@ -173,8 +173,12 @@ def test_hub_errors_name_the_source(monkeypatch, tmp_path):
 def test_an_identity_changes_with_the_files(monkeypatch, tmp_path):
     (tmp_path / "config.json").write_text("{}")
     before = resolve(tmp_path)
-    assert resolve(tmp_path) == before
+    assert resolve(tmp_path).identity == before.identity
     os.utime(tmp_path / "config.json", (1, 1))
     assert resolve(tmp_path).identity != before.identity
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda repo, **_: str(tmp_path / "snapshots" / "abc123"))
+    monkeypatch.setattr(
+        huggingface_hub,
+        "snapshot_download",
+        lambda repo, **_: str(folder),
+    )
     assert resolve("hf:org/name").identity == "abc123"

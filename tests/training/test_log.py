@@ -19,7 +19,7 @@ from t2l_jax.training.log import RunLog
 from t2l_jax.training.trackers import TRACKERS, WeightsAndBiases, read_records
 
 OBJECTIVE = objective()
-WITH_WANDB = (*TRACKERS, partial(WeightsAndBiases, "words"))
+WITH_WANDB = (partial(WeightsAndBiases, "words"), *TRACKERS)
 METRICS = {"loss": jnp.asarray(1.5), "grad_norm": jnp.asarray(2.0)}
 
 

@@ -5,7 +5,7 @@ instance alone ("98, 58") and only the description says what to do with it. Desc
 give several tasks that read the same kind of instance (sorting upwards and downwards). Its syllogisms are left out:
 some that it calls valid are not ("All A are B. Some B are not C. So: Some A are not C.").
 
-    pip install 't2l_jax[reasoning-gym]'
+    pip install '.[reasoning-gym]'
 
 Source: Stojanovski et al., "Reasoning Gym", arXiv 2505.24760.
 
@@ -47,7 +47,7 @@ def _library() -> Any:
     try:
         import reasoning_gym
     except ImportError as error:
-        raise UserError("the tasks of reasoning-gym need that library: pip install 't2l_jax[reasoning-gym]'") from error
+        raise UserError("the tasks of reasoning-gym need that library: pip install '.[reasoning-gym]'") from error
     return reasoning_gym
 
 

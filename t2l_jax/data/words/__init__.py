@@ -1,4 +1,4 @@
-"""A procedural family of tasks that needs no download: select x transform x format over lists of words.
+"""A family of synthetic word tasks that needs no download: select x transform x format over lists of words.
 
 An input is 4 or 5 words, each of another category: "tiger, apple, hammer, blue, piano". A task selects one of them (by
 position, or by category), transforms it (UPPERCASE, first letter, ...) and formats it ([brackets], #hashtag, ...):

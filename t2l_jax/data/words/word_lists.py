@@ -1,4 +1,4 @@
-"""The words of the procedural family: 14 categories of everyday words, each word in one category only.
+"""The words of the word tasks: 14 categories of everyday words, each word in one category only.
 
 Words that fit two of the categories are left out ("orange", "organ", "kiwi", "cricket"), and so are plurals.
 The words are short in SmolLM2's tokens, in upper case too, so that a prompt and its answer take about 30 tokens.

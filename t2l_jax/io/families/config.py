@@ -24,36 +24,13 @@ _SHARED = {
     "rope_parameters": None,
 }
 # Attributes that do not change what the decoder computes from the same tokens.
-_HARMLESS = frozenset(
-    {
-        "_attn_implementation",
-        "_name_or_path",
-        "architectures",
-        "attention_dropout",
-        "bos_token_id",
-        "cache_implementation",
-        "chunk_size_feed_forward",
-        "dtype",
-        "eos_token_id",
-        "id2label",
-        "initializer_range",
-        "is_llama_config",
-        "label2id",
-        "max_position_embeddings",
-        "name_or_path",
-        "output_attentions",
-        "output_hidden_states",
-        "pad_token_id",
-        "pretraining_tp",
-        "problem_type",
-        "return_dict",
-        "torch_dtype",
-        "transformers.js_config",
-        "transformers_version",
-        "unk_token_id",
-        "use_cache",
-    }
-)
+_HARMLESS = frozenset({
+    "_attn_implementation", "_name_or_path", "architectures", "attention_dropout", "bos_token_id",
+    "cache_implementation", "chunk_size_feed_forward", "dtype", "eos_token_id", "id2label", "initializer_range",
+    "is_llama_config", "label2id", "max_position_embeddings", "name_or_path", "output_attentions",
+    "output_hidden_states", "pad_token_id", "pretraining_tp", "problem_type", "return_dict", "torch_dtype",
+    "transformers.js_config", "transformers_version", "unk_token_id", "use_cache",
+})  # fmt: skip
 _ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
     "swish": "silu",
