@@ -176,9 +176,6 @@ def test_an_identity_changes_with_the_files(monkeypatch, tmp_path):
     assert resolve(tmp_path).identity == before.identity
     os.utime(tmp_path / "config.json", (1, 1))
     assert resolve(tmp_path).identity != before.identity
-    monkeypatch.setattr(
-        huggingface_hub,
-        "snapshot_download",
-        lambda repo, **_: str(folder),
-    )
+    folder = tmp_path / "models--org--name" / "snapshots" / "abc123"
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda repo, **_: str(folder))
     assert resolve("hf:org/name").identity == "abc123"
