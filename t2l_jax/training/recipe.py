@@ -52,12 +52,9 @@ class ComputeConfig:
 
     def base_dtype(self) -> Any:
         """Dtype of the base LLM's parameters and activations."""
-        on_accelerator = jax.default_backend() != "cpu"
-        return (
-            jnp.bfloat16
-            if self.precision == "bfloat16" or (self.precision == "auto" and on_accelerator)
-            else jnp.float32
-        )
+        automatic = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+        chosen = automatic if self.precision == "auto" else self.precision
+        return jnp.bfloat16 if chosen == "bfloat16" else jnp.float32
 
     def decoder(self, config: DecoderConfig) -> Decoder:
         """A decoder with these settings."""
