@@ -63,7 +63,6 @@ def smollm2() -> Path:
 @pytest.fixture
 def optimised() -> Iterator[None]:
     """Programs are compiled as users' are: a real model runs for longer than its compilation takes."""
-    before = jax.config.jax_disable_most_optimizations
     jax.config.update("jax_disable_most_optimizations", False)
     yield
-    jax.config.update("jax_disable_most_optimizations", before)
+    jax.config.update("jax_disable_most_optimizations", os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1")

@@ -3,6 +3,7 @@
 import signal
 import struct
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -11,10 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
-from tiny_training import curves, objective, run, sampler
+from tiny_training import LOOP, curves, objective, run, sampler
 
 from t2l_jax.errors import Stopped, UserError
-from t2l_jax.training import LoopConfig
 from t2l_jax.training.log import RunLog
 from t2l_jax.training.trackers import TRACKERS, WeightsAndBiases, read_records
 
@@ -178,7 +178,7 @@ def test_a_new_tracker_is_a_class_and_a_line_in_the_list(tmp_path):
         counters.append(Counter(folder, start))
         return counters[-1]
 
-    run(tmp_path, loop=LoopConfig(steps=3, log_every=2, validate_every=3), trackers=(*TRACKERS, opened))
+    run(tmp_path, loop=replace(LOOP, stop_after=3, log_every=2, validate_every=3), trackers=(*TRACKERS, opened))
     (counter,) = counters
     assert (counter.start, counter.steps, counter.failed) == (0, [1, 2, 3, 3], False)
     assert {"loss", "learning_rate", "tokens_per_second", "padding", "seen/exact"} <= counter.names

@@ -198,7 +198,7 @@ def test_answers_are_those_of_the_instance_alone(by_name, name):
 
 def test_without_the_library_the_message_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "reasoning_gym", None)
-    with pytest.raises(UserError, match=r"pip install 't2l_jax\[reasoning-gym\]'"):
+    with pytest.raises(UserError, match=r"pip install '\.\[reasoning-gym\]'"):
         gym.tasks()
 
 
