@@ -1,5 +1,6 @@
 """`t2l train`: the recipe of a file is run as it was asked for, or refused."""
 
+import importlib
 from pathlib import Path
 
 import pytest
@@ -34,17 +35,23 @@ def test_train_starts_from_the_recipe_of_the_file(capsys, place, monkeypatch):
     assert third.loop.steps == 5
 
 
-@pytest.mark.parametrize(
-    ("name", "tasks"),
-    [
-        ("smollm2_words", ("words",)),
-        ("smollm2_family", ("family",)),
-        ("multitask", ("family",)),
-        ("oracles", ("family",)),
-    ],
-)
-def test_the_recipes_in_the_repository_are_some(name, tasks):
-    assert cli.read_recipe(str(ROOT / "experiments" / "recipes" / f"{name}.py")).tasks == tasks
+RECIPES = ROOT / "experiments" / "recipes"
+FILES = {"smollm2_words": ("words",), "smollm2_family": ("family",), "multitask": ("family",), "oracles": ("family",)}
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in RECIPES.glob("*.py")))
+def test_every_file_of_recipes_is_one(monkeypatch, name):
+    """A file for `t2l train`, or a module whose recipes are checked by making them."""
+    if name in FILES:
+        assert cli.read_recipe(str(RECIPES / f"{name}.py")).tasks == FILES[name]
+        return
+    monkeypatch.syspath_prepend(str(ROOT))
+    module = importlib.import_module(f"experiments.recipes.{name}")
+    if name == "packaged":
+        assert all(isinstance(recipe, Recipe) for recipe in module.STAGES.values())
+        assert module.train_steps(module.Packaged())["stage9"].tasks == ("family",)
+    else:
+        assert module.WordingEncoder(out=Path("out")).init_from is None  # the one other: it begins from MiniLM
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
-import copy
-
 import pytest
+from chat_templates import REFUSES_SYSTEM, with_template
 
 from t2l_jax.data import words
 from t2l_jax.data.prompts import encode
@@ -11,22 +10,11 @@ from t2l_jax.io.base import load_tokenizer
 from t2l_jax.io.locations import resolve
 
 LIST = "tiger, apple, hammer, blue, piano"
-REFUSES_SYSTEM = (
-    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
-    "{% for message in messages %}{{ '<' + message['role'] + '>' + message['content'] }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<model>' }}{% endif %}"
-)
 
 
 @pytest.fixture(scope="module")
 def tokenizer(smollm2):
     return load_tokenizer(resolve(smollm2))
-
-
-def with_template(tokenizer, template):
-    other = copy.deepcopy(tokenizer)
-    other.chat_template = template
-    return other
 
 
 def test_prompt_and_answer_are_the_whole_conversation(tokenizer):

@@ -1,8 +1,7 @@
 """Prompts against transformers' own `apply_chat_template`, with templates of every temper."""
 
-import copy
-
 import pytest
+from chat_templates import REFUSES_SYSTEM, with_template
 
 from t2l_jax.decoder.chat_template import render, render_turns
 from t2l_jax.errors import UserError
@@ -10,11 +9,6 @@ from t2l_jax.io.base import load_tokenizer
 from t2l_jax.io.locations import resolve
 
 LIST = "tiger, apple, hammer, blue, piano"
-REFUSES_SYSTEM = (
-    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
-    "{% for message in messages %}{{ '<' + message['role'] + '>' + message['content'] }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<model>' }}{% endif %}"
-)
 CONVERSATION = [
     {"role": "user", "content": "one"},
     {"role": "assistant", "content": "two"},
@@ -25,12 +19,6 @@ CONVERSATION = [
 @pytest.fixture(scope="module")
 def tokenizer(smollm2):
     return load_tokenizer(resolve(smollm2))
-
-
-def with_template(tokenizer, template):
-    other = copy.deepcopy(tokenizer)
-    other.chat_template = template
-    return other
 
 
 def test_instance_only_is_the_chat_template_around_the_instance(tokenizer):
