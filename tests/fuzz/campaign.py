@@ -2,8 +2,8 @@
 
     PYTHONPATH=tests python -m fuzz.campaign --count 10000 --seed 1 --workers 2
 
-An input fails by a traceback, by taking over 10 s, by a process of over 2 GB, by a write outside its folder, or by numbers
-that are neither the reference's nor a refusal. Status 1 if one fails; `--only KIND --seed N --count 1` repeats it.
+An input fails by a traceback, by taking over 10 s, by a process of over 2 GB, by a write outside its folder, or by
+numbers that are neither the reference's nor a refusal: then the status is 1. `--only KIND --seed N --count 1` repeats it.
 """
 
 import argparse

@@ -26,7 +26,7 @@ def main(good: Path, scratch: Path, *, confined: bool) -> None:
         outcome, detail = "read", ""
         try:
             outcome = kinds.attempt(name, folder)
-        except BaseException as error:  # noqa: BLE001 (every one is a finding)
+        except BaseException as error:  # every one is a finding
             own = [frame for frame in traceback.extract_tb(error.__traceback__) if "t2l_jax/" in frame.filename]
             place = f"{Path(own[-1].filename).name}:{own[-1].lineno}" if own else "?"
             outcome, detail = "failed", f"{type(error).__name__} at {place}: {error!s:.150}"
@@ -36,7 +36,7 @@ def main(good: Path, scratch: Path, *, confined: bool) -> None:
 
 
 def confine(scratch: Path) -> None:
-    """Everything but `scratch`, which becomes a memory disk of 1 GB, is mounted read-only in this process's namespace."""
+    """`scratch` becomes a memory disk of 1 GB, and everything else is read-only, in this process's mount namespace."""
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1g", "tmpfs", str(scratch)], check=True)
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         point = line.split()[4]
