@@ -3,7 +3,8 @@
     PYTHONPATH=tests python -m fuzz.campaign --count 10000 --seed 1 --workers 2
 
 An input fails by a traceback, by taking over 10 s, by a process of over 2 GB, by a write outside its folder, or by
-numbers that are neither the reference's nor a refusal: then the status is 1. `--only KIND --seed N --count 1` repeats it.
+numbers that are neither the reference's nor a refusal. Then the status is 1, and `--only KIND --seed N --count 1`
+reads it again.
 """
 
 import argparse
