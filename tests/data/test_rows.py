@@ -91,6 +91,7 @@ OUTSIDE = "must be a path inside the data set"
         ({"path": "here"}, "'here' is here in the current directory, too"),
     ],
 )
+@pytest.mark.filterwarnings("ignore:The Pandas builder is deprecated")
 def test_nothing_else_is_read(tmp_path, monkeypatch, source, message):
     """No file outside, no address, and nothing that is unpickled."""
     path = write(tmp_path / "a", rows_of("x"), ds_kwargs={**source, "split": "train"})
