@@ -90,7 +90,5 @@ def test_a_task_with_such_a_value_is_left_out_by_name(tmp_path, line):
         (folder / "task.yaml").write_text(f"name: {text}\ndescriptions: [x]\n")
         for split in ("train", "test"):
             (folder / f"{split}.jsonl").write_text('{"input": "a", "output": "b"}\n')
-    with pytest.warns(
-        UserWarning, match=r"1 of 2 tasks .* left out.*bad/task\.yaml: field name: must"
-    ):
+    with pytest.warns(UserWarning, match=r"1 of 2 tasks .* left out.*bad/task\.yaml: field name: must"):
         assert [task.name for task in load_tasks(tmp_path)] == ["good"]
