@@ -13,11 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, Int, PRNGKeyArray
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from t2l_jax.decoder import Decoder, DecoderConfig, logits
-from t2l_jax.decoder.chat_template import end_of_turn, render
+from t2l_jax.decoder.chat_template import as_they_are, end_of_turn, render, tokenize
 from t2l_jax.decoder.generation import GREEDY, Params, Sampling, generate_tokens, stream
 from t2l_jax.errors import UserError
 from t2l_jax.io.base import load_base, load_stop_ids, load_tokenizer
@@ -134,13 +133,8 @@ class LLM:
         if isinstance(message, str):
             return render(self.tokenizer, message)
         if not _is_message(message) or not all({"role", "content"} <= set(turn) for turn in message):
-            raise UserError(f"a message is a string or a list of turns with 'role' and 'content', got {message!r}")
-        turns = [dict(turn) for turn in message]
-        try:
-            text = str(self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
-        except (TemplateError, ValueError) as error:  # it refuses these turns, or there is no template
-            raise UserError(f"the chat template of {self.location} cannot render the conversation: {error}") from error
-        return self.tokenizer.encode(text, add_special_tokens=False)  # the template has written the special tokens
+            raise UserError(f"a message is a string or a list of turns with 'role' and 'content', got {message!r:.80}")
+        return tokenize(self.tokenizer, [as_they_are(self.tokenizer, [dict(turn) for turn in message])])[0]
 
     def _text(self, tokens: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False))

@@ -1,7 +1,8 @@
 """The one way in for values from outside: a declared schema of types and ranges, checked before anything is computed.
 
-A file's layout is a subclass of `Schema`, or a dataclass of ours; `checked` turns what was read into it. Nothing is
-converted: a text is never a number, 1.0 no integer, "false" no boolean, and every number is finite.
+A file's layout is a subclass of `Schema`, or a dataclass of ours; `checked` turns what was read into it. Settings check
+their own fields: `check_fields`. Nothing is converted: a text is never a number, 1.0 no integer, "false" no boolean,
+and every number is finite.
 """
 
 import reprlib
@@ -11,7 +12,7 @@ from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, Strict, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, TypeAdapter, ValidationError
 
 from t2l_jax.errors import UserError
 
@@ -27,7 +28,18 @@ Index = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Size = Annotated[int, Field(ge=0, le=2**63 - 1)]  # bytes
 Positive = Annotated[float, Field(gt=0, le=1e30)]
 NonNegative = Annotated[float, Field(ge=0, le=1e30)]
+Share = Annotated[float, Field(ge=0, le=1)]
 Several = Annotated[tuple[Item, ...], Strict(False)]  # a list of JSON or YAML, or a tuple
+
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError("must be a non-empty text")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_not_blank)]
+Texts = Annotated[Several[Text], Field(min_length=1)]
 
 
 class Schema(BaseModel):
@@ -47,6 +59,16 @@ def checked(kind: type[Kind], value: object, where: str) -> Kind:
     return _plain(kind, value, where, "")
 
 
+def check_fields(config: Any, name: str) -> None:
+    """Raise UserError for the first field of a dataclass that has another type or range than it declares.
+
+    For the `__post_init__` of settings, so that there are none with wrong values; `name` is what a user calls them.
+    """
+    hints = _hints(type(config))
+    for field in fields(config):
+        _part(hints[field.name], getattr(config, field.name), name, field.name)
+
+
 def shown(value: object) -> str:
     """A value for an error message: its repr, cut to one short line."""
     try:
@@ -62,7 +84,7 @@ def _dataclass(kind: Any, value: object, where: str, path: str) -> Any:
         given = value
     else:
         raise UserError(f"{where}: {_field(path)} must be an object of fields, got {shown(value)}")
-    hints = get_type_hints(kind, include_extras=True)
+    hints = _hints(kind)
     known = {field.name: field for field in fields(kind) if field.init}
     if unknown := [name for name in given if name not in known]:
         raise UserError(f"{where}: {_field(path, unknown[0])} is not known; only {', '.join(known)} are")
@@ -96,9 +118,16 @@ def _plain(kind: Any, value: object, where: str, path: str) -> Any:
         problem = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
         if first["type"] == "missing":
             raise UserError(f"{where}: {_field(path, *names)} is missing") from error
+        if first["type"] == "extra_forbidden":
+            raise UserError(f"{where}: {_field(path, *names)} is not known: remove it") from error
         raise UserError(f"{where}: {_field(path, *names)}: {problem}, got {shown(first['input'])}") from error
     except RecursionError as error:
         raise UserError(f"{where}: {_field(path)} is nested too deeply") from error
+
+
+@cache
+def _hints(kind: Any) -> dict[str, Any]:
+    return get_type_hints(kind, include_extras=True)
 
 
 @cache

@@ -16,40 +16,42 @@ from it, and `answer` is its `output`. task_def is empty in templates, since des
 
 import re
 import string
-import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any
 
 import datasets
+from pydantic import Field
 
 from t2l_jax.data.benchmarks import BENCHMARKS, Benchmark, Code
-from t2l_jax.data.tasks import (
-    MAX_TRAIN_DESCRIPTIONS,
-    Example,
-    Task,
-    load_each,
-    read_yaml,
-    text_field,
-    texts_field,
-)
-from t2l_jax.errors import Unreachable, UserError
-from t2l_jax.io.files import check_name
-from t2l_jax.io.locations import HTTP_ERROR, cache_folder
+from t2l_jax.data.rows import Source, load_rows
+from t2l_jax.data.tasks import MAX_TRAIN_DESCRIPTIONS, Example, Task, load_each, task_name
+from t2l_jax.data.yaml_file import read_yaml
+from t2l_jax.errors import UserError
+from t2l_jax.schema import Schema, Several, Text, Texts, checked
 
 METADATA = "metadata.yaml"
 MAX_TEST = 100  # test examples: the last rows, at most a tenth of them
-FIELD = re.compile(r"(?!\d+(\[|$))[^.\[\]]+(\[[^.\[\]]+\])*")  # a template's field: column, or column[item]
-WAITS = (1.0, 4.0, 16.0)  # seconds before each retry of a download
-DS_KWARGS = ("path", "name", "split", "data_files", "data_dir", "revision")
-SUPER_NI = re.compile(
-    r"Definition:\s*(?P<task_def>.*?)\n\s*\n.*Now complete the following example\s*-\s*\n"
-    r"\s*Input:\s*(?P<problem>.*?)\s*\n\s*Output:\s*$",
-    re.DOTALL,
-)
-NETWORK = (ConnectionError, TimeoutError, HTTP_ERROR)
-Loaded = TypeVar("Loaded")
+# A template's field: column, or column[item]. Python's format converts the digits of an item.
+FIELD = re.compile(r"(?!\d+(\[|$))[^.\[\]]+(\[(?!\d{10})[^.\[\]]+\])*")
+LAST_EXAMPLE = re.compile(r"Now complete the following example\s*+-(\s++)Input:")
+
+
+class Metadata(Schema):
+    """The layout of metadata.yaml."""
+
+    descriptions: Texts
+    ds_kwargs: Source
+    user_prompt_template: Annotated[Text, Field(max_length=20_000)]
+    response_field: Text
+    system_message: str | None = None
+    assistant_prefill: str | None = None
+    assistant_postfill: str | None = None
+    metric: Text | None = None
+    kind: Text | None = None
+    labels: Several[Text] | None = None
+    t2l_split: str | None = None
 
 
 def is_registry(folder: Path) -> bool:
@@ -82,72 +84,35 @@ def load_hub_task(path: Path) -> Task:
 
     Raises UserError that names the file and the field or data set.
     """
-    where, fields = str(path), read_yaml(path)
-    name = check_name(path.parent.name)
-    descriptions = texts_field(fields.get("descriptions"), "descriptions", where)
-    template = text_field(fields.get("user_prompt_template"), "user_prompt_template", where)
-    response = text_field(fields.get("response_field"), "response_field", where)
-    if fields.get("system_message"):
+    where = str(path)
+    given = checked(Metadata, read_yaml(path), where)
+    name = task_name(path.parent.name, where)
+    if given.system_message:
         raise UserError(f"{where}: the field `system_message` is not supported: put its text into user_prompt_template")
-    around = (fields.get("assistant_prefill") or "", fields.get("assistant_postfill") or "")
-    check_template(template, where)
-    options = _options(fields.get("ds_kwargs"), path)
-    benchmark = BENCHMARKS.get(fields["ds_kwargs"]["path"], Benchmark())
-    rows = load_rows(options, where)
-    examples = list(_examples(rows, template, response, around, benchmark, where))
+    check_template(given.user_prompt_template, where)
+    source = given.ds_kwargs
+    benchmark = BENCHMARKS.get(source.path, Benchmark())
+    try:
+        examples = list(_examples(load_rows(source, path), given, benchmark, where))
+    except UserError:
+        raise
+    except Exception as error:  # `datasets` decodes a row when it is asked for
+        raise UserError(f"{where}: a row of {source.path} cannot be read ({str(error)[:300]})") from error
     if not examples:
-        raise UserError(f"{where}: no row of {options['path']} makes an example: check user_prompt_template")
+        raise UserError(f"{where}: no row of {source.path} makes an example: check user_prompt_template")
     count = min(MAX_TEST, len(examples) // 10)
-    trained = "train" if str(options["path"]).startswith("Lots-of-LoRAs/") else "eval"
+    trained = "train" if source.path.startswith("Lots-of-LoRAs/") else "eval"
     return Task(
         name=name,
-        descriptions=descriptions[:MAX_TRAIN_DESCRIPTIONS],
-        unseen_descriptions=descriptions[MAX_TRAIN_DESCRIPTIONS:],
+        descriptions=given.descriptions[:MAX_TRAIN_DESCRIPTIONS],
+        unseen_descriptions=given.descriptions[MAX_TRAIN_DESCRIPTIONS:],
         train=tuple(examples[: len(examples) - count]),
         test=tuple(examples[len(examples) - count :]),
-        metric=text_field(fields.get("metric", benchmark.metric), "metric", where),
-        kind=text_field(fields.get("kind", benchmark.kind), "kind", where),
-        labels=texts_field(fields["labels"], "labels", where) if fields.get("labels") else benchmark.labels,
-        use="train" if fields.get("t2l_split", trained) == "train" else "test",
+        metric=given.metric or benchmark.metric,
+        kind=given.kind or benchmark.kind,
+        labels=given.labels or benchmark.labels,
+        use="train" if (given.t2l_split or trained) == "train" else "test",
     )
-
-
-def load_rows(options: dict[str, Any], where: str) -> datasets.Dataset:
-    """The rows of a data set; `where`, the file that names it, is for error messages."""
-    offline = datasets.config.HF_HUB_OFFLINE
-    config = datasets.DownloadConfig(local_files_only=offline)
-
-    def load() -> Any:
-        folder = str(cache_folder() / "datasets")
-        return datasets.load_dataset(**options, cache_dir=folder, download_config=config)
-
-    try:
-        rows = load() if offline else with_retries(load)
-    except Exception as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        advice = "check ds_kwargs"
-        if offline:
-            advice = "it is not in the cache: run once with the network, without HF_HUB_OFFLINE"
-        elif isinstance(error, NETWORK):
-            advice = "the hub cannot be reached: try again later"
-        kind = Unreachable if isinstance(error, NETWORK) and not offline else UserError
-        raise kind(f"{where}: the data set {options['path']} cannot be loaded ({first}): {advice}") from error
-    if not isinstance(rows, datasets.Dataset):
-        raise UserError(f"{where}: ds_kwargs names no split: choose among {', '.join(map(str, rows))}")
-    return rows
-
-
-def with_retries(load: Callable[[], Loaded], sleep: Callable[[float], None] = time.sleep) -> Loaded:
-    """Call `load`, retrying after each of WAITS if the network or the server fails."""
-    for wait in WAITS:
-        try:
-            return load()
-        except NETWORK as error:
-            status = getattr(getattr(error, "response", None), "status_code", 503)
-            if status < 500 and status != 429:  # a retry does not help
-                raise
-        sleep(wait)
-    return load()
 
 
 def check_template(template: str, where: str) -> None:
@@ -162,21 +127,9 @@ def check_template(template: str, where: str) -> None:
             raise UserError(f"{where}: user_prompt_template: {{{field}}} {wanted}")
 
 
-def _options(value: Any, path: Path) -> dict[str, Any]:
-    """The arguments of `load_dataset`; a `path` relative to metadata.yaml is resolved if it is a folder."""
-    if not isinstance(value, dict) or not isinstance(value.get("path"), str):
-        raise UserError(f"{path}: the field `ds_kwargs` must be a mapping with `path`, the name of a data set")
-    if unknown := sorted(value.keys() - set(DS_KWARGS)):
-        raise UserError(f"{path}: ds_kwargs has {', '.join(unknown)}: only {', '.join(DS_KWARGS)} are allowed")
-    local = path.parent / value["path"]
-    return {**value, "path": str(local)} if local.is_dir() else dict(value)
-
-
-def _examples(
-    rows: datasets.Dataset, template: str, response: str, around: tuple[str, str], benchmark: Benchmark, where: str
-) -> Iterator[Example]:
+def _examples(rows: datasets.Dataset, given: Metadata, benchmark: Benchmark, where: str) -> Iterator[Example]:
     """The examples of the rows; incomplete rows are left out with a warning."""
-    short = 0
+    short, template, response = 0, given.user_prompt_template, given.response_field
     named = {re.split(r"[.\[]", field)[0] for _, field, _, _ in string.Formatter().parse(template) if field}
     for row in rows:
         columns = {**row, **_derived(row)}
@@ -197,7 +150,8 @@ def _examples(
         if not text or not answers or not all(item.strip() for item in answers):
             short += 1
             continue
-        outputs = tuple(f"{around[0]}{item}{around[1]}" for item in answers)
+        before, after = given.assistant_prefill or "", given.assistant_postfill or ""
+        outputs = tuple(f"{before}{item}{after}" for item in answers)
         try:
             code = benchmark.code(row) if benchmark.code else Code("", "")
         except (LookupError, SyntaxError, TypeError, ValueError):  # it has no usable test
@@ -211,11 +165,24 @@ def _examples(
 def _derived(row: dict[str, Any]) -> dict[str, Any]:
     """Columns that templates of the registry name and that are derived from those of the data set."""
     derived: dict[str, Any] = {}
-    if isinstance(row.get("input"), str) and (match := SUPER_NI.match(row["input"])):
-        derived = {**match.groupdict(), "answer": row.get("output")}
+    if isinstance(row.get("input"), str) and (problem := _problem(row["input"])) is not None:
+        derived = {"problem": problem, "answer": row.get("output")}
     if isinstance(row.get("test_list"), list):
-        derived["assertions"] = "\n".join(row["test_list"])
+        derived["assertions"] = "\n".join(map(str, row["test_list"]))
     return derived
+
+
+def _problem(text: str) -> str | None:
+    """The instance in a prompt of Super-NaturalInstructions; None if the text is no such prompt.
+
+    It stands between the last "Input:" and the final "Output:", after a definition and a blank line.
+    """
+    starts = [match for match in LAST_EXAMPLE.finditer(text) if "\n" in match[1]]
+    if not (starts and text.startswith("Definition:") and text.rstrip().endswith("Output:")):
+        return None
+    before, body = text[: starts[-1].start()], text[starts[-1].end() :].rstrip().removesuffix("Output:")
+    blank = any(not line.strip() for line in before.split("\n")[1:-1])
+    return body.strip() if blank and "\n" in body[len(body.rstrip()) :] else None
 
 
 def _text(value: Any, column: str, where: str) -> str:

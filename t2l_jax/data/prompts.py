@@ -11,7 +11,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from t2l_jax.data.tasks import Example
-from t2l_jax.decoder.chat_template import end_of_turn, prompt_text, tokenize
+from t2l_jax.decoder.chat_template import end_of_turn, prompt_texts, tokenize
 
 PromptMode = Literal["instance", "instruction"]  # what the user turn holds: the instance alone, or the task's text too
 Tokens = Sequence[int] | np.ndarray
@@ -27,12 +27,16 @@ class Encoded(NamedTuple):
 def encode(
     tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], instructions: Sequence[str] = ()
 ) -> list[Encoded]:
-    """Tokenise each example's prompt (see `chat_template.prompt_text`) and its answer with `end_of_turn`.
+    """Tokenise each example's prompt (see `chat_template.prompt_texts`) and its answer with `end_of_turn`.
 
     Example i gets instruction i modulo their number; without instructions the prompt is the instance alone.
     """
     wordings = instructions or (None,)
-    texts = [prompt_text(tokenizer, e.input, wordings[i % len(wordings)]) for i, e in enumerate(examples)]
+    texts = prompt_texts(
+        tokenizer,
+        [example.input for example in examples],
+        [wordings[i % len(wordings)] for i in range(len(examples))],
+    )
     prompts = tokenize(tokenizer, texts)
     answers = tokenize(tokenizer, [example.output for example in examples])
     end = end_of_turn(tokenizer)

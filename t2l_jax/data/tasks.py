@@ -14,16 +14,15 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
-import yaml
-
+from t2l_jax.data.yaml_file import read_yaml
 from t2l_jax.errors import Unreachable, UserError
 from t2l_jax.io.files import check_name, os_errors_explained, read_jsonl
+from t2l_jax.schema import Schema, Several, Text, Texts, checked
 
 # The original's registry has about 200 descriptions per task, 128 of them for training.
 MAX_TRAIN_DESCRIPTIONS = 128
-USES = ("train", "test")
 Item = TypeVar("Item")
 
 
@@ -126,30 +125,50 @@ def load_each(paths: Sequence[Path], load: Callable[[Path], Task], folder: Path)
     return tasks
 
 
+class TaskFile(Schema):
+    """The layout of task.yaml."""
+
+    name: Text
+    descriptions: Texts
+    metric: Text = "exact_match"
+    use: Literal["train", "test"] = "train"
+    kind: Text = "generation"
+    labels: Several[Text] | None = None
+
+
+class ExampleLine(Schema):
+    """The layout of a line of train.jsonl or test.jsonl."""
+
+    input: Text
+    output: Text
+    outputs: Texts = ()
+    test: Text = ""
+    entry_point: Text = ""
+
+
 def load_task(folder: Path) -> Task:
     """The task in `folder`; errors as in `load_tasks`."""
     path = folder / "task.yaml"
-    fields = read_yaml(path)
-    defaults = {"name": None, "metric": "exact_match", "use": "train", "kind": "generation"}
-    name, metric, use, kind = (text_field(fields.get(key, value), key, str(path)) for key, value in defaults.items())
-    if use not in USES:
-        raise UserError(f"{path}: use is {use!r}: write one of {', '.join(USES)}")
-    try:
-        check_name(name)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
-    descriptions = texts_field(fields.get("descriptions"), "descriptions", str(path))
+    given = checked(TaskFile, read_yaml(path), str(path))
     return Task(
-        name=name,
-        descriptions=descriptions[:MAX_TRAIN_DESCRIPTIONS],
-        unseen_descriptions=descriptions[MAX_TRAIN_DESCRIPTIONS:],
+        name=task_name(given.name, str(path)),
+        descriptions=given.descriptions[:MAX_TRAIN_DESCRIPTIONS],
+        unseen_descriptions=given.descriptions[MAX_TRAIN_DESCRIPTIONS:],
         train=_read_examples(folder / "train.jsonl"),
         test=_read_examples(folder / "test.jsonl"),
-        metric=metric,
-        use=use,
-        kind=kind,
-        labels=texts_field(fields["labels"], "labels", str(path)) if fields.get("labels") else (),
+        metric=given.metric,
+        use=given.use,
+        kind=given.kind,
+        labels=given.labels or (),
     )
+
+
+def task_name(name: str, where: str) -> str:
+    """The name if it is safe as a folder's. Raises UserError that names `where`, the file."""
+    try:
+        return check_name(name)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
 
 
 def check_unique(tasks: Iterable[Task]) -> None:
@@ -161,40 +180,10 @@ def check_unique(tasks: Iterable[Task]) -> None:
         seen.add(task.name.lower())
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file. Raises UserError if it cannot be read or is no mapping."""
-    with os_errors_explained(path, "read"):
-        data = path.read_bytes()
-    try:
-        fields = yaml.load(data, yaml.CSafeLoader)  # the same as safe_load, and ten times as fast
-    except (yaml.YAMLError, ValueError) as error:  # an impossible date is a ValueError
-        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(fields, dict):
-        raise UserError(f"{path}: expected fields such as `name: ...`, got {type(fields).__name__}")
-    return fields
-
-
 def _read_examples(path: Path) -> tuple[Example, ...]:
     return tuple(_example(fields, f"{path}, line {number}") for number, fields in read_jsonl(path))
 
 
 def _example(fields: dict[str, Any], where: str) -> Example:
-    output = text_field(fields.get("output"), "output", where)
-    accepted = texts_field(fields["outputs"], "outputs", where) if "outputs" in fields else (output,)
-    code = (text_field(fields[key], key, where) if key in fields else "" for key in ("test", "entry_point"))
-    return Example(text_field(fields.get("input"), "input", where), output, accepted, *code)
-
-
-def text_field(value: object, field: str, where: str) -> str:
-    """Return the value if it is non-empty text, else raise UserError."""
-    if isinstance(value, str) and value.strip():
-        return value
-    problem = "is missing" if value is None else "is empty" if isinstance(value, str) else f"is {value!r:.40}, not text"
-    raise UserError(f"{where}: the field `{field}` {problem}: write a non-empty text")
-
-
-def texts_field(value: object, field: str, where: str) -> tuple[str, ...]:
-    """Return the value as a tuple if it is a non-empty list of non-empty texts, else raise UserError."""
-    if not isinstance(value, list) or not value:
-        raise UserError(f"{where}: the field `{field}` must be a list of at least one text")
-    return tuple(text_field(item, f"{field}[{i}]", where) for i, item in enumerate(value))
+    given = checked(ExampleLine, fields, where)
+    return Example(given.input, given.output, given.outputs or (given.output,), given.test, given.entry_point)

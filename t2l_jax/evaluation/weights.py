@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from t2l_jax.data.tasks import texts_field
 from t2l_jax.errors import UserError
 from t2l_jax.evaluation.engine import Answerer
 from t2l_jax.hypernet import Condition
@@ -25,6 +24,7 @@ from t2l_jax.io.published import IDENTITIES_FILE, MODEL_FOLDER
 from t2l_jax.llm import LLM
 from t2l_jax.lora import Adapter, add_deltas, dense_delta, stack
 from t2l_jax.model import Model, load
+from t2l_jax.schema import Schema, Texts, checked
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,12 @@ class OneHot:
 
     model: Model
     tasks: tuple[str, ...]
+
+
+class Identities(Schema):
+    """The layout of IDENTITIES_FILE."""
+
+    tasks: Texts
 
 
 @dataclass(frozen=True)
@@ -51,8 +57,11 @@ class Baselines:
 
 def find_baselines(multitask: Path | None, oracles: Path | None, one_hot: Path | None = None) -> Baselines:
     """The baselines in the given folders. Raises UserError if a folder does not hold what its option asks for."""
-    if multitask is not None and not (multitask / CONFIG_FILE).is_file():
-        raise UserError(f"{multitask}: holds no {CONFIG_FILE}: --multitask takes the folder of one PEFT adapter")
+    if multitask is not None:
+        with os_errors_explained(multitask, "read"):
+            found = (multitask / CONFIG_FILE).is_file()
+        if not found:
+            raise UserError(f"{multitask}: holds no {CONFIG_FILE}: --multitask takes the folder of one PEFT adapter")
     folders: dict[str, Path] = {}
     if oracles is not None:
         with os_errors_explained(oracles, "read"):
@@ -64,7 +73,7 @@ def find_baselines(multitask: Path | None, oracles: Path | None, one_hot: Path |
 
 def _one_hot(folder: Path) -> OneHot:
     path = folder / IDENTITIES_FILE
-    tasks = texts_field(read_json(path).get("tasks"), "tasks", str(path))
+    tasks = checked(Identities, read_json(path), str(path)).tasks
     model = load(folder / MODEL_FOLDER)
     if model.config.encoder is not None or model.config.hypernet.task.dim != len(tasks):
         raise UserError(f"{folder}: its model does not read the {len(tasks)} task identities of {IDENTITIES_FILE}")

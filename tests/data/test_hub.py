@@ -1,14 +1,9 @@
 """The registry of hub tasks, against local copies of data sets in the hub's format."""
 
-import json
-from types import SimpleNamespace
-
-import datasets
 import pytest
-from huggingface_hub.errors import HfHubHTTPError
+from registry import rows_of, write
 
-from t2l_jax.data import hub
-from t2l_jax.data.hub import load_hub_task, load_registry, with_retries
+from t2l_jax.data.hub import load_hub_task, load_registry
 from t2l_jax.data.sources import read_tasks
 from t2l_jax.data.tasks import Example
 from t2l_jax.errors import UserError
@@ -23,31 +18,6 @@ SUPER_NI = (
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("T2L_CACHE", str(tmp_path / "cache"))
-
-
-def write(folder, rows, parquet=False, **fields):
-    """A task of the registry with its data set beside it."""
-    data = folder / "data"
-    data.mkdir(parents=True)
-    if parquet:
-        datasets.Dataset.from_list(rows).to_parquet(str(data / "train.parquet"))
-    else:
-        (data / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    whole = {
-        "ds_kwargs": {"path": "data", "split": "train"},
-        "user_prompt_template": "{question}",
-        "response_field": "answer",
-        "descriptions": [f"Wording {n}." for n in range(130)],
-        "assistant_prefill": "",
-        "system_message": "",
-    }
-    path = folder / "metadata.yaml"
-    path.write_text(json.dumps({**whole, **fields}))
-    return path
-
-
-def rows_of(*questions):
-    return [{"question": text, "answer": text.upper()} for text in questions]
 
 
 @pytest.mark.parametrize("parquet", [False, True])
@@ -130,17 +100,21 @@ def test_answers_of_other_types_and_what_stands_around_them(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"descriptions": []}, "`descriptions` must be a list"),
-        ({"response_field": None}, "`response_field` is missing"),
+        ({"descriptions": []}, "field descriptions: "),
+        ({"response_field": None}, "field response_field: must be a valid string, got None"),
         ({"system_message": "Hi."}, "`system_message` is not supported"),
         ({"user_prompt_template": "{question.__class__}"}, "must be a column"),
         ({"user_prompt_template": "{question!r}"}, "must be a column"),
         ({"user_prompt_template": "{question"}, "user_prompt_template: expected"),
         ({"user_prompt_template": "x^{2} = {question}"}, r"\{2\} must be a column, .* write \{\{ for a brace"),
         ({"user_prompt_template": "{question[]}"}, "must be a column"),
+        ({"user_prompt_template": "{question[" + "9" * 20 + "]}"}, "must be a column"),
         ({"user_prompt_template": "{problem}"}, "no column 'problem', only answer, question"),
-        ({"ds_kwargs": "data"}, "`ds_kwargs` must be a mapping"),
-        ({"ds_kwargs": {"path": "data", "trust_remote_code": True}}, "ds_kwargs has trust_remote_code"),
+        ({"ds_kwargs": "data"}, "field ds_kwargs: must be .*, got 'data'"),
+        (
+            {"ds_kwargs": {"path": "data", "trust_remote_code": True}},
+            "field ds_kwargs.trust_remote_code is not known",
+        ),
         ({"ds_kwargs": {"path": "data"}}, "ds_kwargs names no split: choose among train"),
         (
             {"ds_kwargs": {"path": "data", "split": "dev"}},
@@ -152,72 +126,3 @@ def test_a_bad_field_is_named(tmp_path, fields, message):
     path = write(tmp_path / "bad", rows_of("x"), **fields)
     with pytest.raises(UserError, match=rf"bad/metadata\.yaml: .*({message})"):
         load_hub_task(path)
-
-
-def test_offline_says_that_it_is_not_in_the_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    path = write(tmp_path / "far", rows_of("x"), ds_kwargs={"path": "org/nothing-of-that-name", "split": "train"})
-    with pytest.raises(UserError, match=r"org/nothing-of-that-name cannot be loaded .*not in the cache: run once with"):
-        load_hub_task(path)
-
-
-def test_a_network_that_stays_away_is_named(tmp_path, monkeypatch):
-    asked = []
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
-
-    def fail(**options):
-        asked.append(options["path"])
-        raise ConnectionError("no route")
-
-    monkeypatch.setattr(datasets, "load_dataset", fail)
-    monkeypatch.setattr(hub, "WAITS", (0.0,))
-    path = write(tmp_path / "far", rows_of("x"), ds_kwargs={"path": "org/name", "split": "train"})
-    with pytest.raises(UserError, match=r"org/name cannot be loaded \(no route\): the hub cannot be reached"):
-        load_hub_task(path)
-    write(tmp_path / "farther", rows_of("x"), ds_kwargs={"path": "org/other", "split": "train"})
-    asked.clear()
-    with pytest.raises(UserError, match=r"org/name cannot be loaded"):  # and the next one is not even tried
-        load_registry(tmp_path)
-    assert asked == ["org/name", "org/name"]
-
-
-def refused(status):
-    response = SimpleNamespace(status_code=status, headers={}, request=None)
-    return HfHubHTTPError("refused", response=response)
-
-
-@pytest.mark.parametrize("error", [ConnectionError(), hub.HTTP_ERROR("slow"), refused(503), refused(429)])
-def test_what_may_pass_is_tried_again_with_longer_and_longer_waits(error):
-    tries, waits = [], []
-
-    def load():
-        tries.append(1)
-        if len(tries) < 3:
-            raise error
-        return "rows"
-
-    assert with_retries(load, waits.append) == "rows"
-    assert waits == [1.0, 4.0]
-
-
-@pytest.mark.parametrize("error", [refused(404), ValueError("no")])
-def test_what_does_not_pass_is_not_tried_again(error):
-    waits = []
-
-    def load():
-        raise error
-
-    with pytest.raises(type(error)):
-        with_retries(load, waits.append)
-    assert waits == []
-
-
-def test_it_is_tried_so_many_times_only():
-    waits = []
-
-    def load():
-        raise ConnectionError
-
-    with pytest.raises(ConnectionError):
-        with_retries(load, waits.append)
-    assert waits == list(hub.WAITS)
