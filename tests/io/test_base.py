@@ -21,7 +21,8 @@ from safetensors.torch import load_file, save_file
 from tiny_models import random_tokens, save_tiny, torch_logits
 
 from t2l_jax.decoder import Decoder, logits
-from t2l_jax.decoder.attention import Llama3Scaling, Rotary
+from t2l_jax.decoder.attention import Rotary
+from t2l_jax.decoder.rotary_scaling import Llama3Scaling
 from t2l_jax.errors import UserError
 from t2l_jax.io import base as base_module
 from t2l_jax.io.base import load_base, load_config, load_stop_ids, load_tokenizer
