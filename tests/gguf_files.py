@@ -71,6 +71,8 @@ def _rope_fields(config: Any) -> dict[str, Any]:
     rope = config.rope_parameters
     rope = rope.get("full_attention", rope)
     fields = {"rope.freq_base": float(rope["rope_theta"])}
+    if "sliding_attention" in config.rope_parameters:
+        fields["rope.freq_base_swa"] = float(config.rope_parameters["sliding_attention"]["rope_theta"])
     if rope["rope_type"] in ("linear", "yarn"):
         fields |= {"rope.scaling.type": rope["rope_type"], "rope.scaling.factor": float(rope["factor"])}
     if rope["rope_type"] == "yarn":

@@ -1,6 +1,8 @@
 """Tiny random models of every supported family, made by transformers, whose special features all show in the logits."""
 
+import copy
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -72,17 +74,18 @@ FAMILIES = {
     "gemma 3": transformers.Gemma3TextConfig(**_SIZES | _GEMMA3),
     "phi 3": transformers.Phi3Config(**_SIZES | _PAD, sliding_window=13, rope_parameters=_PARTIAL),
     "olmo 2": transformers.Olmo2Config(**_SIZES),
-    "smollm 3": transformers.SmolLM3Config(
-        **_SIZES | _PAD, use_sliding_window=True, sliding_window=13, rope_parameters={"rope_theta": 500.0}
-    ),
+    "smollm 3": transformers.SmolLM3Config(**_SIZES | _PAD, rope_parameters={"rope_theta": 500.0}),
+    "smollm 3, windows": transformers.SmolLM3Config(**_SIZES | _PAD, use_sliding_window=True, sliding_window=13),
     "granite": transformers.GraniteConfig(**_SIZES, **_GRANITE, attention_bias=True, mlp_bias=True),
 }
 
 
-def save_tiny(family: str, folder: Path) -> transformers.PreTrainedModel:
+def save_tiny(family: str, folder: Path, **changes: Any) -> transformers.PreTrainedModel:
     """Make a family's model with random weights, save it in the folder as safetensors, and return it."""
     torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(FAMILIES[family]).eval()
+    config = copy.deepcopy(FAMILIES[family])
+    config.update(changes)
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         for name, param in model.named_parameters():
             if param.ndim == 1:  # a norm's scale or a bias, which start at a constant

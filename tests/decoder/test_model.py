@@ -144,7 +144,7 @@ _SCALING_VARIANTS = {
     YARN: {
         "factor": {"factor": 2.0},
         "original_length": {"original_length": 64},
-        "beta_fast": {"beta_fast": 1.0},
+        "beta_fast": {"beta_fast": 0.4},
         "beta_slow": {"beta_slow": 1.5},
         "truncate": {"truncate": False},
         "attention_factor": {"attention_factor": 1.0},
