@@ -18,10 +18,11 @@ import transformers
 from gguf_files import convert, write_gguf
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from safetensors.torch import load_file, save_file
-from tiny_models import random_tokens, save_tiny, torch_logits
+from tiny_models import LENGTH, random_tokens, save_tiny, torch_logits
 
 from t2l_jax.decoder import Decoder, logits
-from t2l_jax.decoder.attention import Llama3Scaling, Rotary
+from t2l_jax.decoder.attention import Rotary
+from t2l_jax.decoder.rotary_scaling import Llama3Scaling
 from t2l_jax.errors import UserError
 from t2l_jax.io import base as base_module
 from t2l_jax.io.base import load_base, load_config, load_stop_ids, load_tokenizer
@@ -101,15 +102,28 @@ def as_flax(model):
     return flax.traverse_util.unflatten_dict(flat)
 
 
-@pytest.mark.parametrize("family", ["smollm2, tied head", "qwen 2", "qwen 3, biases", "gemma 2"])
+@pytest.mark.parametrize(
+    "family",
+    [
+        "smollm2, tied head",
+        "llama, linear scaling",
+        "gemma 2",
+        "gemma 3",
+        "qwen 2",
+        "qwen 3, biases",
+        "qwen 3, yarn",
+        "phi 3",
+        "olmo 2",
+        "smollm 3",
+        "granite",
+    ],
+)
 def test_logits_from_gguf(family, tmp_path):
-    model = save_tiny(family, tmp_path)
-    if family == "gemma 2":  # llama.cpp derives this scale, so the tiny model must follow
-        model.config.query_pre_attn_scalar = model.config.head_dim
-        for layer in model.model.layers:
-            layer.self_attn.scaling = model.config.head_dim**-0.5
+    # llama.cpp derives the scale of Gemma's scores, so the tiny model must follow.
+    changes = {"query_pre_attn_scalar": 24} if family.startswith("gemma") else {}
+    model = save_tiny(family, tmp_path, **changes)
     convert(model, tmp_path / "model.gguf")
-    tokens = random_tokens(2, 40)
+    tokens = random_tokens(2, LENGTH)
     config, params = load_base(resolve(tmp_path / "model.gguf"))
     hidden, _ = jax.jit(Decoder(config).apply)({"params": params}, jnp.asarray(tokens.numpy()))
     np.testing.assert_allclose(logits(config, params, hidden), torch_logits(model, tokens), rtol=0, atol=1e-3)

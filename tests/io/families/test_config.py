@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from tiny_models import FAMILIES
 
-from t2l_jax.decoder.attention import LayerAttention, Llama3Scaling, Rotary
+from t2l_jax.decoder.attention import LayerAttention, Rotary
+from t2l_jax.decoder.rotary_scaling import Llama3Scaling
 from t2l_jax.errors import UserError
 from t2l_jax.io.families import BY_MODEL_TYPE
 from t2l_jax.io.families.config import decoder_config
