@@ -28,6 +28,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from t2l_jax.errors import UserError
 from t2l_jax.lora import Adapter, LoraModule, LoraSpec, init_adapter
+from t2l_jax.schema import Count
 
 Variables = dict[str, Any]  # Linen collections: "params" are trained, "constants" are not; both are published
 
@@ -53,16 +54,16 @@ class TaskEncoderConfig:
     1711.00937; its loss is sown into the collection "losses"), `softmax` mixes them.
     """
 
-    dim: int = 384
+    dim: Count = 384
     """Width of z. Leave it out in a recipe: it follows from the text encoder."""
     kind: Literal["linear", "discrete", "vq", "softmax"] = "linear"
     """How z is encoded; see above."""
-    codebook: int = 64
+    codebook: Count = 64
     """Number of codebook vectors (not for linear)."""
 
     def __post_init__(self) -> None:
-        if self.codebook < 1:
-            raise UserError(f"hypernet.task.codebook must be at least 1, got {self.codebook}")
+        if self.dim < 1 or self.codebook < 1:
+            raise UserError(f"hypernet.task.dim and .codebook must be at least 1, got {self.dim} and {self.codebook}")
 
 
 @dataclass(frozen=True)
@@ -72,9 +73,9 @@ class HypernetConfig:
     task: TaskEncoderConfig = TaskEncoderConfig()
     head: Literal["L", "M", "S"] = "L"
     """Architecture: one output of the head holds A and B (L), A or B (M), or one row of A or of B transposed (S)."""
-    latent: int = 128
+    latent: Count = 128
     """Latent width D, a multiple of 4."""
-    head_in: int = 512
+    head_in: Count = 512
     """Input width of the head."""
     dropout: float = 0.05
     """Dropout in the hypernetwork's MLPs."""
