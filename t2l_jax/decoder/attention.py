@@ -62,7 +62,7 @@ def rotary_frequencies(rotary: Rotary | None, head_dim: int) -> Float[Array, " h
     """Radians per position of each pair of channels; 0 without rotary positions."""
     half = head_dim // 2
     if rotary is None:
-        return jnp.zeros(half)
+        return jnp.zeros(half, jnp.float32)
     freq = 1.0 / rotary.theta ** (jnp.arange(half, dtype=jnp.float32) / half)
     scaling = rotary.scaling
     if scaling is None:
@@ -83,7 +83,7 @@ def rotary_angles(
     angles = jnp.stack(
         [places * jnp.expand_dims(rotary_frequencies(rotary, config.head_dim), axes) for rotary in settings]
     )
-    return angles, jnp.asarray([settings.index(layer.rotary) for layer in config.layers])
+    return angles, jnp.asarray([settings.index(layer.rotary) for layer in config.layers], jnp.int32)
 
 
 def rotate(x: Float[Array, "*B S N h"], angles: Float[Array, "*B S h/2"]) -> Float[Array, "*B S N h"]:

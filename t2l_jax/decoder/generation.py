@@ -193,7 +193,7 @@ def prefill(
 ) -> tuple[Float[Array, "T R S D"], Cache]:
     """Read left-padded prompts: their hidden states, and a cache that holds them and has room for more tokens."""
     size = tokens.shape[-1]
-    positions = jnp.broadcast_to(jnp.arange(size), tokens.shape) - (size - lengths[..., None])
+    positions = jnp.broadcast_to(jnp.arange(size, dtype=jnp.int32), tokens.shape) - (size - lengths[..., None])
     output: Any = decoder.apply(
         {"params": params},
         tokens,
@@ -237,7 +237,7 @@ def _sampling_arrays(
     sampling: Sampling, stop_ids: Sequence[int], key: PRNGKeyArray | None, lengths: Int[np.ndarray, "T R"]
 ) -> SamplingArrays:
     """Rows are numbered without the ones that fill the bucket, so that the bucket does not change what they draw."""
-    number = jnp.asarray(np.cumsum(lengths > 0).reshape(lengths.shape))
+    number = jnp.asarray(np.cumsum(lengths > 0, dtype=np.int32).reshape(lengths.shape))
     key = jax.random.key(0) if key is None else key
     row_keys = jax.vmap(jax.vmap(lambda n: jax.random.fold_in(key, n)))(number)
     stops = jnp.asarray(np.asarray(stop_ids, np.int32))
@@ -293,7 +293,7 @@ def _generate(
 ) -> tuple[Int[Array, "T R N"], Float[Array, "T R"]]:
     """Prefill, then decode until every row has ended or is full; NO_TOKEN fills the rest. And the margins."""
     state = _start(decoder, max_new_tokens, params, tokens, lengths, adapter, sampling)
-    new = jnp.full((*lengths.shape, max_new_tokens), NO_TOKEN).at[..., 0].set(state.token)
+    new = jnp.full((*lengths.shape, max_new_tokens), NO_TOKEN, jnp.int32).at[..., 0].set(state.token)
     # The decoder scans an adapter batch along its layer axis, which XLA would bring to the front in every step. Brought
     # there once outside the loop and taken back inside, the transposes of a step cancel out.
     axis = 0 if adapter is None else len(adapter.batch_shape)

@@ -79,7 +79,7 @@ def neftune_noise(
 
 def weight_penalty(adapter: Adapter) -> Float[Array, ""]:
     """mean A² + mean B², summed over modules."""
-    return sum((jnp.mean(leaf**2) for leaf in jax.tree.leaves(adapter)), start=jnp.zeros(()))
+    return sum((jnp.mean(leaf**2) for leaf in jax.tree.leaves(adapter)), start=jnp.zeros((), jnp.float32))
 
 
 @struct.dataclass
