@@ -66,7 +66,8 @@ def check_fields(config: Any, name: str) -> None:
 
     For the `__post_init__` of settings, so that there are none with wrong values; `name` is what a user calls them.
     """
-    hints = _hints(type(config))
+    kind: Any = type(config)
+    hints = _hints(kind)
     for field in fields(config):
         _part(hints[field.name], getattr(config, field.name), name, field.name)
 
