@@ -7,8 +7,9 @@ import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar, Union
+from typing import TYPE_CHECKING, Annotated, Any, Generic, NoReturn, TypeVar, Union
 
 import tyro
 from tyro.conf import Positional, arg, subcommand
@@ -186,6 +187,8 @@ class Chat:
         if self.description is not None and self.adapter is not None:
             raise UserError("give --description or --adapter, not both")
         sampling = Sampling(self.max_new_tokens, self.temperature, self.top_p)
+        if not 0 <= self.seed < 2**31:
+            raise UserError(f"--seed must be from 0 to {2**31 - 1}, got {self.seed}")
         model = load(self.model, trust_remote_code=self.trust_remote_code)
         adapter = None if self.description is None else model.generate([self.description])[0]
         if self.adapter is not None:
@@ -228,11 +231,16 @@ class Embed:
         import numpy as np
 
         from t2l_jax import load
-        from t2l_jax.encoder import load_encoder
-        from t2l_jax.io.files import atomic_write
+        from t2l_jax.encoder import load_encoder, prepare
+        from t2l_jax.io.files import atomic_write, os_errors_explained
 
         if not self.texts:
             raise UserError("give at least one text")
+        for index, text in enumerate(self.texts):
+            prepare(text, f"description {index + 1}")
+        with os_errors_explained(self.out):
+            if os.path.lexists(self.out):
+                raise UserError(f"{self.out} exists already and is not overwritten: choose another path")
         if self.encoder is not None and self.model is not None:
             raise UserError("give --encoder or --model, not both")
         if self.encoder is None:
@@ -298,11 +306,12 @@ Command = Publish | Generate | Train[Any] | Evaluate[Any] | Chat | Embed | Model
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of `t2l`. A UserError prints one line to stderr and exits with status 2."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, TextIOWrapper):  # a name, or an answer, may hold what the terminal's encoding lacks
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         parse(arguments).run()
     except UserError as error:
-        print("t2l: error:", " ".join(str(error).splitlines()), file=sys.stderr)
-        sys.exit(2)
+        _refuse(str(error))
     except Stopped as stopped:
         print("t2l:", stopped, file=sys.stderr)
         sys.exit(stopped.status)
@@ -310,6 +319,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(130)
     except BrokenPipeError:  # the reader of our output (head, a pager) has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:  # of a path that nothing else has named yet
+        _refuse(f"{error.filename or 'a file'}: {error.strerror or error}")
+    except MemoryError:
+        _refuse("the memory is not enough: ask for less at a time")
+
+
+def _refuse(reason: str) -> NoReturn:
+    print("t2l: error:", " ".join(reason.splitlines()), file=sys.stderr)
+    sys.exit(2)
 
 
 def parse(arguments: Sequence[str]) -> Command:
@@ -356,10 +374,14 @@ def read_recipe(file: str | None) -> "Recipe":
         raise UserError(f"{path}: no such recipe file")
     try:
         recipe = runpy.run_path(str(path)).get("RECIPE")
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # sys.exit(0), too, would end this command as if it had trained
         own = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-        line, reason = (error.lineno, error.msg) if isinstance(error, SyntaxError) else ([1, *own][-1], error)
-        raise UserError(f"{path}, line {line}: {type(error).__name__}: {reason}") from error
+        line = error.lineno if isinstance(error, SyntaxError) else [1, *own][-1]
+        known = isinstance(error, UserError)
+        what = str(error) if known else traceback.format_exception_only(error)[-1].strip()  # str(error) may fail, too
+        raise UserError(f"{path}, line {line}: {what}") from error
     if not isinstance(recipe, Recipe):
         raise UserError(f"{path}: a recipe file must define RECIPE, an instance of t2l_jax.training.recipe.Recipe")
     return recipe
@@ -370,3 +392,5 @@ def _ask(prompt: str) -> str:
         return input(prompt).strip()
     except EOFError:
         return ""
+    except UnicodeDecodeError as error:
+        raise UserError(f"standard input: not {error.encoding} text ({error.reason}): convert it first") from error

@@ -28,7 +28,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from t2l_jax.errors import UserError
 from t2l_jax.lora import Adapter, LoraModule, LoraSpec, init_adapter
-from t2l_jax.schema import Count
+from t2l_jax.schema import Rate, Width, check_fields
 
 Variables = dict[str, Any]  # Linen collections: "params" are trained, "constants" are not; both are published
 
@@ -54,16 +54,15 @@ class TaskEncoderConfig:
     1711.00937; its loss is sown into the collection "losses"), `softmax` mixes them.
     """
 
-    dim: Count = 384
+    dim: Width = 384
     """Width of z. Leave it out in a recipe: it follows from the text encoder."""
     kind: Literal["linear", "discrete", "vq", "softmax"] = "linear"
     """How z is encoded; see above."""
-    codebook: Count = 64
+    codebook: Width = 64
     """Number of codebook vectors (not for linear)."""
 
     def __post_init__(self) -> None:
-        if self.dim < 1 or self.codebook < 1:
-            raise UserError(f"hypernet.task.dim and .codebook must be at least 1, got {self.dim} and {self.codebook}")
+        check_fields(self, "hypernet.task")
 
 
 @dataclass(frozen=True)
@@ -73,11 +72,11 @@ class HypernetConfig:
     task: TaskEncoderConfig = TaskEncoderConfig()
     head: Literal["L", "M", "S"] = "L"
     """Architecture: one output of the head holds A and B (L), A or B (M), or one row of A or of B transposed (S)."""
-    latent: Count = 128
+    latent: Width = 128
     """Latent width D, a multiple of 4."""
-    head_in: Count = 512
+    head_in: Width = 512
     """Input width of the head."""
-    dropout: float = 0.05
+    dropout: Rate = 0.05
     """Dropout in the hypernetwork's MLPs."""
     rotary_rows: bool = False
     """S only: encode the row by rotation instead of a row embedding."""
@@ -87,12 +86,9 @@ class HypernetConfig:
     """Adapter added to every output: none, frozen (from --offset-init or --init-from) or learned."""
 
     def __post_init__(self) -> None:
-        if self.latent < 4 or self.latent % 4:
-            raise UserError(f"hypernet.latent must be a multiple of 4 and above 0, got {self.latent}")
-        if self.head_in < 1:
-            raise UserError(f"hypernet.head_in must be at least 1, got {self.head_in}")
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"hypernet.dropout must be at least 0 and below 1, got {self.dropout}")
+        check_fields(self, "hypernet")
+        if self.latent % 4:
+            raise UserError(f"hypernet.latent must be a multiple of 4, got {self.latent}")
 
 
 def lift(function: Any, module: nn.Module, *args: Any, in_axes: Any = 0) -> Any:

@@ -28,7 +28,9 @@ Index = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Size = Annotated[int, Field(ge=0, le=2**63 - 1)]  # bytes
 Positive = Annotated[float, Field(gt=0, le=1e30)]
 NonNegative = Annotated[float, Field(ge=0, le=1e30)]
+Width = Annotated[int, Field(ge=1, le=2**20)]  # of an array
 Share = Annotated[float, Field(ge=0, le=1)]
+Rate = Annotated[float, Field(ge=0, lt=1)]
 Several = Annotated[tuple[Item, ...], Strict(False)]  # a list of JSON or YAML, or a tuple
 
 
@@ -64,7 +66,8 @@ def check_fields(config: Any, name: str) -> None:
 
     For the `__post_init__` of settings, so that there are none with wrong values; `name` is what a user calls them.
     """
-    hints = _hints(type(config))
+    kind: Any = type(config)
+    hints = _hints(kind)
     for field in fields(config):
         _part(hints[field.name], getattr(config, field.name), name, field.name)
 
@@ -100,7 +103,8 @@ def _dataclass(kind: Any, value: object, where: str, path: str) -> Any:
 
 def _part(hint: Any, value: object, where: str, path: str) -> Any:
     """A field of a dataclass; of a union the member that the value is an instance of."""
-    members = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    bare = get_args(hint)[0] if get_origin(hint) is Annotated else hint
+    members = get_args(bare) if get_origin(bare) in (Union, types.UnionType) else (bare,)
     nested = [member for member in members if is_dataclass(member)]
     if nested and not (value is None and type(None) in members):
         own = [member for member in nested if isinstance(member, type) and isinstance(value, member)]

@@ -26,7 +26,9 @@ from t2l_jax.data.prompts import Encoded, PromptMode, Tokens
 from t2l_jax.decoder import SHARED
 from t2l_jax.errors import UserError
 from t2l_jax.hypernet import Condition
+from t2l_jax.schema import Width, check_fields
 
+MOST_TOKENS = 2**26  # of a batch, which is built in host memory
 LOOKAHEAD = 8  # examples that may fail to fit before a task's rows count as full
 
 
@@ -34,17 +36,17 @@ LOOKAHEAD = 8  # examples that may fail to fit before a task's rows count as ful
 class BatchConfig:
     """Shape of a training batch."""
 
-    tasks: int = 8
+    tasks: Width = 8
     """Number of tasks per step."""
-    rows: int = 1
+    rows: Width = 1
     """Number of rows per task."""
-    length: int = 1024
+    length: Width = 1024
     """Tokens per row. A row packs several examples; examples longer than a row are left out."""
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if value < 1:
-                raise UserError(f"batch.{name} must be at least 1, got {value}")
+        check_fields(self, "batch")
+        if (size := self.tasks * self.rows * self.length) > MOST_TOKENS:
+            raise UserError(f"batch: tasks × rows × length are {size:,} tokens: a batch holds at most {MOST_TOKENS:,}")
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from t2l_jax.data.sources import TRAIN
 from t2l_jax.data.tasks import Task, evenly, named_like, refuse_unmatched
 from t2l_jax.errors import UserError
+from t2l_jax.schema import Count, check_fields
 
 
 @dataclass(frozen=True)
@@ -16,17 +17,14 @@ class TaskSelection:
     """Splits to take tasks from. Splits other than `train` are for oracles only."""
     only: tuple[str, ...] = ()
     """Use only tasks whose names match these patterns, such as 'sni_*'. Default: all."""
-    most: int | None = None
+    most: Count | None = None
     """Maximum number of tasks per split, evenly spaced. With one source these are the tasks that `t2l evaluate
     --max-tasks` takes. Default: all."""
-    wordings: int | None = None
+    wordings: Count | None = None
     """Number of training descriptions per task, taken in order. Default: all."""
 
     def __post_init__(self) -> None:
-        for name in ("most", "wordings"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"selection.{name} must be at least 1, got {value}")
+        check_fields(self, "selection")
 
 
 def select_tasks(

@@ -54,7 +54,7 @@ def rotary_frequencies(rotary: Rotary | None, width: int) -> Float[Array, " half
     """Radians per position of each pair of the `width` channels that are rotated; 0 without rotary positions."""
     half = width // 2
     if rotary is None:
-        return jnp.zeros(half)
+        return jnp.zeros(half, jnp.float32)
     freq = 1.0 / rotary.theta ** (jnp.arange(half, dtype=jnp.float32) / half)
     return freq if rotary.scaling is None else rotary.scaling.scale(freq, rotary.theta)
 
@@ -75,7 +75,7 @@ def rotary_angles(
     ]
     return (
         angles,
-        jnp.asarray([settings.index(layer.rotary) for layer in config.layers]),
+        jnp.asarray([settings.index(layer.rotary) for layer in config.layers], jnp.int32),
         None if set(magnitudes) == {1.0} else jnp.asarray(magnitudes, jnp.float32),
     )
 

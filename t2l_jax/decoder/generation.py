@@ -9,19 +9,22 @@ length are rounded up to a few sizes (see `padding`): a program is compiled for 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, Int, PRNGKeyArray
+from pydantic import Field
 
 from t2l_jax.decoder import Cache, Decoder, init_cache, logits
 from t2l_jax.decoder.padding import bucket, pad_leading, pad_rows, prompt_bucket
 from t2l_jax.errors import UserError
 from t2l_jax.lora import Adapter
+from t2l_jax.schema import NonNegative, check_fields
 
+NewTokens = Annotated[int, Field(ge=1, le=2**17)]  # room for them all is reserved from the start
 NO_TOKEN = -1  # in place of a token in a row that has ended
 
 Params = dict[str, Any]
@@ -36,17 +39,12 @@ class Sampling:
     sampling, arXiv 1904.09751).
     """
 
-    max_new_tokens: int = 128
-    temperature: float = 0.0
-    top_p: float = 1.0
+    max_new_tokens: NewTokens = 128
+    temperature: NonNegative = 0.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise UserError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
-        if self.temperature < 0:
-            raise UserError(f"temperature must be 0 (greedy) or above, got {self.temperature}")
-        if not 0 < self.top_p <= 1:
-            raise UserError(f"top_p must be above 0 and at most 1, got {self.top_p}")
+        check_fields(self, "sampling")
 
 
 GREEDY = Sampling()
@@ -193,7 +191,7 @@ def prefill(
 ) -> tuple[Float[Array, "T R S D"], Cache]:
     """Read left-padded prompts: their hidden states, and a cache that holds them and has room for more tokens."""
     size = tokens.shape[-1]
-    positions = jnp.broadcast_to(jnp.arange(size), tokens.shape) - (size - lengths[..., None])
+    positions = jnp.broadcast_to(jnp.arange(size, dtype=jnp.int32), tokens.shape) - (size - lengths[..., None])
     output: Any = decoder.apply(
         {"params": params},
         tokens,
@@ -237,7 +235,7 @@ def _sampling_arrays(
     sampling: Sampling, stop_ids: Sequence[int], key: PRNGKeyArray | None, lengths: Int[np.ndarray, "T R"]
 ) -> SamplingArrays:
     """Rows are numbered without the ones that fill the bucket, so that the bucket does not change what they draw."""
-    number = jnp.asarray(np.cumsum(lengths > 0).reshape(lengths.shape))
+    number = jnp.asarray(np.cumsum(lengths > 0, dtype=np.int32).reshape(lengths.shape))
     key = jax.random.key(0) if key is None else key
     row_keys = jax.vmap(jax.vmap(lambda n: jax.random.fold_in(key, n)))(number)
     stops = jnp.asarray(np.asarray(stop_ids, np.int32))
@@ -293,7 +291,7 @@ def _generate(
 ) -> tuple[Int[Array, "T R N"], Float[Array, "T R"]]:
     """Prefill, then decode until every row has ended or is full; NO_TOKEN fills the rest. And the margins."""
     state = _start(decoder, max_new_tokens, params, tokens, lengths, adapter, sampling)
-    new = jnp.full((*lengths.shape, max_new_tokens), NO_TOKEN).at[..., 0].set(state.token)
+    new = jnp.full((*lengths.shape, max_new_tokens), NO_TOKEN, jnp.int32).at[..., 0].set(state.token)
     # The decoder scans an adapter batch along its layer axis, which XLA would bring to the front in every step. Brought
     # there once outside the loop and taken back inside, the transposes of a step cancel out.
     axis = 0 if adapter is None else len(adapter.batch_shape)

@@ -191,7 +191,7 @@ class Layer(nn.Module):
         if not self.train or not self.lora_dropout:
             return x
         keep = 1 - self.lora_dropout
-        mask = checkpoint_name(jax.random.bernoulli(self.make_rng("dropout"), keep, x.shape), PROJECTION)
+        mask = checkpoint_name(jax.random.bernoulli(self.make_rng("dropout"), jnp.float32(keep), x.shape), PROJECTION)
         return jnp.where(mask, x / keep, 0)
 
     def attention(
@@ -234,7 +234,7 @@ def write_cache(
     cache: Cache, k: Float[Array, "*B K S h"], v: Float[Array, "*B K S h"], layer: Int[Array, ""]
 ) -> tuple[Cache, Float[Array, "*B K C h"], Float[Array, "*B K C h"]]:
     """Put new keys and values at the cache's slot of this layer; return the cache and that layer's whole k and v."""
-    start: tuple[Any, ...] = (layer, *(0,) * (k.ndim - 2), cache.slot, 0)
+    start = _indices(layer, *(0,) * (k.ndim - 2), cache.slot, 0)
     keys = jax.lax.dynamic_update_slice(cache.keys, k[None].astype(cache.keys.dtype), start)
     values = jax.lax.dynamic_update_slice(cache.values, v[None].astype(cache.values.dtype), start)
     whole_k, whole_v = (jax.lax.dynamic_index_in_dim(array, layer, keepdims=False) for array in (keys, values))
@@ -275,7 +275,8 @@ class Decoder(nn.Module):
         """
         config = self.config
         segments = jnp.ones_like(tokens) if segments is None else segments
-        positions = jnp.broadcast_to(jnp.arange(tokens.shape[-1]), tokens.shape) if positions is None else positions
+        if positions is None:
+            positions = jnp.broadcast_to(jnp.arange(tokens.shape[-1], dtype=jnp.int32), tokens.shape)
         embedding = self.param("embedding", nn.initializers.normal(0.02), (config.vocab_size, config.width))
         x = embedding[tokens].astype(self.dtype) * jnp.asarray(config.embed_scale, self.dtype)
         if embed_noise is not None:
@@ -293,7 +294,9 @@ class Decoder(nn.Module):
         (x, cache), _ = self._layers(adapter)(
             (x, cache),
             {} if adapter is None else adapter.weights,
-            PerLayer(jnp.arange(config.num_layers), jnp.asarray(windows), rotary, magnitude),
+            PerLayer(
+                jnp.arange(config.num_layers, dtype=jnp.int32), jnp.asarray(windows, jnp.int32), rotary, magnitude
+            ),
             Places(distance, visible, angles),
         )
         if cache is not None:
@@ -335,9 +338,14 @@ def logits(
 
 def _place(cache: Cache, positions: Int[Array, "*B S"], segments: Int[Array, "*B S"]) -> Cache:
     """Note positions and segments of the tokens about to be written at the cache's slot."""
-    start: tuple[Any, ...] = (*(0,) * (positions.ndim - 1), cache.slot)
+    start = _indices(*(0,) * (positions.ndim - 1), cache.slot)
     return replace(
         cache,
         positions=jax.lax.dynamic_update_slice(cache.positions, positions.astype(jnp.int32), start),
         segments=jax.lax.dynamic_update_slice(cache.segments, segments.astype(jnp.int32), start),
     )
+
+
+def _indices(*values: int | Array) -> tuple[Array, ...]:
+    """Indices of one type, as `dynamic_update_slice` takes them, also where integers have 64 bits by default."""
+    return tuple(jnp.asarray(value, jnp.int32) for value in values)

@@ -20,7 +20,7 @@ def render(request: dict[str, Any], turns: Any, seconds: float) -> dict[str, str
     """One conversation as text, as transformers' tokenizers render it."""
     signal.setitimer(signal.ITIMER_PROF, seconds)  # of computing; its signal ends this process
     try:
-        text = PreTrainedTokenizerBase().apply_chat_template(
+        text: Any = PreTrainedTokenizerBase().apply_chat_template(
             turns,
             chat_template=request["template"],
             add_generation_prompt=not request["answered"],

@@ -82,7 +82,7 @@ def choose_likeliest(
     """
     room = batch.suffixes.shape[-1]
     _, cache = prefill(decoder, params, batch.tokens, batch.lengths, adapter, room)
-    after = batch.lengths[..., None] + jnp.broadcast_to(jnp.arange(room), (*batch.lengths.shape, room))
+    after = batch.lengths[..., None] + jnp.broadcast_to(jnp.arange(room, dtype=jnp.int32), (*batch.lengths.shape, room))
 
     def score(choice: tuple[Array, Array, Array]) -> Array:
         suffix, target, weight = choice

@@ -15,11 +15,13 @@ import tyro
 from t2l_jax.data.prompts import PromptMode
 from t2l_jax.data.tasks import Example, Task
 from t2l_jax.decoder.chat_template import render, render_turns
+from t2l_jax.decoder.generation import NewTokens
 from t2l_jax.errors import UserError
 from t2l_jax.evaluation.choices import choices
 from t2l_jax.evaluation.engine import Answerer, Question
 from t2l_jax.evaluation.metrics import CODE_PASS, NUMERIC_MATCH
 from t2l_jax.llm import LLM
+from t2l_jax.schema import Count, check_fields
 
 EITHER = ""  # mode of the base model's rows: their prompts do not depend on the mode
 SHOTS = 3
@@ -67,11 +69,11 @@ class EvaluationConfig:
     """Evaluate only tasks whose names match these patterns, such as 'sni_*' 'boolq'. Default: all tasks."""
     splits: tuple[str, ...] = ()
     """Splits to evaluate, such as train, 'unseen combinations'. Default: all splits."""
-    max_tasks: int = 70
+    max_tasks: Count = 70
     """Maximum number of tasks per split, evenly spaced."""
-    examples: int = 20
+    examples: Count = 20
     """Maximum number of test examples per task."""
-    wordings: int = 3
+    wordings: Count = 3
     """Number of descriptions per task to average over: held-out ones if the task has any."""
     prompt: Literal["instance", "instruction", "both"] = "instance"
     """Prompt for adapted models: the instance alone, the description and the instance, or each in turn."""
@@ -83,18 +85,16 @@ class EvaluationConfig:
     run_code: bool = False
     """Include code tasks and run the programs that the model writes for them. This is not a secure sandbox: see
     evaluation/sandbox.py for its limits."""
-    max_new_tokens: int = 256
+    max_new_tokens: NewTokens = 256
     """Maximum number of tokens per answer. Except for programs, tasks with shorter reference answers are limited to
     the longest of them. The table notes reference answers that exceed the limit."""
-    max_prompt_tokens: int = 8192
+    max_prompt_tokens: Count = 8192
     """Maximum number of tokens per prompt. A longer prompt is an error; it is never truncated."""
-    batch_tokens: int = 4096
+    batch_tokens: Count = 4096
     """Prompt tokens per batch, padding included. Affects speed and memory only, not the scores."""
 
     def __post_init__(self) -> None:
-        for name in ("max_tasks", "examples", "wordings", "max_new_tokens", "max_prompt_tokens", "batch_tokens"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_fields(self, "evaluation")
 
     @property
     def modes(self) -> tuple[PromptMode, ...]:

@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from t2l_jax.errors import UserError
-from t2l_jax.io.files import atomic_write, os_errors_explained, read_json, read_jsonl, refuse_nonempty
+from t2l_jax.io.files import (
+    atomic_write,
+    drop_partial_line,
+    os_errors_explained,
+    read_json,
+    read_jsonl,
+    refuse_nonempty,
+)
+from t2l_jax.schema import Schema, Share, Text, checked
 
 SETTINGS_FILE = "settings.json"
 PREDICTIONS_FILE = "predictions.jsonl"
@@ -36,18 +44,30 @@ def claim(folder: Path, settings: dict[str, Any]) -> None:
         atomic_write(folder / SETTINGS_FILE, json.dumps(settings, indent=2) + "\n")
 
 
+class Record(Schema):
+    """What is read back of a line of PREDICTIONS_FILE."""
+
+    key: Text
+    score: Share
+
+
 def read_predictions(folder: Path) -> dict[str, dict[str, Any]]:
-    """The records by key. A last line that a kill truncated is removed from the file, to be answered again."""
+    """The records by key. A last line that a kill truncated is removed from the file, to be answered again.
+
+    Raises UserError that names the line if another one is no record with a score from 0 to 1.
+    """
     path = folder / PREDICTIONS_FILE
     if not path.exists():
         return {}
-    with os_errors_explained(path, "read"), path.open("rb+") as file:
-        data = file.read()
-        whole = data.rfind(b"\n") + 1
-        if whole < len(data):
-            file.truncate(whole)
-    records = [record for _, record in read_jsonl(path)]
-    return {str(record["key"]): record for record in records if "key" in record and "score" in record}
+    drop_partial_line(path)
+    records = {}
+    for number, fields in read_jsonl(path):
+        try:
+            key = checked(Record, fields, f"{path}, line {number}").key
+        except UserError as error:
+            raise UserError(f"{error}: delete the line, to have it answered again") from error
+        records[key] = fields
+    return records
 
 
 def append(folder: Path, records: Sequence[dict[str, Any]]) -> None:

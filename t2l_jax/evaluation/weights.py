@@ -103,7 +103,7 @@ def one_hot_answerer(llm: LLM, one_hot: OneHot) -> Answerer:
     places = {name: place for place, name in enumerate(one_hot.tasks)}
 
     def fetch(names: Sequence[str]) -> Adapter:
-        z = jax.nn.one_hot(jnp.asarray([places[name] for name in names]), len(places))
+        z = jax.nn.one_hot(jnp.asarray([places[name] for name in names]), len(places), dtype=jnp.float32)
         return one_hot.model.adapters(Condition(z=z))
 
     return Answerer(f"one-hot {one_hot.model.fingerprint}", llm.params, fetch=fetch)

@@ -90,6 +90,15 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
+def drop_partial_line(path: Path) -> None:
+    """Cut off the end of a file of lines after its last newline: a killed process may have left half a line there."""
+    with os_errors_explained(path), path.open("rb+") as file:
+        data = file.read()
+        whole = data.rfind(b"\n") + 1
+        if whole < len(data):
+            file.truncate(whole)
+
+
 def partial_path(folder: Path) -> Path:
     """A fresh temporary path in `folder`, so that a rename within the folder is atomic."""
     return folder / f".{secrets.token_hex(8)}{PARTIAL_SUFFIX}"

@@ -118,7 +118,7 @@ def _by_chunk(
 
         def loss(states: Array) -> tuple[Array, Array]:
             scores = logits(scoring.config, params, states, scoring.matmul_dtype)
-            wrong = (jnp.argmax(scores, axis=-1) != wanted[mine]) & supervised[mine]
+            wrong = (jnp.argmax(scores, axis=-1).astype(jnp.int32) != wanted[mine]) & supervised[mine]
             return cross_entropy(scores, wanted[mine], flat_weights[mine], scoring.smoothing), wrong
 
         if with_gradient:

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from t2l_jax.errors import UserError
 from t2l_jax.io.checkpoint import Checkpoints
+from t2l_jax.schema import Count, check_fields
 from t2l_jax.training.objectives import Objective
 
 
@@ -25,12 +26,11 @@ class BestConfig:
     """Validation metric that selects the weights: SET/METRIC, such as seen/exact. Default: the objective's own metric
     (cross-entropy for SFT) on the first validation set, which holds training tasks: tasks that results are reported on
     must not select the weights."""
-    patience: int | None = None
+    patience: Count | None = None
     """End the run after this many validations without improvement. Default: never."""
 
     def __post_init__(self) -> None:
-        if self.patience is not None and self.patience < 1:
-            raise UserError(f"best.patience must be at least 1, got {self.patience}")
+        check_fields(self, "best")
 
     def metric(self, splits: tuple[str, ...], objective: Objective | type[Objective]) -> str:
         """The metric's full name, SET/METRIC. Raises UserError if the set or the metric does not exist."""

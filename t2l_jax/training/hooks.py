@@ -7,7 +7,7 @@ depends on something that a kill could still lose.
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ import jax
 import numpy as np
 from rich.progress import Progress
 
-from t2l_jax.errors import Stopped, UserError
+from t2l_jax.errors import Stopped
 from t2l_jax.io.checkpoint import Checkpoints
+from t2l_jax.schema import Count, Index, check_fields
 from t2l_jax.training.best import Best
 from t2l_jax.training.log import RunLog
 from t2l_jax.training.step import TrainState
@@ -26,24 +27,21 @@ from t2l_jax.training.step import TrainState
 class LoopConfig:
     """Length of a run, and intervals of logging, validation and checkpoints."""
 
-    steps: int = 1000
+    steps: Count = 1000
     """Number of training steps; the learning-rate schedule spans all of them."""
-    stop_after: int | None = None
+    stop_after: Count | None = None
     """Stop after this step and publish, keeping the schedule for `steps`. Ends a run interrupted there, too."""
-    seed: int = 0
+    seed: Index = 0
     """Random seed of batches, initial weights, dropout and noise."""
-    log_every: int = 10
+    log_every: Count = 10
     """Steps between log flushes."""
-    validate_every: int = 250
+    validate_every: Count = 250
     """Steps between validations."""
-    checkpoint_every: int = 250
+    checkpoint_every: Count = 250
     """Steps between checkpoints."""
 
     def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            least = 0 if name == "seed" else 1
-            if value is not None and value < least:
-                raise UserError(f"{name} must be at least {least}, got {value}")
+        check_fields(self, "loop")
 
     @property
     def last(self) -> int:

@@ -135,8 +135,6 @@ def _share_evenly(packed: Sequence[Packed], conditions: Sequence[Condition], sha
 
 def prompt_modes(instruction_share: float) -> tuple[PromptMode, ...]:
     """The prompt modes that occur for this share of prompts with an instruction."""
-    if not 0 <= instruction_share <= 1:
-        raise UserError(f"instruction_share must be between 0 and 1, got {instruction_share}")
     instance: tuple[PromptMode, ...] = ("instance",) if instruction_share < 1 else ()
     return (*instance, "instruction") if instruction_share > 0 else instance
 

@@ -11,7 +11,7 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from t2l_jax.errors import UserError
+from t2l_jax.schema import Index, NonNegative, Positive, Share, check_fields
 
 Schedule = Callable[[ArrayLike], Float[Array, "..."]]
 
@@ -20,28 +20,21 @@ Schedule = Callable[[ArrayLike], Float[Array, "..."]]
 class OptimizerConfig:
     """AdamW with gradient clipping, warm-up and decay to zero (paper, appendix on training details)."""
 
-    learning_rate: float = 2.5e-5
+    learning_rate: Positive = 2.5e-5
     """Peak learning rate."""
-    weight_decay: float = 1e-2
+    weight_decay: NonNegative = 1e-2
     """Decoupled weight decay."""
-    clip: float = 1.0
+    clip: Positive = 1.0
     """Maximum global norm of the gradient."""
-    warmup: float = 0.2
+    warmup: Share = 0.2
     """Share of the steps over which the learning rate rises linearly."""
     decay: Literal["linear", "cosine"] = "linear"
     """Shape of the decay to zero after warm-up."""
-    cooldown: int = 0
+    cooldown: Index = 0
     """Last steps of the run over which the rate also falls linearly to zero, for runs that stop early."""
 
     def __post_init__(self) -> None:
-        for name in ("learning_rate", "clip"):
-            if getattr(self, name) <= 0:
-                raise UserError(f"optimizer.{name} must be above 0, got {getattr(self, name)}")
-        for name in ("weight_decay", "cooldown"):
-            if getattr(self, name) < 0:
-                raise UserError(f"optimizer.{name} must be at least 0, got {getattr(self, name)}")
-        if not 0 <= self.warmup <= 1:
-            raise UserError(f"optimizer.warmup is a share of the steps, from 0 to 1, got {self.warmup}")
+        check_fields(self, "optimizer")
 
 
 def make_schedule(config: OptimizerConfig, steps: int, last: int | None = None) -> Schedule:

@@ -14,6 +14,7 @@ from t2l_jax.decoder import Decoder, DecoderConfig
 from t2l_jax.decoder.attention import LONG_ROW
 from t2l_jax.errors import UserError
 from t2l_jax.hypernet import HypernetConfig
+from t2l_jax.schema import Positive, Share, Width, check_fields
 from t2l_jax.sharding import task_mesh
 from t2l_jax.training.best import BestConfig
 from t2l_jax.training.hooks import LoopConfig
@@ -28,12 +29,15 @@ class LoraConfig:
 
     modules: tuple[str, ...] = ("q_proj", "v_proj")
     """Projections to adapt: q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj."""
-    rank: int = 8
+    rank: Width = 8
     """Rank r of the adapters."""
-    alpha: float = 16.0
+    alpha: Positive = 16.0
     """Alpha: B A is scaled by alpha / sqrt(r), or by alpha / r without rsLoRA."""
     rslora: bool = True
     """Rank-stabilised scaling (rsLoRA): divide alpha by sqrt(r) instead of r."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "lora")
 
 
 @dataclass(frozen=True)
@@ -47,8 +51,11 @@ class ComputeConfig:
     remat: bool = True
     """Rematerialise: keep only the projections' outputs for the backward pass and recompute the rest. Saves memory and,
     on an H200, time."""
-    accumulate: int = 1
+    accumulate: Width = 1
     """Gradient accumulation: split each batch into this many sequential parts. Less memory, the same gradient."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "compute")
 
     def base_dtype(self) -> Any:
         """Dtype of the base LLM's parameters and activations."""
@@ -67,7 +74,7 @@ class ComputeConfig:
 
         Raises UserError if `accumulate` does not divide the batch.
         """
-        if self.accumulate < 1 or num_tasks % self.accumulate:
+        if num_tasks % self.accumulate:
             raise UserError(
                 f"a batch of {num_tasks} tasks cannot be cut into {self.accumulate} equal parts: "
                 "make --compute.accumulate a divisor of --batch.tasks"
@@ -104,11 +111,11 @@ class Recipe:
     tasks: tuple[str, ...] = ("words",)
     """Task sources: `words`, `family` and `gym` (built in; gym needs the extra reasoning-gym), a folder of task
     folders, or a folder of NAME/metadata.yaml (the registry of the original), whose data sets come from the hub."""
-    task_weights: tuple[float, ...] = ()
+    task_weights: tuple[Positive, ...] = ()
     """Sampling weight of each task source, before --selection and --batch.length leave tasks out. Default: all tasks
     are equally likely."""
     selection: TaskSelection = field(default_factory=TaskSelection)
-    instruction_share: float = 0.0
+    instruction_share: Share = 0.0
     """Share of drawn tasks whose prompts hold an instruction before the instance; others hold the instance alone."""
     batch: BatchConfig = field(default_factory=BatchConfig)
     compute: ComputeConfig = ComputeConfig()
@@ -120,8 +127,7 @@ class Recipe:
     loop: Annotated[LoopConfig, tyro.conf.arg(name="")] = field(default_factory=LoopConfig)
 
     def __post_init__(self) -> None:
-        if self.trainee not in TRAINEES:
-            raise UserError(f"trainee is {self.trainee!r}: choose among {', '.join(TRAINEES)}")
+        check_fields(self, "recipe")
         trainee, offset = TRAINEES[self.trainee], self.hypernet.offset
         if self.init_from is not None and not trainee.begins_from:
             others = [f"{name} ({kind.begins_from})" for name, kind in TRAINEES.items() if kind.begins_from]

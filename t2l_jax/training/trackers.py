@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from t2l_jax.errors import UserError
-from t2l_jax.io.files import atomic_write, os_errors_explained, read_json
+from t2l_jax.io.files import atomic_write, drop_partial_line, os_errors_explained, read_json, read_jsonl
+from t2l_jax.schema import Index, Schema, checked
 from t2l_jax.training.curves import draw_curves
 from t2l_jax.training.tensorboard import EventFile
 
@@ -136,15 +137,22 @@ class WeightsAndBiases:
 TRACKERS: tuple[OpenTracker, ...] = (JsonLines, TensorBoard, Curves)
 
 
+class Record(Schema, extra="allow"):
+    """A line of METRICS_FILE: a step and its metrics, null where they were not finite."""
+
+    __pydantic_extra__: dict[str, float | None]
+    step: Index
+
+
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl, without a truncated last line of a killed run."""
-    records = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return records
+    """The records of a metrics.jsonl. A last line that a kill truncated is removed from the file.
+
+    Raises UserError that names the line if another one is no record.
+    """
+    if not path.exists():
+        return []
+    drop_partial_line(path)
+    return [checked(Record, fields, f"{path}, line {n}").model_dump() for n, fields in read_jsonl(path)]
 
 
 def import_wandb() -> Any:

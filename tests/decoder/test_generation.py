@@ -186,3 +186,16 @@ def test_bad_input_is_refused_by_name(base):
         with pytest.raises(UserError, match=message):
             call()
     assert generate_tokens(decoder, params, []) == []
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_tokens_are_the_same_where_numbers_have_64_bits_by_default(base, temperature):
+    """As with JAX_ENABLE_X64=1. What is drawn may differ there, and need only be repeated."""
+    adapters = random_adapters(2, base[0].config.lora_spec(rank=2))
+    sampling = Sampling(NEW, temperature, 0.9)
+    expected = generate_tokens(*base, PROMPTS[:2], adapter=adapters, sampling=sampling)
+    with jax.enable_x64(True):
+        found = generate_tokens(*base, PROMPTS[:2], adapter=adapters, sampling=sampling)
+        streamed = list(stream(*base, PROMPTS[0], adapter=adapters[0], sampling=sampling))
+    assert streamed == found[0]
+    assert temperature or found == expected

@@ -93,6 +93,10 @@ def test_the_likeliest_choice_and_its_margin_are_those_of_transformers(models):
     prompts = [list(rng.integers(4, 90, n)) for n in (2, 9, 5, 7)]
     picks = [[list(rng.integers(4, 90, n)) for n in sizes] for sizes in ((1, 2, 3), (2, 2), (1, 1, 1, 1), (3, 1))]
     chosen, margins = choose_likeliest(decoder, params, batch(prompts, picks, filler=2), None)
+    with jax.enable_x64(True):  # as with JAX_ENABLE_X64=1
+        wide = choose_likeliest(decoder, params, batch(prompts, picks, filler=2), None)
+    np.testing.assert_array_equal(wide[0], chosen)
+    np.testing.assert_allclose(wide[1], margins, atol=1e-4)
     for r, (prompt, own) in enumerate(zip(prompts, picks, strict=True)):
         expected = sorted((likelihood(reference, prompt, pick), k) for k, pick in enumerate(own))
         assert int(chosen[0, r]) == expected[-1][1]

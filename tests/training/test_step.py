@@ -88,3 +88,11 @@ def test_equal_arguments_give_the_same_compiled_step():
     compiled = step._cache_size()
     take_step(PLAIN, TABLE)
     assert step._cache_size() == compiled
+
+
+def test_a_step_is_the_same_where_numbers_have_64_bits_by_default():
+    """As with JAX_ENABLE_X64=1."""
+    expected = take_step(PLAIN, TABLE)
+    with jax.enable_x64(True):
+        found = take_step(PLAIN, TABLE)
+    assert_close(found, expected)

@@ -15,8 +15,8 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from t2l_jax.data.batch import ROW_FIELDS, Batch
 from t2l_jax.decoder import SHARED, Decoder
-from t2l_jax.errors import UserError
 from t2l_jax.lora import Adapter
+from t2l_jax.schema import NonNegative, Rate, check_fields
 from t2l_jax.sharding import place_base
 from t2l_jax.training.answer_loss import Scoring, answer_loss
 from t2l_jax.training.objectives.base import FrozenBase, Objective
@@ -26,22 +26,17 @@ from t2l_jax.training.objectives.base import FrozenBase, Objective
 class SftConfig:
     """Regularisation of SFT (paper, appendix on training details)."""
 
-    label_smoothing: float = 0.1
+    label_smoothing: Rate = 0.1
     """Label smoothing towards the uniform distribution."""
-    weight_l2: float = 1e-3
+    weight_l2: NonNegative = 1e-3
     """Weight of the L2 penalty on the generated A and B."""
-    neftune: float = 5.0
+    neftune: NonNegative = 5.0
     """Strength of the noise on the input embeddings (NEFTune, arXiv 2310.05914)."""
-    lora_dropout: float = 0.05
+    lora_dropout: Rate = 0.05
     """Dropout on the inputs of the LoRA branch."""
 
     def __post_init__(self) -> None:
-        for name in ("label_smoothing", "lora_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"objective.{name} must be at least 0 and below 1, got {getattr(self, name)}")
-        for name in ("weight_l2", "neftune"):
-            if getattr(self, name) < 0:
-                raise UserError(f"objective.{name} must be at least 0, got {getattr(self, name)}")
+        check_fields(self, "objective")
 
     @property
     def kind(self) -> type[Objective]:
@@ -79,7 +74,7 @@ def neftune_noise(
 
 def weight_penalty(adapter: Adapter) -> Float[Array, ""]:
     """mean A² + mean B², summed over modules."""
-    return sum((jnp.mean(leaf**2) for leaf in jax.tree.leaves(adapter)), start=jnp.zeros(()))
+    return sum((jnp.mean(leaf**2) for leaf in jax.tree.leaves(adapter)), start=jnp.zeros((), jnp.float32))
 
 
 @struct.dataclass

@@ -59,7 +59,7 @@ class TextHypernetwork(Trainee):
             return net.apply(variables, condition, rngs={"dropout": key}, mutable=["losses"])
 
         adapters, sown = jax.vmap(one)(conditions, keys)
-        return adapters, sum((jnp.mean(leaf) for leaf in jax.tree.leaves(sown)), start=jnp.zeros(()))
+        return adapters, sum((jnp.mean(leaf) for leaf in jax.tree.leaves(sown)), start=jnp.zeros((), jnp.float32))
 
     def begin_from(self, location: str, release: Release, base: DecoderConfig) -> Variables:
         adapter = None if release.encoder is None else release.encoder.adapter

@@ -41,7 +41,7 @@ class LoraTable(Trainee):
     def adapters(
         self, variables: Variables, conditions: Condition, key: PRNGKeyArray | None = None
     ) -> tuple[Adapter, Extra]:
-        return variables["params"][conditions.task], jnp.zeros(())
+        return variables["params"][conditions.task], jnp.zeros((), jnp.float32)
 
     def publish(self, folder: Path, variables: Variables, release: Release) -> Path:
         """Write one PEFT folder per task, replacing earlier ones of the run."""
@@ -70,7 +70,7 @@ class SharedLora(Trainee):
         self, variables: Variables, conditions: Condition, key: PRNGKeyArray | None = None
     ) -> tuple[Adapter, Extra]:
         tasks: Any = conditions.task
-        return variables["params"][jnp.zeros_like(tasks)], jnp.zeros(())
+        return variables["params"][jnp.zeros_like(tasks)], jnp.zeros((), jnp.float32)
 
     def begin_from(self, location: str, release: Release, base: DecoderConfig) -> Variables:
         return {"params": stack([initial.adapter_at(location, self.spec, base)])}
