@@ -24,10 +24,10 @@ import json
 import re
 import subprocess
 import sys
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
+from threading import Timer
 
 from t2l_jax.errors import UserError
 from t2l_jax.evaluation.confined.wire import PASSED, UNCONFINED
@@ -144,7 +144,7 @@ def _run(program: Program, seconds: int, level: str) -> int:
     """The exit status of the test's process, or another one if it was ended."""
     packages = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
     process = subprocess.Popen(
-        [*_python(), "-I", "-S", "-B", "-c", _START, _ROOT, level, str(seconds), *packages],
+        [*_python(), "-I", "-S", "-c", _START, _ROOT, level, str(seconds), *packages],
         env={"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
         cwd="/",
         stdin=subprocess.PIPE,
@@ -152,12 +152,14 @@ def _run(program: Program, seconds: int, level: str) -> int:
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
+    end = Timer(seconds + 2, process.kill)  # the others end with it; `communicate` would look only every 50 ms
     with process:
         try:
-            with suppress(subprocess.TimeoutExpired):
-                process.communicate(json.dumps(asdict(program)).encode(), seconds + 2)
+            end.start()
+            process.communicate(json.dumps(asdict(program)).encode())
         finally:
-            process.kill()  # the others end with it
+            end.cancel()
+            process.kill()
     return process.returncode
 
 

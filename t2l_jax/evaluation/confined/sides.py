@@ -31,6 +31,7 @@ def main(level: str, seconds: str, *packages: str) -> NoReturn:
             os._exit(UNCONFINED)
         try:
             sys.path += packages
+            sys.dont_write_bytecode = True
             side(incoming, outgoing)
         finally:
             os._exit(FAILED)

@@ -8,7 +8,6 @@ tomorrow's. Files are hidden by namespaces, or by Landlock where a system refuse
 
 import ctypes
 import os
-import platform
 import resource
 import struct
 import sys
@@ -180,7 +179,7 @@ def _allowed(*, writing: bool, threads: bool) -> list[tuple[str, int, int, int]]
 
 def _filter_calls(allowed: list[tuple[str, int, int, int]]) -> None:
     """Seccomp: what is not allowed does not exist (ENOSYS), as if the kernel were an old one."""
-    column, machine = _MACHINES[platform.machine()]
+    column, machine = _MACHINES[os.uname().machine]
     load, equal, mask, end = 0x20, 0x15, 0x54, 0x06
     steps = [(load, 0, 0, 4), (equal, 1, 0, machine), (end, 0, 0, 0x80000000), (load, 0, 0, 0)]
     for numbers, argument, bits, value in allowed:
