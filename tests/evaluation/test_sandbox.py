@@ -1,16 +1,40 @@
-"""Programs that pass, fail, loop, eat memory, end early and reach for the network."""
+"""Right and wrong programs, what may cross between test and program, and attempts to cheat or to do harm.
 
+Each attempt passes if it succeeds. What it does is bounded, and harmless where a wall would be missing: signals are
+number 0, bombs stop after one step.
+"""
+
+import os
 import socket
+import subprocess
+import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
+from textwrap import indent
 
 import pytest
 
+from t2l_jax.errors import UserError
 from t2l_jax.evaluation import sandbox
-from t2l_jax.evaluation.sandbox import passes, program
+from t2l_jax.evaluation.confined.wire import PASSED, UNCONFINED
+from t2l_jax.evaluation.sandbox import LEVELS, Program, passes, program
 
 PROMPT = 'from typing import List\n\ndef add(a: int, b: int) -> int:\n    """ Add. """\n'
 TEST = "def check(candidate):\n    assert candidate(2, 3) == 5\n"
+NOBODY = 65534
+
+
+def body(text: str) -> Program:
+    """A program whose function has this body, to be tested with TEST."""
+    return Program(f"def add(a, b):\n{indent(text, '    ')}\n", "", TEST, "add")
+
+
+def judged(test: str, answer: str, prompt: str = "", name: str = "f") -> bool:
+    """Whether a function passes the lines of a test."""
+    return passes(program(prompt, answer, f"def check({name}):\n{indent(test, '    ')}\n", name))
 
 
 @pytest.mark.parametrize(
@@ -22,8 +46,6 @@ TEST = "def check(candidate):\n    assert candidate(2, 3) == 5\n"
         ("def add(a, b):\n    return a + b", True),
         ("Here it is:\n```python\ndef add(x: List, y):\n    return x + y\n```\nGood luck!", True),
         ("```\n    return a + b\n```", True),
-        ("    import sys; sys.exit(0)", False),
-        ("    import os; os._exit(0)", False),
         ("    return a + b\n\nprint('x' * 10**7)", True),
     ],
 )
@@ -49,62 +71,333 @@ def test_a_prompt_may_be_fenced_or_end_without_a_new_line():
     assert passes(program(fenced, answer, TEST, "add"))
 
 
-@pytest.mark.parametrize("isolated", [True, False])
-def test_a_program_reaches_no_server_of_this_machine(monkeypatch, isolated):
-    """Also where only Python's sockets are replaced."""
-    if not isolated:
-        monkeypatch.setattr(sandbox, "without_network", tuple)
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        place = server.getsockname()
-        with socket.create_connection(place), server.accept()[0]:
-            pass  # it is there
-        for body in (
-            f"import urllib.request as u; u.urlopen('http://{place[0]}:{place[1]}', timeout=1)",
-            f"import socket; socket.create_connection({place})",
-            f"import socket; socket.socket(socket.AF_INET).connect({place})",
-            f"import asyncio; asyncio.run(asyncio.open_connection(*{place}))",
-        ):
-            first, _, rest = body.partition(";")
-            assert passes(first)  # what fails is the connection
-            assert passes(f"{first}\ntry:\n    {rest}\nexcept OSError: pass")
-            assert not passes(body)
-        server.settimeout(0)
-        with pytest.raises(BlockingIOError):
-            server.accept()
+VALUES = """
+from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
+from datetime import date, timedelta
+from decimal import Decimal
+from fractions import Fraction
+from math import inf
+values = [None, True, 0, -1, 10**5000, 1.5, -inf, 1e-300, "a\\ud800\\n", b"\\x00\\xff", bytearray(b"x"), 2 - 3j,
+    range(2, 9, 3), [], [[1], (2, [3])], (), ((),), set(), {1, (2,)}, frozenset({frozenset()}), {}, {1: "a", (1, 2): [3]},
+    Counter("aab"), OrderedDict(a=1), defaultdict(int, {1: 2}), deque([1, 2]), namedtuple("P", "x y")(1, 2),
+    Fraction(1, 3), Decimal("0.10"), date(2024, 2, 29), timedelta(days=1, microseconds=3), int, ValueError, inf]
+"""
+
+
+def test_values_come_back_as_they_went():
+    test = f"{VALUES}\nfor value in values:\n    back = f(value)\n    assert back == value, value"
+    assert judged(
+        f"{test}\nassert repr(f(-0.0)) == '-0.0' and f(f(inf) - inf) != 0 and f(True) is True", "def f(x): return x"
+    )
+    assert judged(f"{VALUES}\nassert f() == values", f"{VALUES}\ndef f(): return values")
+    assert not judged("assert f() == [1]", "def f(): return (1,)")
+    assert not judged("assert f() is True", "def f(): return 1")
+
+
+def test_what_a_function_does_to_its_arguments_is_seen():
+    test = """
+inner = [2, 1]
+given, table = [inner, inner, [3]], {"a": {1}}
+result = f(given, table=table)
+assert result is given and inner == [1, 2, 9] and given == [[3], inner, inner] and given[1] is inner
+assert table == {"b": {1, 2}}
+cycle = []
+cycle.append(cycle)
+assert g(cycle) is cycle and g([]) is not g([])
+"""
+    answer = """
+def f(x, table):
+    x[0].sort(); x[1].append(9); x.reverse(); table["b"] = table.pop("a"); table["b"].add(2)
+    return x
+def g(x): return x
+"""
+    assert judged(test, answer)
+    assert not judged(test, answer.replace("return x\ndef g", "return list(x)\ndef g"))
+
+
+def test_exceptions_arrive_by_name():
+    test = """
+for kind in (ValueError, ZeroDivisionError, KeyError, SystemExit, StopIteration):
+    try:
+        f(kind)
+    except (kind, RuntimeError) as error:  # StopIteration would end a loop of the test
+        assert type(error) is (RuntimeError if kind is StopIteration else kind) and error.args
+    else:
+        assert False
+try:
+    f(Exception)
+except Bad as error:
+    assert str(error) == "7"
+"""
+    prompt = "class Bad(Exception): pass\n\ndef f(kind):\n"
+    answer = "    if kind is Exception:\n        raise Bad(7)\n    raise kind('x')"
+    assert judged(test, answer, prompt)
+    assert not judged("try:\n    f()\nexcept Exception:\n    pass", "import os\ndef f(): os._exit(42)")
+    assert not judged("assert all(map(f, [1, 2]))", "def f(x): raise StopIteration")
+
+
+def test_other_objects_stay_in_the_program():
+    """Generators, objects and their attributes, functions in both directions."""
+    assert judged(
+        "assert list(f(3)) == [0, 1, 2] and next(f(1)) == 0 and sorted(f(2))", "def f(n): yield from range(n)"
+    )
+    tree = "class Node:\n    def __init__(self, x): self.x, self.left = x, None\n    def __len__(self): return 4\n"
+    test = "root = Node(1)\nroot.left = Node(2)\nassert f(root) == 3 and root.left.x == 2 and len(root) == 4"
+    for prompt, before in ((f"{tree}\ndef f(node):\n", ""), ("", tree)):
+        assert judged(test, f"{before}def f(node):\n    return node.x + node.left.x", prompt)
+    assert judged(
+        "assert f(lambda x: x + 1, [1, 2]) == [2, 3] and f(str, [1]) == ['1']", "def f(g, x): return [*map(g, x)]"
+    )
+    assert judged("assert f(2)(3) == 6", "def f(a): return lambda b: a * b")
+    assert not judged("assert f(3)", "class Empty:\n    def __bool__(self): return False\ndef f(n): return Empty()")
+
+
+def test_a_test_uses_the_helpers_of_the_prompt_not_those_of_the_answer():
+    prompt = "import math\ndef twice(x):\n    return 2 * x\n\ndef f(x):\n"
+    test = "assert twice(f(4)) == 4 and math.isqrt(f(9)) == 2"
+    assert judged(test, "    return x // 2", prompt)
+    assert not judged(test, "    return 0\ndef twice(x):\n    return 4\nmath.isqrt = lambda x: 2", prompt)
+    assert judged(
+        "assert half(f(4)) == 4 and math.pi > 3", "import math\ndef half(x): return x / 2\ndef f(x): return 2 * x"
+    )
+
+
+def test_a_program_has_the_imports_of_the_test_and_installed_packages():
+    assert passes(
+        program("", "def f(x): return math.floor(x)", "import math\ndef check(f):\n    assert f(1.5) == 1", "f")
+    )
+    numpy = "import numpy as np\ndef f(x):\n    return np.sum(x)"
+    assert judged("assert f([1, 2]) == 3 and type(f([1])) is int", numpy)
 
 
 def test_what_needs_no_network_passes():
     """An event loop has a pair of sockets, and libraries make classes of them."""
-    assert passes("import asyncio\nassert asyncio.run(asyncio.sleep(0, 3)) == 3")
-    assert passes("import ssl, http.client, urllib.request, socketserver")
-
-
-def test_a_program_that_does_not_end_is_ended():
-    """Each takes three seconds, so they run side by side."""
-    bodies = (
-        "while True: pass",
-        "import time; time.sleep(60)",
-        "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)'])",
+    assert passes(body("import asyncio\nreturn asyncio.run(asyncio.sleep(0, a + b))"))
+    assert passes(body("import ssl, http.client, urllib.request, socketserver\nreturn a + b"))
+    assert passes(
+        body("from concurrent.futures import ThreadPoolExecutor as T\nreturn T().submit(lambda: a + b).result()")
     )
-    with ThreadPoolExecutor() as pool:
-        assert not any(pool.map(partial(passes, seconds=1), bodies))
 
 
-@pytest.mark.parametrize(
-    "body",
-    [
-        "x = bytearray(3 << 30)",
-        "open('large', 'wb').write(bytes(20 << 20))",
-        "import socket; socket.socket()",
-    ],
-)
-def test_what_is_not_allowed_fails(body):
-    assert not passes(body)
-    assert passes("x = 1")
+def test_a_folder_in_memory_can_be_written_where_there_are_namespaces(monkeypatch):
+    if sandbox.level() != "namespaces":
+        pytest.skip(f"no namespaces here: {sandbox.level()}")
+    write = body("import pathlib\np = pathlib.Path('x')\np.write_text('5')\nreturn int(p.read_text())")
+    assert passes(write)
+    monkeypatch.setattr(sandbox, "level", lambda: "filter")
+    assert not passes(write)
 
 
-def test_a_program_sees_neither_our_variables_nor_our_folder(monkeypatch, tmp_path):
-    monkeypatch.setenv("SECRET", "word")
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "mine.txt").write_text("x")
-    assert passes("import os\nassert 'SECRET' not in os.environ and not os.path.exists('mine.txt')")
+CHEATS = {  # answers: no function of theirs returns 5
+    "word from the command line": "import os\nw = open('/proc/self/cmdline').read().split('\\0')[-2]\n"
+    "open('note', 'w').write(w)\nos._exit(0)",
+    "exit": "import sys; sys.exit(0)",
+    "exit with the status of a pass": "import os; os._exit(42)",
+    "exit within the call": "import os\ndef add(a, b): os._exit(42)",
+    "exit at the end": "import atexit, os; atexit.register(os._exit, 42)\ndef add(a, b): raise SystemExit(42)",
+    "every open file": "import os\nfor n in range(64):\n    try: os.write(n, b'passed 42 true\\n')\n    except OSError: pass",
+    "answer before the question": "import os\nfor n in range(3, 64):\n    try: os.write(n, b'"
+    '["return", {"tuple": [{"dict": [0, "add", {"builtin": "print"}]}, {"list": [1]}, {"dict": [2]}]}]\\n\' * 9)\n'
+    "    except OSError: pass",
+    "a reply of nonsense": "import os\nfor n in range(3, 64):\n    try: os.write(n, b'[[[[\\n')\n    except OSError: pass",
+    "a call into the test": "import os\nfor n in range(3, 64):\n    try: os.write(n, b'"
+    '["call", {"tuple": [{"builtin": "exit"}, {"list": [0, 42]}, {"dict": [1]}]}]\\n\')\n    except OSError: pass',
+    "equal to everything": "class E:\n    def __eq__(self, other): return True\ndef add(a, b): return E()",
+    "a number equal to everything": "class E(int):\n    __eq__ = lambda *_: True\n    __hash__ = int.__hash__\ndef add(a, b): return E(6)",
+    "no assertion": "import builtins, sys\nbuiltins.AssertionError = type('A', (), {})\nbuiltins.print = builtins.isinstance = "
+    "lambda *_: True\nsys.modules['unittest'] = sys.modules['json'] = None\ndef add(a, b): return 6",
+    "a check of its own": "def check(f): pass\nimport __main__\n__main__.check = check\ndef add(a, b): return 6",
+    "the test in memory": "import gc, sys\ndef add(a, b):\n    frame, seen = sys._getframe(), repr(gc.get_objects())\n    while frame:\n"
+    "        seen += repr(frame.f_locals) + repr(frame.f_globals)\n        frame = frame.f_back\n"
+    "    return 5 if 'assert' + chr(32) + 'candidate' in seen else 6",
+    "a large reply": "def add(a, b): return 'x' * (1 << 25)",
+    "a deep reply": "def add(a, b):\n    x = []\n    for _ in range(10**5): x = [x]\n    return x",
+    "no end of recursion": "import sys\nsys.setrecursionlimit(10**9)\ndef add(a, b): return [*map(add, [a], [b])]",
+    "a crash": "import ctypes\ndef add(a, b): ctypes.string_at(0)",
+    "not a function": "add = 5",
+    "StopIteration": "def add(a, b): raise StopIteration",
+}
+LIBC = "import ctypes\nlibc = ctypes.CDLL(None, use_errno=True)\n"
+HARM = {  # bodies of a function that is right if they succeed; {outside} is a folder of the test
+    "chmod of its folder": "import os\nos.chmod('.', 0)\nassert not os.getcwd().startswith('/tmp')",
+    "another folder in its place": "import os\nos.rename(os.getcwd(), '/x')",
+    "a file elsewhere": "open('{outside}/made', 'w').write('x')",
+    "a user's file": "open('{outside}/mine', 'a').write('x')",
+    "a file of every user": "open('/dev/shm/t2l-made', 'w').write('x')",
+    "chmod of a user's file": "import os\nos.chmod('{outside}/mine', 0)",
+    "a user's secret": "assert open('{outside}/secret').read() == 'secret'",
+    "a list of processes": "import os\nassert len([p for p in os.listdir('/proc') if p.isdigit()]) > 1",
+    "fork": "import os\nif not os.fork(): os._exit(0)",
+    "a process that outlives it": "import os, time\nif not os.fork():\n    os.setsid()\n    if not os.fork():\n        time.sleep(1)\n"
+    "        open('{outside}/made', 'w')\n    os._exit(0)",
+    "a program": "import subprocess\nsubprocess.run(['/bin/true'], check=True)",
+    "exec": "import os\nos.execv('/bin/true', ['true'])",
+    "a process by its number": f"{LIBC}assert libc.syscall(56, 17, 0, 0, 0, 0) >= 0",
+    "threads without end": "import threading, time\nfor _ in range(2000): threading.Thread(target=time.sleep, args=(9,), daemon=True).start()",
+    "memory": "x = bytearray(3 << 30)",
+    "memory in pieces": "x = [bytearray(50 << 20) for _ in range(30)]",
+    "memory in shared pieces": "import mmap\nx = [mmap.mmap(-1, 100 << 20) for _ in range(20)]",
+    "memory in files": "import os\nn = os.memfd_create('x')",
+    "a large file": "open('large', 'wb').write(bytes(20 << 20))",
+    "many files": "for n in range(20): open(str(n), 'wb').write(bytes(1 << 20))",
+    "many empty files": "for n in range(9000): open(str(n), 'wb').close()",
+    "a signal to the parent": "import os\nos.kill(os.getppid(), 0)",
+    "a signal to all": "import os\nos.kill(-1, 0)",
+    "a signal to its group": "import os\nos.killpg(0, 0)",
+    "a stop of itself": "import os, signal\nos.kill(os.getpid(), signal.SIGSTOP)",
+    "a signal by way of a pipe": "import fcntl, os\nr, _ = os.pipe()\nfcntl.fcntl(r, 8, os.getppid())",
+    "tracing": f"import os\n{LIBC}assert libc.ptrace(16, os.getppid() or 1, 0, 0) == 0",
+    "another's memory": f"import os\n{LIBC}assert libc.process_vm_readv(os.getppid() or 1, 0, 0, 0, 0, 0) == 0",
+    "the parent's memory": "import os\nopen(f'/proc/{{os.getppid() or 1}}/mem', 'rb')",
+    "the supervisor's memory": "open('/proc/{pid}/mem', 'rb')\nassert not {root}",  # root may read its own, see `level`
+    "the supervisor's files": "import os\nfor n in os.listdir('/proc/{pid}/fd'): open(f'/proc/{pid}/fd/{{n}}', 'wb')",
+    "limits of another": "import os, resource\nresource.prlimit({pid}, resource.RLIMIT_NOFILE, (9, 9))",
+    "limits of its own": "import resource\nresource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))",
+    "a namespace": f"{LIBC}assert libc.unshare(0x10000000) == 0",
+    "a mount": f"{LIBC}assert libc.mount(b'none', b'/tmp', b'tmpfs', 0, None) == 0",
+    "a system call of the future": f"{LIBC}assert libc.syscall(425, 1, bytes(200)) >= 0",  # io_uring_setup
+    "TCP": "import socket\nsocket.create_connection(('127.0.0.1', {port}))",
+    "a raw socket": f"{LIBC}assert libc.socket(2, 1, 0) >= 0",
+    "a Unix socket": "import socket\nsocket.socket(socket.AF_UNIX).connect('{outside}/socket')",
+    "an abstract socket": "import socket\nsocket.socket(socket.AF_UNIX).connect('\\0t2l-{pid}')",
+    "a datagram": "import socket\nsocket.socketpair(type=socket.SOCK_DGRAM)[0].sendto(b'x', '{outside}/datagrams')",
+    "the network": "import urllib.request as u; u.urlopen('http://127.0.0.1:{port}', timeout=1)",
+    "our folder": "assert open('{here}').read()",
+    "our variables": "import os\nassert 'PATH' not in os.environ or 'T2L_SECRET' in os.environ",
+}
+READS = {"a user's secret", "a list of processes", "our folder"}  # what nothing hides at the level "filter"
+
+
+@pytest.fixture(params=["as we are", "ordinary user"])
+def user(request, monkeypatch, tmp_path_factory):
+    """Programs run under our user, and under one without rights if that is root."""
+    if request.param == "as we are":
+        return os.getuid()
+    if os.getuid():
+        pytest.skip("we are an ordinary user: the other half of these tests is this one")
+    # Python and the package may lie where only root can go, so they are mounted elsewhere
+    place = Path("/run") if os.access("/run", os.W_OK) else tmp_path_factory.mktemp("place")
+    here = [
+        "unshare",
+        "--mount",
+        "sh",
+        "-ec",
+        " && ".join(
+            [
+                'mount -t tmpfs tmpfs "$1"',
+                'mkdir "$1/python" "$1/root"',
+                'mount --bind "$2" "$1/python"',
+                'mount --bind "$3" "$1/root"',
+                f'place="$1"; shift 3; cd /; exec setpriv --reuid={NOBODY} --regid={NOBODY} --clear-groups "$place/python/bin/python3" "$@"',
+            ]
+        ),
+        "sh",
+        str(place),
+        sys.base_prefix,
+        sandbox._ROOT,
+    ]
+    if subprocess.run([*here, "-ISc", "pass"], check=False).returncode:
+        pytest.skip("an ordinary user cannot be tried: mounts or setpriv are refused")
+    monkeypatch.setattr(sandbox, "_python", lambda: here)
+    monkeypatch.setattr(sandbox, "_ROOT", str(place / "root"))
+    return NOBODY
+
+
+@pytest.fixture
+def outside(monkeypatch):
+    """What a program could reach if it could: files, sockets and servers of this machine."""
+    monkeypatch.setenv("T2L_SECRET", "word")
+    with tempfile.TemporaryDirectory() as name:  # one that every user may enter
+        yield from _outside(Path(name))
+
+
+def _outside(tmp_path):
+    tmp_path.chmod(0o755)
+    for name in ("mine", "secret"):
+        (tmp_path / name).write_text(name)
+        (tmp_path / name).chmod(0o666)
+    names = {"outside": tmp_path, "pid": os.getpid(), "root": os.getuid() == 0, "here": Path(__file__)}
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.socket(socket.AF_UNIX) as unix,
+        socket.socket(socket.AF_UNIX) as abstract,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as datagrams,
+    ):
+        for one, place in (
+            (unix, str(tmp_path / "socket")),
+            (abstract, f"\0t2l-{os.getpid()}"),
+            (datagrams, str(tmp_path / "datagrams")),
+        ):
+            one.bind(place)
+        for one in (unix, abstract):
+            one.listen()
+        yield names | {"port": server.getsockname()[1]}
+        for one in (server, unix, abstract, datagrams):
+            one.settimeout(0)
+            with pytest.raises(BlockingIOError):
+                one.recv(1) if one is datagrams else one.accept()
+    assert (tmp_path / "mine").read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["datagrams", "mine", "secret", "socket"]
+    assert not Path("/dev/shm/t2l-made").exists()
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_no_attempt_succeeds(level, user, outside, tmp_path, monkeypatch):
+    mark = tmp_path / "site-packages"  # in the command line of each process
+    monkeypatch.syspath_prepend(str(mark))
+    if sandbox._run(body("return a + b"), 5, level) == UNCONFINED:
+        pytest.skip(f"this system refuses {level}")
+    monkeypatch.setattr(sandbox, "level", lambda: level)
+    programs = {name: Program(text, "", TEST, "add") for name, text in CHEATS.items()}
+    for name, text in HARM.items():
+        if not (level == "filter" and name in READS):
+            programs[name] = body(f"{text.format(**outside)}\nreturn a + b")
+    with ThreadPoolExecutor(4) as pool:
+        results = dict(zip(programs, pool.map(partial(passes, seconds=5), programs.values()), strict=True))
+    assert [name for name, passed in results.items() if passed] == []
+    assert passes(body("return a + b"))
+    assert str(mark) not in "".join(path.read_text() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists())
+
+
+def test_what_has_no_end_is_ended():
+    """Those that sleep take three seconds, so all run side by side."""
+    sleeping = ["import time; time.sleep(60)", "import signal\nsignal.pthread_sigmask(0, range(1, 65))\nsignal.pause()"]
+    busy = [
+        "while True: pass",
+        "while True: print('x' * 1000)",
+        "import os\nwhile True:\n    for n in range(3, 9):\n        try: os.write(n, b'x' * 1000)\n        except OSError: pass",
+    ]
+    runs = [(text, level) for level in LEVELS for text in sleeping] + [(text, sandbox.level()) for text in busy]
+    with ThreadPoolExecutor(len(runs)) as pool:
+        assert PASSED not in pool.map(lambda run: sandbox._run(body(run[0]), 1, run[1]), runs)
+
+
+def test_a_test_is_behind_the_same_walls(outside):
+    for text in ("import os\nos.fork()", f"open('{outside['outside']}/made', 'w')", "import socket\nsocket.socket()"):
+        assert not judged(f"{text}\nassert f() == 1", "def f(): return 1")
+    assert not judged("import os\nos._exit(0)", "def f(): return 1")
+
+
+def test_without_walls_nothing_runs(monkeypatch):
+    monkeypatch.setattr(sandbox, "_run", lambda program, seconds, level: UNCONFINED)
+    with pytest.raises(UserError, match="this system cannot confine programs"):
+        sandbox.level.__wrapped__()
+    monkeypatch.setattr(sandbox, "level", lambda: "filter")
+    with pytest.raises(UserError, match="could not be confined"):
+        passes(body("return 5"))
+
+
+def test_the_next_level_is_taken_where_one_is_refused(monkeypatch):
+    run, refused = sandbox._run, {"namespaces"}
+    monkeypatch.setattr(sandbox, "_run", lambda *args: UNCONFINED if args[2] in refused else run(*args))
+    assert sandbox.level.__wrapped__() in ("landlock", "filter")
+    refused.add("landlock")
+    assert sandbox.level.__wrapped__() == "filter"
+
+
+def test_an_unreadable_test_is_not_passed():
+    right = body("return a + b")
+    assert not passes(replace(right, test="def check(candidate:"))
+    assert not passes(replace(right, test="x = 1"))
+    assert not passes(replace(right, helpers="1 / 0"))
+    assert not passes(replace(right, entry_point="other"))
