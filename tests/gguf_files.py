@@ -29,8 +29,9 @@ _PERMUTED = ("llama", "smollm3", "granite")  # llama.cpp rotates neighbouring ch
 def write_gguf(file: Path, arrays: dict[str, Any], arch: str = "qwen2", **fields: int | float | str) -> None:
     """Write arrays (float32, or stored bytes and their kind) under GGUF names, with metadata of the architecture."""
     writer = gguf.GGUFWriter(file, arch)
-    writer.add_array("tokenizer.ggml.tokens", ["a", "bc", "ö"])
-    writer.add_array("tokenizer.ggml.token_type", [1, 1, 3])
+    tokens = [f"ö{number}" for number in range(len(arrays.get("token_embd.weight", ())) or 3)]  # transformers counts
+    writer.add_array("tokenizer.ggml.tokens", tokens)
+    writer.add_array("tokenizer.ggml.token_type", [1] * len(tokens))
     for key, value in fields.items():
         add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}[type(value)]
         add(f"{arch}.{key}", value)

@@ -246,9 +246,11 @@ def reference_adapter(folder: Path) -> np.ndarray:
 def read_model(folder: Path) -> np.ndarray:
     """The adapters that a published hypernetwork writes."""
     from t2l_jax.hypernet import Condition
+    from t2l_jax.io.peft import save_peft
     from t2l_jax.model import load
 
     adapters = load(folder).adapters(Condition(z=np.ones((2, WIDTH_Z), np.float32)))
+    save_peft(adapters, folder / "adapters")
     return _finite(jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(adapters)]))
 
 
@@ -269,9 +271,11 @@ def read_requests(folder: Path) -> Any:
 
 
 def read_wheel(folder: Path) -> Any:
-    from t2l_jax.io.locations import _unpack
+    from t2l_jax.io.files import os_errors_explained
+    from t2l_jax.io.wheels import _unpack
 
-    _unpack(next(folder.glob("*.whl")), folder / "unpacked")
+    with os_errors_explained(folder):
+        _unpack(next(folder.glob("*.whl")), folder / "unpacked")
     return sorted(folder.rglob("*"))
 
 
