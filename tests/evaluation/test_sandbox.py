@@ -88,7 +88,8 @@ from math import inf
 values = [None, True, 0, -1, 10**5000, 1.5, -inf, 1e-300, "a\\ud800\\n", b"\\x00\\xff", bytearray(b"x"), 2 - 3j,
     range(2, 9, 3), [], [[1], (2, [3])], (), ((),), set(), {1, (2,)}, frozenset({frozenset()}), {},
     {1: "a", (1, 2): [3]}, Counter("aab"), OrderedDict(a=1), defaultdict(int, {1: 2}), deque([1, 2]),
-    namedtuple("P", "x y")(1, 2), Fraction(1, 3), Decimal("0.10"), date(2024, 2, 29), timedelta(days=1, microseconds=3), int, ValueError, inf]
+    namedtuple("P", "x y")(1, 2), Fraction(1, 3), Decimal("0.10"), date(2024, 2, 29), timedelta(days=1, microseconds=3),
+    int, ValueError, inf]
 """
 
 
