@@ -1,22 +1,24 @@
 """Whether a program that a model wrote passes its test: two processes that can do nothing but compute.
 
-The program and the test run apart (`confined/`), joined by two pipes over which plain data goes. The verdict is the exit
-status of the test's process, which the program cannot reach, so a program passes only if its function gives right
-values. `level` is the strongest of these that the system allows:
+Program and test run apart (`confined/`), joined by two pipes over which plain data goes. The verdict is the exit status
+of the test's process, which the program cannot reach: it passes only if its function gives right values. At every level
+a filter of system calls (seccomp) leaves no other processes, sockets, signals, tracing or mounts. Memory (1 GiB), time,
+open files and threads are limited. Nothing outlives a call of `passes`, and no files are left, as none are made. The
+levels differ in what else stands before a program's files:
 
-| level | the program reads | it writes | beside the filter of system calls |
+| level | a program reads | and writes | what hides the rest |
 |---|---|---|---|
-| namespaces | Python and its packages, /usr, /lib | 16 MiB in memory | own mount, process, network, IPC and host namespaces |
-| landlock | Python and its packages, /usr, /lib | nothing | Landlock |
-| filter | what you may read, the tasks' answers too | nothing | nothing |
+| namespaces | Python, its packages, /usr, /lib | 16 MiB in memory | mounts, processes, network, IPC of its own |
+| landlock | the same; it sees that other files exist | nothing | Landlock (Linux 5.13) |
+| filter | what you may read: the answers too, in files and perhaps in our memory | nothing | nothing |
 
-At each level a filter (seccomp) leaves neither other processes, nor sockets, signals, tracing or mounts; memory, time
-and open files are limited; root becomes a user without rights, or keeps its name without its rights where nobody else
-may read Python's files. Nothing outlives the call, and no files are left, since none are made. Where there is no such
-filter (another system than Linux, another machine than x86-64 or ARM64), programs are not run.
+Root's programs run as a user without rights; where only root may read Python's files, as root without root's rights.
+Without such a filter (another system than Linux, another machine than x86-64 or ARM64) programs are not run.
 
-It does not protect from faults of the kernel, nor from a program that reads out what a test compares with by the time a
-test takes. What a test uses of the program's own code (helpers that are not in the prompt), the program decides.
+What this does not do: protect from faults of the kernel; hide the time that passes; judge names that a test takes from
+the answer instead of the prompt, which the program decides. A test sees plain data, exceptions by name, and of other
+objects what their attributes and iteration give; such an object is equal to nothing else. What a test does to modules
+(a seed, `sys.stdout`) does not reach the program, and objects of the test's own classes cannot be handed to it.
 """
 
 import ast
@@ -74,7 +76,7 @@ note.close()
 class Program:
     """A program and its test."""
 
-    program: str
+    source: str
     helpers: str
     """What stands in the prompt before the function: the test may use it, whatever the answer makes of it."""
     test: str
@@ -152,7 +154,7 @@ def _run(program: Program, seconds: int, level: str) -> int:
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    end = Timer(seconds + 2, process.kill)  # the others end with it; `communicate` would look only every 50 ms
+    end = Timer(seconds + 5, process.kill)  # it ends all by itself after seconds + 2
     with process:
         try:
             end.start()

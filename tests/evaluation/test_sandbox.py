@@ -1,8 +1,4 @@
-"""Right and wrong programs, what may cross between test and program, and attempts to cheat or to do harm.
-
-Each attempt passes if it succeeds. What it does is bounded, and harmless where a wall would be missing: signals are
-number 0, bombs stop after one step.
-"""
+"""Right and wrong programs, what may cross between test and program, and attempts to cheat or to do harm."""
 
 import os
 import socket
@@ -10,12 +6,14 @@ import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from textwrap import indent
 
 import pytest
+from sandbox_attempts import BEFORE, CHEATS, HARM, READS
 
 from t2l_jax.errors import UserError
 from t2l_jax.evaluation import sandbox
@@ -23,8 +21,18 @@ from t2l_jax.evaluation.confined.wire import PASSED, UNCONFINED
 from t2l_jax.evaluation.sandbox import LEVELS, Program, passes, program
 
 PROMPT = 'from typing import List\n\ndef add(a: int, b: int) -> int:\n    """ Add. """\n'
-TEST = "def check(candidate):\n    assert candidate(2, 3) == 5\n"
-NOBODY = 65534
+TEST = "def check(candidate):\n    assert abs(candidate(2, 3) - 5) < 1 and candidate(2, 3) == 5\n"
+# Python and the package may lie where only root can go, so they are mounted elsewhere.
+AS_NOBODY = """
+place=$1
+mount -t tmpfs tmpfs $place
+mkdir $place/python $place/root
+mount --bind $2 $place/python
+mount --bind $3 $place/root
+shift 3
+cd /
+exec setpriv --reuid=65534 --regid=65534 --clear-groups $place/python/bin/python3 "$@"
+"""
 
 
 def body(text: str) -> Program:
@@ -78,9 +86,10 @@ from decimal import Decimal
 from fractions import Fraction
 from math import inf
 values = [None, True, 0, -1, 10**5000, 1.5, -inf, 1e-300, "a\\ud800\\n", b"\\x00\\xff", bytearray(b"x"), 2 - 3j,
-    range(2, 9, 3), [], [[1], (2, [3])], (), ((),), set(), {1, (2,)}, frozenset({frozenset()}), {}, {1: "a", (1, 2): [3]},
-    Counter("aab"), OrderedDict(a=1), defaultdict(int, {1: 2}), deque([1, 2]), namedtuple("P", "x y")(1, 2),
-    Fraction(1, 3), Decimal("0.10"), date(2024, 2, 29), timedelta(days=1, microseconds=3), int, ValueError, inf]
+    range(2, 9, 3), [], [[1], (2, [3])], (), ((),), set(), {1, (2,)}, frozenset({frozenset()}), {},
+    {1: "a", (1, 2): [3]}, Counter("aab"), OrderedDict(a=1), defaultdict(int, {1: 2}), deque([1, 2]),
+    namedtuple("P", "x y")(1, 2), Fraction(1, 3), Decimal("0.10"), date(2024, 2, 29), timedelta(days=1, microseconds=3),
+    int, ValueError, inf]
 """
 
 
@@ -188,119 +197,19 @@ def test_a_folder_in_memory_can_be_written_where_there_are_namespaces(monkeypatc
     assert not passes(write)
 
 
-CHEATS = {  # answers: no function of theirs returns 5
-    "word from the command line": "import os\nw = open('/proc/self/cmdline').read().split('\\0')[-2]\n"
-    "open('note', 'w').write(w)\nos._exit(0)",
-    "exit": "import sys; sys.exit(0)",
-    "exit with the status of a pass": "import os; os._exit(42)",
-    "exit within the call": "import os\ndef add(a, b): os._exit(42)",
-    "exit at the end": "import atexit, os; atexit.register(os._exit, 42)\ndef add(a, b): raise SystemExit(42)",
-    "every open file": "import os\nfor n in range(64):\n    try: os.write(n, b'passed 42 true\\n')\n    except OSError: pass",
-    "answer before the question": "import os\nfor n in range(3, 64):\n    try: os.write(n, b'"
-    '["return", {"tuple": [{"dict": [0, "add", {"builtin": "print"}]}, {"list": [1]}, {"dict": [2]}]}]\\n\' * 9)\n'
-    "    except OSError: pass",
-    "a reply of nonsense": "import os\nfor n in range(3, 64):\n    try: os.write(n, b'[[[[\\n')\n    except OSError: pass",
-    "a call into the test": "import os\nfor n in range(3, 64):\n    try: os.write(n, b'"
-    '["call", {"tuple": [{"builtin": "exit"}, {"list": [0, 42]}, {"dict": [1]}]}]\\n\')\n    except OSError: pass',
-    "equal to everything": "class E:\n    def __eq__(self, other): return True\ndef add(a, b): return E()",
-    "a number equal to everything": "class E(int):\n    __eq__ = lambda *_: True\n    __hash__ = int.__hash__\ndef add(a, b): return E(6)",
-    "no assertion": "import builtins, sys\nbuiltins.AssertionError = type('A', (), {})\nbuiltins.print = builtins.isinstance = "
-    "lambda *_: True\nsys.modules['unittest'] = sys.modules['json'] = None\ndef add(a, b): return 6",
-    "a check of its own": "def check(f): pass\nimport __main__\n__main__.check = check\ndef add(a, b): return 6",
-    "the test in memory": "import gc, sys\ndef add(a, b):\n    frame, seen = sys._getframe(), repr(gc.get_objects())\n    while frame:\n"
-    "        seen += repr(frame.f_locals) + repr(frame.f_globals)\n        frame = frame.f_back\n"
-    "    return 5 if 'assert' + chr(32) + 'candidate' in seen else 6",
-    "a large reply": "def add(a, b): return 'x' * (1 << 25)",
-    "a deep reply": "def add(a, b):\n    x = []\n    for _ in range(10**5): x = [x]\n    return x",
-    "no end of recursion": "import sys\nsys.setrecursionlimit(10**9)\ndef add(a, b): return [*map(add, [a], [b])]",
-    "a crash": "import ctypes\ndef add(a, b): ctypes.string_at(0)",
-    "not a function": "add = 5",
-    "StopIteration": "def add(a, b): raise StopIteration",
-}
-LIBC = "import ctypes\nlibc = ctypes.CDLL(None, use_errno=True)\n"
-HARM = {  # bodies of a function that is right if they succeed; {outside} is a folder of the test
-    "chmod of its folder": "import os\nos.chmod('.', 0)\nassert not os.getcwd().startswith('/tmp')",
-    "another folder in its place": "import os\nos.rename(os.getcwd(), '/x')",
-    "a file elsewhere": "open('{outside}/made', 'w').write('x')",
-    "a user's file": "open('{outside}/mine', 'a').write('x')",
-    "a file of every user": "open('/dev/shm/t2l-made', 'w').write('x')",
-    "chmod of a user's file": "import os\nos.chmod('{outside}/mine', 0)",
-    "a user's secret": "assert open('{outside}/secret').read() == 'secret'",
-    "a list of processes": "import os\nassert len([p for p in os.listdir('/proc') if p.isdigit()]) > 1",
-    "fork": "import os\nif not os.fork(): os._exit(0)",
-    "a process that outlives it": "import os, time\nif not os.fork():\n    os.setsid()\n    if not os.fork():\n        time.sleep(1)\n"
-    "        open('{outside}/made', 'w')\n    os._exit(0)",
-    "a program": "import subprocess\nsubprocess.run(['/bin/true'], check=True)",
-    "exec": "import os\nos.execv('/bin/true', ['true'])",
-    "a process by its number": f"{LIBC}assert libc.syscall(56, 17, 0, 0, 0, 0) >= 0",
-    "threads without end": "import threading, time\nfor _ in range(2000): threading.Thread(target=time.sleep, args=(9,), daemon=True).start()",
-    "memory": "x = bytearray(3 << 30)",
-    "memory in pieces": "x = [bytearray(50 << 20) for _ in range(30)]",
-    "memory in shared pieces": "import mmap\nx = [mmap.mmap(-1, 100 << 20) for _ in range(20)]",
-    "memory in files": "import os\nn = os.memfd_create('x')",
-    "a large file": "open('large', 'wb').write(bytes(20 << 20))",
-    "many files": "for n in range(20): open(str(n), 'wb').write(bytes(1 << 20))",
-    "many empty files": "for n in range(9000): open(str(n), 'wb').close()",
-    "a signal to the parent": "import os\nos.kill(os.getppid(), 0)",
-    "a signal to all": "import os\nos.kill(-1, 0)",
-    "a signal to its group": "import os\nos.killpg(0, 0)",
-    "a stop of itself": "import os, signal\nos.kill(os.getpid(), signal.SIGSTOP)",
-    "a signal by way of a pipe": "import fcntl, os\nr, _ = os.pipe()\nfcntl.fcntl(r, 8, os.getppid())",
-    "tracing": f"import os\n{LIBC}assert libc.ptrace(16, os.getppid() or 1, 0, 0) == 0",
-    "another's memory": f"import os\n{LIBC}assert libc.process_vm_readv(os.getppid() or 1, 0, 0, 0, 0, 0) == 0",
-    "the parent's memory": "import os\nopen(f'/proc/{{os.getppid() or 1}}/mem', 'rb')",
-    "the supervisor's memory": "open('/proc/{pid}/mem', 'rb')\nassert not {root}",  # root may read its own, see `level`
-    "the supervisor's files": "import os\nfor n in os.listdir('/proc/{pid}/fd'): open(f'/proc/{pid}/fd/{{n}}', 'wb')",
-    "limits of another": "import os, resource\nresource.prlimit({pid}, resource.RLIMIT_NOFILE, (9, 9))",
-    "limits of its own": "import resource\nresource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))",
-    "a namespace": f"{LIBC}assert libc.unshare(0x10000000) == 0",
-    "a mount": f"{LIBC}assert libc.mount(b'none', b'/tmp', b'tmpfs', 0, None) == 0",
-    "a system call of the future": f"{LIBC}assert libc.syscall(425, 1, bytes(200)) >= 0",  # io_uring_setup
-    "TCP": "import socket\nsocket.create_connection(('127.0.0.1', {port}))",
-    "a raw socket": f"{LIBC}assert libc.socket(2, 1, 0) >= 0",
-    "a Unix socket": "import socket\nsocket.socket(socket.AF_UNIX).connect('{outside}/socket')",
-    "an abstract socket": "import socket\nsocket.socket(socket.AF_UNIX).connect('\\0t2l-{pid}')",
-    "a datagram": "import socket\nsocket.socketpair(type=socket.SOCK_DGRAM)[0].sendto(b'x', '{outside}/datagrams')",
-    "the network": "import urllib.request as u; u.urlopen('http://127.0.0.1:{port}', timeout=1)",
-    "our folder": "assert open('{here}').read()",
-    "our variables": "import os\nassert 'PATH' not in os.environ or 'T2L_SECRET' in os.environ",
-}
-READS = {"a user's secret", "a list of processes", "our folder"}  # what nothing hides at the level "filter"
-
-
-@pytest.fixture(params=["as we are", "ordinary user"])
+@pytest.fixture
 def user(request, monkeypatch, tmp_path_factory):
     """Programs run under our user, and under one without rights if that is root."""
     if request.param == "as we are":
-        return os.getuid()
+        return
     if os.getuid():
         pytest.skip("we are an ordinary user: the other half of these tests is this one")
-    # Python and the package may lie where only root can go, so they are mounted elsewhere
     place = Path("/run") if os.access("/run", os.W_OK) else tmp_path_factory.mktemp("place")
-    here = [
-        "unshare",
-        "--mount",
-        "sh",
-        "-ec",
-        " && ".join(
-            [
-                'mount -t tmpfs tmpfs "$1"',
-                'mkdir "$1/python" "$1/root"',
-                'mount --bind "$2" "$1/python"',
-                'mount --bind "$3" "$1/root"',
-                f'place="$1"; shift 3; cd /; exec setpriv --reuid={NOBODY} --regid={NOBODY} --clear-groups "$place/python/bin/python3" "$@"',
-            ]
-        ),
-        "sh",
-        str(place),
-        sys.base_prefix,
-        sandbox._ROOT,
-    ]
+    here = ["unshare", "--mount", "sh", "-ec", AS_NOBODY, "sh", str(place), sys.base_prefix, sandbox._ROOT]
     if subprocess.run([*here, "-ISc", "pass"], check=False).returncode:
         pytest.skip("an ordinary user cannot be tried: mounts or setpriv are refused")
     monkeypatch.setattr(sandbox, "_python", lambda: here)
     monkeypatch.setattr(sandbox, "_ROOT", str(place / "root"))
-    return NOBODY
 
 
 @pytest.fixture
@@ -316,7 +225,7 @@ def _outside(tmp_path):
     for name in ("mine", "secret"):
         (tmp_path / name).write_text(name)
         (tmp_path / name).chmod(0o666)
-    names = {"outside": tmp_path, "pid": os.getpid(), "root": os.getuid() == 0, "here": Path(__file__)}
+    names = {"OUTSIDE": str(tmp_path), "PID": os.getpid(), "HERE": __file__}
     with (
         socket.create_server(("127.0.0.1", 0)) as server,
         socket.socket(socket.AF_UNIX) as unix,
@@ -331,7 +240,7 @@ def _outside(tmp_path):
             one.bind(place)
         for one in (unix, abstract):
             one.listen()
-        yield names | {"port": server.getsockname()[1]}
+        yield names | {"PORT": server.getsockname()[1]}
         for one in (server, unix, abstract, datagrams):
             one.settimeout(0)
             with pytest.raises(BlockingIOError):
@@ -341,22 +250,36 @@ def _outside(tmp_path):
     assert not Path("/dev/shm/t2l-made").exists()
 
 
-@pytest.mark.parametrize("level", LEVELS)
+def command_lines():
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            yield path.read_text(errors="replace")
+
+
+COMBINATIONS = [("as we are", level) for level in LEVELS] + [
+    ("ordinary user", "namespaces"),
+    ("ordinary user", "filter"),
+]
+
+
+@pytest.mark.parametrize(("user", "level"), COMBINATIONS, indirect=["user"])
 def test_no_attempt_succeeds(level, user, outside, tmp_path, monkeypatch):
     mark = tmp_path / "site-packages"  # in the command line of each process
     monkeypatch.syspath_prepend(str(mark))
     if sandbox._run(body("return a + b"), 5, level) == UNCONFINED:
         pytest.skip(f"this system refuses {level}")
     monkeypatch.setattr(sandbox, "level", lambda: level)
-    programs = {name: Program(text, "", TEST, "add") for name, text in CHEATS.items()}
-    for name, text in HARM.items():
-        if not (level == "filter" and name in READS):
-            programs[name] = body(f"{text.format(**outside)}\nreturn a + b")
+    before = BEFORE + "".join(f"{name} = {value!r}\n" for name, value in outside.items())
+    harm = {
+        name: body(f"{text}\nreturn a + b") for name, text in HARM.items() if level != "filter" or name not in READS
+    }
+    programs = {name: Program(text, "", TEST, "add") for name, text in CHEATS.items()} | harm
+    programs = {name: replace(one, source=before + one.source) for name, one in programs.items()}
     with ThreadPoolExecutor(4) as pool:
         results = dict(zip(programs, pool.map(partial(passes, seconds=5), programs.values()), strict=True))
     assert [name for name, passed in results.items() if passed] == []
     assert passes(body("return a + b"))
-    assert str(mark) not in "".join(path.read_text() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists())
+    assert not any(str(mark) in line for line in command_lines())
 
 
 def test_what_has_no_end_is_ended():
@@ -365,7 +288,7 @@ def test_what_has_no_end_is_ended():
     busy = [
         "while True: pass",
         "while True: print('x' * 1000)",
-        "import os\nwhile True:\n    for n in range(3, 9):\n        try: os.write(n, b'x' * 1000)\n        except OSError: pass",
+        "import os\nwhile True:\n    for n in range(3, 5): os.write(n, b'x' * 1000)",
     ]
     runs = [(text, level) for level in LEVELS for text in sleeping] + [(text, sandbox.level()) for text in busy]
     with ThreadPoolExecutor(len(runs)) as pool:
@@ -373,7 +296,7 @@ def test_what_has_no_end_is_ended():
 
 
 def test_a_test_is_behind_the_same_walls(outside):
-    for text in ("import os\nos.fork()", f"open('{outside['outside']}/made', 'w')", "import socket\nsocket.socket()"):
+    for text in ("import os\nos.fork()", f"open('{outside['OUTSIDE']}/made', 'w')", "import socket\nsocket.socket()"):
         assert not judged(f"{text}\nassert f() == 1", "def f(): return 1")
     assert not judged("import os\nos._exit(0)", "def f(): return 1")
 

@@ -10,7 +10,8 @@ import builtins
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any, NoReturn
 
@@ -49,9 +50,6 @@ class Remote:
     def __getitem__(self, key: Any) -> Any:
         return self.__getattr__("__getitem__")(key)
 
-    def __contains__(self, item: Any) -> Any:
-        return self.__getattr__("__contains__")(item)
-
 
 def _forward(function: Callable[..., Any]) -> Callable[[Remote], Any]:
     return lambda self: self._peer_.call(function, (self,))
@@ -59,6 +57,15 @@ def _forward(function: Callable[..., Any]) -> Callable[[Remote], Any]:
 
 for _function in (bool, float, int, iter, len, next, repr, str):
     setattr(Remote, f"__{_function.__name__}__", _forward(_function))
+
+
+@contextmanager
+def _or_end() -> Iterator[None]:
+    """A message that this module did not write ends the process."""
+    try:
+        yield
+    except Exception:
+        os._exit(FAILED)
 
 
 class _Objects:
@@ -84,7 +91,7 @@ class _Objects:
 
 
 class Peer:
-    """One side. The program's is `open`: the test may call anything there. The test's serves only what it handed out."""
+    """One side. The program's is `open`: the test may call anything there. The test's serves what it handed out."""
 
     def __init__(self, incoming: int, outgoing: int, *, open: bool):
         self._incoming = os.fdopen(incoming, "rb")
@@ -98,15 +105,17 @@ class Peer:
     def call(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Any:
         """What a function of the other side returns or raises."""
         objects = _Objects()
-        self.send(["call", self._encode((function, list(args), kwargs or {}), objects)])
+        self.send("call", self._encode((function, list(args), kwargs or {}), objects))
         while True:
-            kind, *message = self.receive()
+            kind, body = self.receive()
             if kind == "call":
-                self._answer(*message)
+                self._answer(body)
             elif kind == "return":
-                return self._believe(lambda: self._decode(*message, objects))[0]
+                with _or_end():
+                    return self._decode(body, objects)[0]
             else:
-                error = self._believe(lambda: self._error(*message))
+                with _or_end():
+                    error = self._error(*body)
                 if isinstance(error, StopIteration) and function is not next:
                     error = RuntimeError("StopIteration")  # would end the test's loop as if all was well
                 raise error
@@ -114,11 +123,11 @@ class Peer:
     def serve(self) -> NoReturn:
         """Answer calls until the other side ends."""
         while True:
-            kind, *message = self.receive()
-            self._answer(*message)
+            _, body = self.receive()
+            self._answer(body)
 
-    def send(self, message: Any) -> None:
-        line = json.dumps(message).encode() + b"\n"
+    def send(self, kind: str, body: Any) -> None:
+        line = json.dumps([kind, body]).encode() + b"\n"
         if len(line) > LONGEST:
             raise ValueError("too large to be handed over")
         try:
@@ -127,12 +136,14 @@ class Peer:
         except OSError:
             os._exit(FAILED)
 
-    def receive(self, missing: int = FAILED) -> list[Any]:
+    def receive(self, missing: int = FAILED) -> tuple[str, Any]:
         """The next message. Without one this process ends: no exception that a test may expect comes of it."""
         line = self._incoming.readline(LONGEST)
         if not line.endswith(b"\n"):
             os._exit(missing)
-        return self._believe(lambda: [*json.loads(line)])
+        with _or_end():
+            kind, body = json.loads(line)
+        return kind, body
 
     def remote(self, number: int) -> Remote:
         return self._remotes.setdefault(number, Remote(self, number))
@@ -144,25 +155,19 @@ class Peer:
         self._exported.append(value)
         return len(self._exported) - 1
 
-    def _believe(self, read: Callable[[], Any]) -> Any:
-        try:
-            return read()
-        except Exception:
-            os._exit(FAILED)  # not a message that this module writes
-
     def _answer(self, message: Any) -> None:
         objects = _Objects()
         try:
             function, args, kwargs = self._decode(message, objects)
             if not self._open and not any(function is known for known in self._exported):
                 raise AttributeError("only its functions are handed out by a test")
-            self.send(["return", self._encode((function(*args, **kwargs), args, kwargs), objects)])
+            self.send("return", self._encode((function(*args, **kwargs), args, kwargs), objects))
         except BaseException as error:
             try:
                 said = self._encode(error.args, _Objects())
             except Exception:
                 said = {"tuple": []}
-            self.send(["raise", [kind.__name__ for kind in type(error).__mro__], said])
+            self.send("raise", [[kind.__name__ for kind in type(error).__mro__], said])
 
     def _error(self, names: list[str], said: Any) -> BaseException:
         kind = next((self.errors[name] for name in names if name in self.errors), Exception)
@@ -190,7 +195,7 @@ class Peer:
                 if number in objects.written:
                     return {"again": number}
                 objects.written.add(number)
-                items = (item for pair in value.items() for item in pair) if tag == "dict" else value
+                items = [item for pair in value.items() for item in pair] if isinstance(value, dict) else value
                 return {tag: [number, *each(items)]}
         return self._encode_other(value, each)
 
