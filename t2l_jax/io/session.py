@@ -17,16 +17,9 @@ import jax
 
 import t2l_jax
 from t2l_jax.io.files import atomic_write, read_json
-from t2l_jax.schema import Schema, Several, checked
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "transformers", "torch")
 SETTINGS = ("JAX_", "XLA_", "LIBTPU_", "CUDA_VISIBLE_DEVICES")  # prefixes of recorded environment variables
-
-
-class Sessions(Schema):
-    """The layout of environment.json."""
-
-    sessions: Several[dict[str, Any]]
 
 
 @contextmanager
@@ -36,7 +29,7 @@ def session(folder: Path, start: int, devices: Sequence[jax.Device]) -> Iterator
     The end of the block adds its duration in seconds; a killed process leaves none.
     """
     path, began = folder / "environment.json", time.monotonic()
-    before = checked(Sessions, read_json(path), str(path)).sessions if path.exists() else ()
+    before = read_json(path)["sessions"] if path.exists() else []
     mine: dict[str, Any] = {"start": start, **environment(devices)}
 
     def note() -> None:
