@@ -16,8 +16,8 @@ from t2l_jax.decoder.padding import pad_leading
 from t2l_jax.encoder import prepare
 from t2l_jax.errors import UserError
 from t2l_jax.hypernet import Condition, write_adapters
-from t2l_jax.io.adapter_store import AdapterStore
-from t2l_jax.io.files import check_name, read_jsonl
+from t2l_jax.io.adapter_store import AdapterStore, check_adapter_names
+from t2l_jax.io.files import read_jsonl
 from t2l_jax.io.peft import HostWeights, PeftFormat
 from t2l_jax.lora import Adapter
 from t2l_jax.model import Model
@@ -48,7 +48,7 @@ def read_requests(path: Path) -> list[Request]:
                 raise UserError(f'{where}: needs a text "{field}", as in {{"name": "last", "description": "..."}}')
         name = record["name"]
         try:
-            check_name(name)
+            check_adapter_names([name])
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
         folded = name.lower()  # upper and lower case do not tell two folders apart everywhere
@@ -71,12 +71,14 @@ def generate_to_folder(model: Model, requests: Sequence[Request], folder: Path, 
         raise UserError(f"a batch must hold at least one adapter, got {batch}")
     files = PeftFormat(model.config.lora, model.config.base_name)
     names, texts = [r.name for r in requests], [r.description for r in requests]
+    check_adapter_names(names)  # before anything is written
     with (
         AdapterStore(folder, files, model.fingerprint + model.encoder.fingerprint) as store,
         progress_bar() as progress,
     ):
         pending = store.pending(names, texts)
         bar = progress.add_task("adapters", total=len(requests), completed=len(requests) - len(pending), rate="")
+        batch = max(1, min(batch, len(pending)))  # a batch is padded to its size
         chunks = [pending[i : i + batch] for i in range(0, len(pending), batch)]
         conditions = (Condition(z=model.encoder.embed([texts[i] for i in chunk])) for chunk in chunks)
         for chunk, weights in zip(chunks, stream_adapters(model, conditions, batch), strict=True):

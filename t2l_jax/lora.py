@@ -17,6 +17,9 @@ from flax import struct
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from t2l_jax.errors import UserError
+from t2l_jax.schema import Count, Positive
+
+MAX_ALPHA = 1e30  # B times the scale is float32
 
 
 class Projection(NamedTuple):
@@ -52,8 +55,8 @@ class LoraModule:
     """One adapted projection: its name in PROJECTIONS and the widths of its input and output."""
 
     name: str
-    d_in: int
-    d_out: int
+    d_in: Count
+    d_out: Count
 
 
 @dataclass(frozen=True)
@@ -64,9 +67,9 @@ class LoraSpec:
     """
 
     modules: tuple[LoraModule, ...]
-    num_layers: int
-    rank: int = 8
-    alpha: float = 16.0
+    num_layers: Count
+    rank: Count = 8
+    alpha: Positive = 16.0
     rslora: bool = True
 
     def __post_init__(self) -> None:
@@ -76,9 +79,10 @@ class LoraSpec:
                 raise UserError(f"LoRA cannot target {name!r}: choose among {', '.join(PROJECTIONS)}")
         if len(set(names)) != len(names) or not names:
             raise UserError(f"LoRA needs each target module once and at least one, got {names}")
-        if self.rank < 1 or self.num_layers < 1 or not 0 < self.alpha < math.inf:
+        if self.rank < 1 or self.num_layers < 1 or not 0 < self.alpha <= MAX_ALPHA:
             raise UserError(
-                f"LoRA needs rank, layers and alpha above zero, got {self.rank}, {self.num_layers}, {self.alpha}"
+                f"LoRA needs rank, layers and alpha above zero, and alpha at most {MAX_ALPHA:g}: "
+                f"got {self.rank}, {self.num_layers}, {self.alpha}"
             )
         order = list(PROJECTIONS)
         ordered = tuple(sorted(self.modules, key=lambda module: order.index(module.name)))
@@ -104,7 +108,7 @@ class LoraSpec:
         return {m.name: {"a": (layers, rank, m.d_in), "b": (layers, m.d_out, rank)} for m in self.modules}
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for a config file; `from_dict` is its inverse."""
+        """Plain data for a config file."""
         return {
             "modules": {m.name: [m.d_in, m.d_out] for m in self.modules},
             "num_layers": self.num_layers,
@@ -112,11 +116,6 @@ class LoraSpec:
             "alpha": self.alpha,
             "rslora": self.rslora,
         }
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> "LoraSpec":
-        modules = tuple(LoraModule(name, *widths) for name, widths in data["modules"].items())
-        return cls(**{**data, "modules": modules})
 
 
 @struct.dataclass

@@ -17,6 +17,7 @@ from t2l_jax.encoder import Encoder, load_encoder
 from t2l_jax.errors import UserError
 from t2l_jax.hypernet import Condition, HypernetConfig, Variables, write_adapters
 from t2l_jax.io.base import load_config
+from t2l_jax.io.files import read_file
 from t2l_jax.io.locations import ModelFiles, resolve
 from t2l_jax.io.peft import CONFIG_FILE, WEIGHTS_FILE
 from t2l_jax.io.published import ENCODER_FOLDER, ModelConfig, load_model, model_folder
@@ -65,7 +66,7 @@ class Model:
             digest.update(np.asarray(leaf).tobytes())
         if self.encoder_adapter is not None:
             for name in (CONFIG_FILE, WEIGHTS_FILE):
-                digest.update((self.encoder_adapter / name).read_bytes())
+                digest.update(read_file(self.encoder_adapter / name))
         return digest.hexdigest()
 
     def generate(self, descriptions: Sequence[str]) -> Adapter:

@@ -1,6 +1,5 @@
 """Text encoders of sentence-transformers, run by PyTorch on the CPU, with a LoRA adapter or without."""
 
-import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,14 +10,15 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
-from safetensors import SafetensorError
 
 from t2l_jax.encoder.adapter import add_adapter
 from t2l_jax.encoder.cache import embed_texts, fingerprint, with_progress
 from t2l_jax.encoder.last_token import PREFIX
 from t2l_jax.encoder.text import prepare_all
 from t2l_jax.errors import UserError
+from t2l_jax.io.files import read_json, read_json_value
 from t2l_jax.io.locations import ModelFiles
+from t2l_jax.schema import Count, Schema, Several, checked
 
 log = logging.getLogger(__name__)
 
@@ -59,13 +59,16 @@ class SentenceEncoder:
                     local_files_only=not trust_remote_code,  # the code may lie in another repository
                     model_kwargs={"dtype": "float32", "use_safetensors": True},
                 )
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
+            dim = checked(Count, model.get_embedding_dimension(), f"{path}: the width of its embeddings")
+        except Exception as error:  # what the libraries raise on a damaged folder has no limits
             raise UserError(f"{path}: its text encoder cannot be loaded: {_first_line(error)}") from error
         if trust_remote_code:
             _fill_buffers(model[0].auto_model)
         if adapter is not None:
+            if not hasattr(model[0], "auto_model"):
+                raise UserError(f"{path}: no transformer, so it takes no adapter; give {adapter} its own encoder")
             add_adapter(model[0].auto_model, adapter)
-        return cls(files.location, path, model.get_embedding_dimension(), model.eval(), adapter)
+        return cls(files.location, path, dim, model.eval(), adapter)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -83,9 +86,11 @@ class SentenceEncoder:
         embeddings = np.empty((len(texts), self.dim), np.float32)
         by_length = sorted(range(len(texts)), key=lambda index: len(texts[index]))
         for chosen in with_progress([by_length[i : i + 64] for i in range(0, len(texts), 64)], len(texts)):
-            embeddings[chosen] = self.model.encode(
-                [texts[index] for index in chosen], batch_size=len(chosen), show_progress_bar=False
-            )
+            batch = [texts[index] for index in chosen]
+            try:
+                embeddings[chosen] = self.model.encode(batch, batch_size=len(batch), show_progress_bar=False)
+            except Exception as error:  # see `load`
+                raise UserError(f"{self.path}: its text encoder fails: {_first_line(error)}") from error
         return embeddings
 
     def _warn_of_cuts(self, texts: list[str]) -> None:
@@ -101,23 +106,38 @@ class SentenceEncoder:
             log.warning("%s have more than the %d tokens that %s reads: %s", count, most, self.name, where)
 
 
+class _Module(Schema):
+    type: str
+
+
+class _Modules(Schema):
+    modules: Several[_Module]
+
+
+class _AutoMap(Schema):
+    AutoModel: str | None = None
+
+
+class _Config(Schema):
+    model_type: str | None = None
+    auto_map: _AutoMap | None = None
+
+
 def _check_folder(path: Path, trust_remote_code: bool) -> None:
     """Raise UserError for a folder that is no sentence-transformers model, or needs code that may not be run."""
     from transformers import CONFIG_MAPPING
 
-    try:
-        modules = json.loads((path / "modules.json").read_text())
-        config = json.loads((path / "config.json").read_text()) if (path / "config.json").exists() else {}
-        foreign = [module["type"] for module in modules if not module["type"].startswith("sentence_transformers.")]
-    except (FileNotFoundError, NotADirectoryError) as error:
+    if not (path / "modules.json").is_file():
         raise UserError(
             f"{path}: has no modules.json, so it is no sentence-transformers model. To use a language model's last "
             f"token write {PREFIX} before its location"
-        ) from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: its modules.json or config.json is damaged ({error}): download it again") from error
-    if "auto_map" in config and config.get("model_type") not in CONFIG_MAPPING:
-        foreign.append(config["auto_map"].get("AutoModel", "its model class"))
+        )
+    config_file = path / "config.json"
+    modules = checked(_Modules, {"modules": read_json_value(path / "modules.json")}, str(path / "modules.json")).modules
+    config = checked(_Config, read_json(config_file) if config_file.exists() else {}, str(config_file))
+    foreign = [module.type for module in modules if not module.type.startswith("sentence_transformers.")]
+    if config.auto_map is not None and config.model_type not in CONFIG_MAPPING:
+        foreign.append(config.auto_map.AutoModel or "its model class")
     if foreign and not trust_remote_code:
         raise UserError(
             f"{path}: needs Python code of its own ({', '.join(foreign)}). Read that code; if you trust it, "
@@ -153,4 +173,6 @@ def _no_loading_bars() -> Iterator[None]:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0] or type(error).__name__
+    """The first line of what a library says, which may be long."""
+    first = str(error).strip().split("\n")[0].strip()[:300]
+    return first if " " in first else f"{type(error).__name__} {first}".strip()

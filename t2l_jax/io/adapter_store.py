@@ -31,15 +31,28 @@ from t2l_jax.io.files import (
     file_sha256,
     locked,
     os_errors_explained,
+    read_file,
     read_json,
     remove_partials,
 )
 from t2l_jax.io.peft import CONFIG_FILE, DESCRIPTION_FILE, WEIGHTS_FILE, HostWeights, PeftFormat
+from t2l_jax.schema import shown
 
 STORE_FILE = "store.json"
 MANIFEST_FILE = "manifest.jsonl"
 WRITERS = 2  # threads
 QUEUE_BYTES = 2**28  # bytes of adapters queued for the writers, at most
+
+
+def check_adapter_names(names: Sequence[str]) -> None:
+    """Raise UserError if a name is unsafe as a folder name, that of a file of the store, or given twice."""
+    seen: set[str] = set()
+    for name in names:
+        if check_name(name).lower() in (STORE_FILE, MANIFEST_FILE):
+            raise UserError(f"an adapter cannot be named {name}: the store has a file of that name")
+        if name in seen:
+            raise UserError(f"the name {name!r} is given to two adapters: names must differ")
+        seen.add(name)
 
 
 class AdapterStore:
@@ -88,7 +101,7 @@ class AdapterStore:
         for key, value in json.loads(json.dumps(self._header)).items():
             if theirs.get(key) != value:
                 raise UserError(
-                    f"{path}: the adapters here were made with another {key} ({theirs.get(key)}, now {value}): "
+                    f"{path}: the adapters here were made with another {key} ({shown(theirs.get(key))}, now {value}): "
                     "choose another folder, or delete this one"
                 )
 
@@ -111,14 +124,9 @@ class AdapterStore:
         Raises UserError if a name is unsafe as a folder name or repeated, or if an adapter of that name was generated
         from another description.
         """
-        seen: set[str] = set()
+        check_adapter_names(names)
         missing = []
         for index, (name, description) in enumerate(zip(names, descriptions, strict=True)):
-            if check_name(name) in (STORE_FILE, MANIFEST_FILE):
-                raise UserError(f"an adapter cannot be named {name}: the store has a file of that name")
-            if name in seen:
-                raise UserError(f"the name {name!r} is given to two adapters: names must differ")
-            seen.add(name)
             if not self._is_whole(name):
                 missing.append(index)
             elif self._description(name) != description:
@@ -133,14 +141,14 @@ class AdapterStore:
         try:
             return (
                 (folder / WEIGHTS_FILE).stat().st_size == self.files.num_bytes
-                and (folder / CONFIG_FILE).read_bytes() == self.files.config
+                and read_file(folder / CONFIG_FILE) == self.files.config
                 and (folder / DESCRIPTION_FILE).stat().st_size > 0
             )
-        except (FileNotFoundError, NotADirectoryError):
+        except (OSError, UserError):
             return False
 
     def _description(self, name: str) -> str:
-        return (self.folder / name / DESCRIPTION_FILE).read_bytes().decode(errors="replace")
+        return read_file(self.folder / name / DESCRIPTION_FILE).decode(errors="replace")
 
     def write(self, names: Sequence[str], descriptions: Sequence[str], weights: HostWeights) -> None:
         """Queue a batch for writing; existing adapters of these names are replaced.
@@ -160,7 +168,7 @@ class AdapterStore:
         target = self.folder / name
         blocks = self.files.blocks(weights)
         with os_errors_explained(target):
-            if target.exists():
+            if target.is_dir():
                 shutil.rmtree(target)
             with atomic_folder(target) as folder:
                 self.files.write(folder, blocks, description)

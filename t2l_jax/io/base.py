@@ -25,7 +25,8 @@ from t2l_jax.io.families.family import TOP_NAMES
 from t2l_jax.io.files import atomic_folder, read_json
 from t2l_jax.io.gguf import gguf_config
 from t2l_jax.io.locations import ModelFiles, cache_folder
-from t2l_jax.io.readers import Tensor, tensors, weight_files
+from t2l_jax.io.readers import tensors, weight_files
+from t2l_jax.io.tensor import Tensor
 
 Params = dict[str, Any]
 Placement = Callable[[str], jax.sharding.Sharding | None]  # path of a parameter, such as "layers/q_proj/kernel"

@@ -11,8 +11,10 @@ import json
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from t2l_jax.errors import UserError
 
 PARTIAL_SUFFIX = ".partial"
 MAX_NAME_BYTES = 200  # file systems allow 255; the rest is room for suffixes
+MAX_JSON_BYTES = 2**28
 
 
 @contextmanager
@@ -32,6 +35,36 @@ def os_errors_explained(path: Path, action: str = "written") -> Iterator[None]:
             raise UserError(f"no space left on the disk of {path}: free some, or choose another disk") from error
         culprit = f" ({error.filename})" if error.filename and str(error.filename) != str(path) else ""
         raise UserError(f"{path} cannot be {action}: {error.strerror or error}{culprit}") from error
+    except ValueError as error:
+        if "null" not in str(error):
+            raise
+        raise UserError(f"{path!r} cannot be {action}: no path holds a null character") from error
+
+
+def open_file(path: Path) -> BufferedReader:
+    """A regular file, opened for reading: a pipe would be waited for, a device has no end."""
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    mode = os.fstat(handle).st_mode
+    if stat.S_ISREG(mode):
+        return os.fdopen(handle, "rb")
+    os.close(handle)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    raise UserError(f"{path}: a pipe or a device, not a file: write its content to a file first")
+
+
+def read_file(path: Path) -> bytes:
+    """The content of a regular file. Raises UserError if it cannot be read."""
+    with os_errors_explained(path, "read"), open_file(path) as stream:
+        return stream.read()
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder and its parents, where they do not exist. Raises OSError, or UserError for a path too deep."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except RecursionError as error:  # nothing has been created: the deepest folder is tried first
+        raise UserError(f"{str(folder)[:80]}...: a thousand folders inside each other: choose another path") from error
 
 
 @contextmanager
@@ -41,7 +74,7 @@ def locked(folder: Path) -> Iterator[None]:
     Raises UserError if another process holds the lock.
     """
     with os_errors_explained(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         handle = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -84,7 +117,7 @@ def atomic_write(path: str | Path, data: bytes | str) -> None:
     """Write a file completely or leave the old one. Text is encoded as UTF-8. Parent folders are created."""
     path = Path(path)
     with os_errors_explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         partial = partial_path(path.parent)
         try:
             partial.write_bytes(data.encode() if isinstance(data, str) else data)
@@ -99,33 +132,58 @@ def atomic_write(path: str | Path, data: bytes | str) -> None:
 def atomic_folder(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
     """Yield a temporary folder to fill; it becomes `path` if the block succeeds, and is deleted if it raises.
 
-    Raises UserError if `path` exists and is not an empty folder. With `replace` it is moved aside just before the
-    rename and then deleted; a process killed between the two leaves it under a temporary name.
+    Raises UserError if `path` exists and is not an empty folder. An empty one may be a mount point, a link, or where a
+    shell stands, so it stays and the entries are renamed into it. With `replace` an existing folder is moved aside just
+    before the rename and then deleted; a process killed between the two leaves it under a temporary name.
     """
     path = Path(path)
     if not replace:
         refuse_existing(path)
     with os_errors_explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = partial_path(path.parent)
+        stays = not replace and path.is_dir()
+        if not stays:
+            make_folder(path.parent)
+        partial = partial_path(path if stays else path.parent)
         partial.mkdir()
         try:
             yield partial
-            if replace and path.exists():
-                old = partial_path(path.parent)
-                path.rename(old)
-                try:
-                    partial.rename(path)
-                except BaseException:
-                    with suppress(OSError):
-                        old.rename(path)
-                    raise
-                shutil.rmtree(old)
+            if stays:
+                _move_entries(partial, path)
+            elif replace and path.exists():
+                _exchange(partial, path)
             else:
                 partial.rename(path)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
+
+
+def _move_entries(partial: Path, folder: Path) -> None:
+    """Move all that is in `partial` to `folder`, or nothing if that fails halfway."""
+    entries = [path.name for path in partial.iterdir()]
+    try:
+        for name in entries:
+            (partial / name).rename(folder / name)
+    except BaseException:
+        for name in entries:
+            if not os.path.lexists(partial / name):
+                with suppress(OSError):
+                    (folder / name).rename(partial / name)
+        raise
+    partial.rmdir()
+
+
+def _exchange(partial: Path, folder: Path) -> None:
+    """Put `partial` in the place of an existing folder, which is deleted."""
+    old = partial_path(folder.parent)
+    folder.rename(old)
+    try:
+        partial.rename(folder)
+    except BaseException:
+        with suppress(OSError):
+            old.rename(folder)
+        raise
+    shutil.rmtree(old)
 
 
 def refuse_nonempty(folder: Path, kind: str) -> None:
@@ -137,10 +195,13 @@ def refuse_nonempty(folder: Path, kind: str) -> None:
             raise UserError(f"{folder}: holds files and no {kind}: give another --out, or delete it first")
 
 
-def refuse_existing(path: Path) -> None:
-    """Raise UserError if `path` exists and is not an empty folder."""
+def refuse_existing(path: Path, *, empty_folder: bool = True) -> None:
+    """Raise UserError if `path` exists and is not an empty folder; or is one, where a file is to be written.
+
+    Temporaries of killed processes do not count.
+    """
     with os_errors_explained(path, "read"):
-        if path.is_dir() and not any(path.iterdir()):
+        if empty_folder and path.is_dir() and all(entry.name.endswith(PARTIAL_SUFFIX) for entry in path.iterdir()):
             return
         if os.path.lexists(path):
             raise UserError(f"{path} exists already and is not overwritten: choose another path, or delete it first")
@@ -152,24 +213,35 @@ def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
     Raises UserError with file and line if a line is not UTF-8, not JSON, or not an object.
     """
     path = Path(path)
-    with os_errors_explained(path, "read"), path.open("rb") as file:
+    with os_errors_explained(path, "read"), open_file(path) as file:
         for number, line in enumerate(file, 1):
-            if line.strip():
-                yield number, _json_object(line, f"{path}, line {number}")
+            if line.strip(b" \t\n\r\v\f\xef\xbb\xbf"):
+                yield number, _object(parse_json(line, f"{path}, line {number}"), f"{path}, line {number}")
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
     """The object in a JSON file. Raises UserError if it is missing, not UTF-8, not JSON, or not an object."""
+    return _object(read_json_value(path), str(path))
+
+
+def read_json_value(path: str | Path) -> Any:
+    """What a JSON file holds. Raises UserError if it is missing, not UTF-8, or not JSON."""
     path = Path(path)
-    with os_errors_explained(path, "read"):
-        data = path.read_bytes()
-    return _json_object(data, str(path))
+    with os_errors_explained(path, "read"), open_file(path) as file:
+        data = file.read(MAX_JSON_BYTES + 1)
+    if len(data) > MAX_JSON_BYTES:
+        raise UserError(f"{path}: has more than {MAX_JSON_BYTES >> 20} MiB, too much for a JSON file of a model")
+    return parse_json(data, str(path))
 
 
-def _json_object(data: bytes, where: str) -> dict[str, Any]:
+def parse_json(data: bytes, where: str, pairs: Any = None) -> Any:
+    """JSON in UTF-8, with a byte order mark or without. `pairs` is json's object_pairs_hook; it may raise ValueError.
+
+    Raises UserError, starting with `where`, for anything else.
+    """
     try:
-        text = data.decode()
-        value = json.loads(text)
+        text = data.decode("utf-8-sig")
+        value = json.loads(text, object_pairs_hook=pairs)
         if "\\u" in text:  # a lone surrogate is valid JSON, but cannot be encoded as UTF-8 later
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeDecodeError as error:
@@ -180,6 +252,13 @@ def _json_object(data: bytes, where: str) -> dict[str, Any]:
         raise UserError(f"{where}: not JSON: {error.msg} at column {error.colno}") from error
     except RecursionError as error:
         raise UserError(f"{where}: not usable JSON: brackets nested too deeply") from error
+    except ValueError as error:
+        reason = "a number of thousands of digits" if "digits" in str(error) else str(error)
+        raise UserError(f"{where}: not usable JSON: {reason}") from error
+    return value
+
+
+def _object(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{where}: expected a JSON object {{...}}, got {type(value).__name__}")
     return value
@@ -187,7 +266,7 @@ def _json_object(data: bytes, where: str) -> dict[str, Any]:
 
 def file_sha256(path: Path) -> str:
     """The SHA-256 of a file's content, in hexadecimal digits."""
-    with os_errors_explained(path, "read"), path.open("rb") as file:
+    with os_errors_explained(path, "read"), open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -23,21 +23,28 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
 
 from t2l_jax.decoder import DecoderConfig
 from t2l_jax.errors import UserError
-from t2l_jax.io.files import atomic_folder, check_name, os_errors_explained, read_json
+from t2l_jax.io.adapter_config import AdapterConfig
+from t2l_jax.io.files import atomic_folder, check_name, os_errors_explained, read_file
+from t2l_jax.io.safetensors_header import load_tensors
 from t2l_jax.lora import PROJECTIONS, Adapter, LoraModule, LoraSpec
+from t2l_jax.schema import shown
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 DESCRIPTION_FILE = "description.txt"
 
-DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "float64": "F64"}  # NumPy name -> safetensors name
-TENSOR_NAME = re.compile(r"base_model\.model\.(?:model\.)?layers\.(\d+)\.(?:self_attn|mlp)\.(\w+)\.lora_([AB])\.weight")
+DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}  # NumPy name -> safetensors name
+# As PEFT names them; what it holds in memory, and some save, has the adapter's name, too. `layers.01` is no layer.
+TENSOR_NAME = re.compile(
+    r"base_model\.model\.model\.layers\.(?P<layer>0|[1-9]\d{0,8})\.(?P<block>self_attn|mlp)\.(?P<module>\w+)"
+    r"\.lora_(?P<side>[AB])(?:\.default)?\.weight"
+)
+PLACES = ", ".join(f"{projection.block}.{name}" for name, projection in PROJECTIONS.items())
+MOST_PADDED, MOST_PADDED_RATIO = 2**28, 1000  # numbers in memory, and how many for each in the file
 
-PEFT_DEFAULT = 8  # PEFT's default of both r and lora_alpha
 HostWeights = dict[str, dict[str, np.ndarray]]  # an adapter's weights in host memory
 Pairs = dict[tuple[str, int], dict[str, np.ndarray]]  # (projection, layer) -> {"a": [r, i], "b": [o, r]}
 
@@ -54,7 +61,7 @@ class PeftFormat:
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        if self.dtype not in ("float32", "bfloat16", "float16"):
+        if self.dtype not in DTYPES:
             raise UserError(f"adapters are written as float32, bfloat16 or float16, not {self.dtype!r}")
 
     @cached_property
@@ -111,8 +118,13 @@ class PeftFormat:
         blocks: list[bytes | memoryview] = [self.header]
         for module in self.spec.names:
             a, b = weights[module]["a"], weights[module]["b"]
-            for array in (a, b.astype(np.float32) * np.float32(self.spec.scale)):
-                block = np.ascontiguousarray(array.astype(jnp.dtype(self.dtype), copy=False))
+            with np.errstate(over="ignore"):
+                scaled = b.astype(np.float32) * np.float32(self.spec.scale)
+                arrays = [array.astype(jnp.dtype(self.dtype), copy=False) for array in (a, scaled)]
+            for array in arrays:
+                if not all_finite(array):
+                    raise UserError(f"the weights of {module} are not finite, or too large for {self.dtype}")
+                block = np.ascontiguousarray(array)
                 blocks.append(block.reshape(-1).view(np.uint8).data)
         return blocks
 
@@ -178,74 +190,47 @@ def load_peft(folder: str | Path, config: DecoderConfig | None = None) -> Adapte
 
     Modules and layers of different rank or alpha are converted exactly to one spec: zero-padded to the largest rank,
     with their scale folded into B. Layers without LoRA become zeros. Without a `config` of the base model, the number
-    of layers is inferred from the tensors.
+    of layers is inferred from the tensors, which must then leave none out.
 
     Raises:
         UserError: a file is missing or damaged, an option or tensor is unsupported, or the base model does not fit.
     """
     folder = Path(folder)
-    path = folder / CONFIG_FILE
-    options = read_json(path)
-    check_options(options, path)
-    tensors = _read_tensors(folder / WEIGHTS_FILE)
+    options = AdapterConfig.read(folder / CONFIG_FILE)
+    pairs = _read_pairs(folder / WEIGHTS_FILE)
     try:
-        return _assemble(options, tensors, config)
+        return _assemble(options, pairs, config)
     except UserError as error:
         raise UserError(f"{folder}: {error}") from error
 
 
-# Options without effect on the forward pass, and those that are read below.
-_DESCRIPTIVE = {
-    *("auto_mapping", "base_model_name_or_path", "eva_config", "exclude_modules", "inference_mode", "layers_pattern"),
-    *("layers_to_transform", "lora_dropout", "megatron_core", "peft_version", "qalora_group_size", "revision"),
-    *("runtime_config", "target_modules", "task_type"),
-    *("peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern"),
-}
-# Values with which any other option, known or of a later PEFT, has no effect. Other initialisations than these also
-# change the base model's weights.
-_NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "bias": ("none",),
-    "init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal"),
-}
-
-
-def check_options(options: dict[str, Any], path: Path) -> None:
-    """Raise UserError for the first option that this reader does not support."""
-    if options.get("peft_type") != "LORA":
-        raise UserError(f"{path}: peft_type is {options.get('peft_type')!r}, only LORA is supported")
-    for name, value in options.items():
-        if name not in _DESCRIPTIVE and value not in _NEUTRAL.get(name, (None, False, [], {})):
-            raise UserError(f"{path}: the option {name} = {json.dumps(value)[:80]} is not supported")
-    numbers = {"r": options.get("r", PEFT_DEFAULT), "lora_alpha": options.get("lora_alpha", PEFT_DEFAULT)}
-    for pattern in ("rank_pattern", "alpha_pattern"):
-        if not isinstance(options.get(pattern) or {}, dict):
-            raise UserError(f"{path}: {pattern} is not an object")
-        numbers |= {f"{pattern}[{key!r}]": value for key, value in (options.get(pattern) or {}).items()}
-    for name, value in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise UserError(f"{path}: {name} is {json.dumps(value)[:80]}, expected a number")
-
-
-def _read_tensors(path: Path) -> Pairs:
-    """The file's tensors in float32, in pairs of A and B."""
-    if not path.exists() and path.with_suffix(".bin").exists():
-        raise UserError(f"{path} is missing and {path.stem}.bin, a pickle, is not read: save it as safetensors")
+def read_weights(path: Path) -> dict[str, np.ndarray]:
+    """The tensors of an adapter's file in float32. Raises UserError for one that is damaged or not finite."""
     with os_errors_explained(path, "read"):
-        data = path.read_bytes()
-    try:
-        entries = safetensors.deserialize(data)
-    except safetensors.SafetensorError as error:
-        raise UserError(f"{path} is damaged or cut short ({error}): fetch or make it again") from error
-    dtypes = {theirs: jnp.dtype(ours) for ours, theirs in DTYPES.items()}
+        if not path.exists() and path.with_suffix(".bin").exists():
+            raise UserError(f"{path} is missing and {path.stem}.bin, a pickle, is not read: save it as safetensors")
+    tensors = {}
+    for name, stored in load_tensors(path).items():
+        with np.errstate(over="ignore"):
+            tensors[name] = stored.astype(np.float32, copy=False)
+        if not all_finite(tensors[name]):
+            raise UserError(f"{path}: the tensor {name} is not finite, or too large for float32: make it again")
+    return tensors
+
+
+def _read_pairs(path: Path) -> Pairs:
+    """The file's tensors in pairs of A and B."""
     pairs: Pairs = {}
-    for name, entry in entries:
+    for name, array in read_weights(path).items():
         match = TENSOR_NAME.fullmatch(name)
-        if not match or match[2] not in PROJECTIONS:
-            raise UserError(f"{path}: the tensor {name} is not supported: only LoRA on {', '.join(PROJECTIONS)} is")
-        if entry["dtype"] not in dtypes or len(entry["shape"]) != 2:
-            raise UserError(f"{path}: the tensor {name} is {entry['dtype']} {entry['shape']}, expected a float matrix")
-        array = np.frombuffer(entry["data"], dtypes[entry["dtype"]]).reshape(entry["shape"]).astype(np.float32)
-        pairs.setdefault((match[2], int(match[1])), {})[match[3].lower()] = array
+        if not match or match["module"] not in PROJECTIONS or PROJECTIONS[match["module"]].block != match["block"]:
+            raise UserError(f"{path}: the tensor {shown(name)} is not supported: only LoRA on {PLACES} is")
+        if array.ndim != 2:
+            raise UserError(f"{path}: the tensor {name} is {list(array.shape)}, expected a matrix")
+        pair = pairs.setdefault((match["module"], int(match["layer"])), {})
+        if match["side"].lower() in pair:
+            raise UserError(f"{path}: the tensor {name} comes twice, with `.default` and without: keep one of them")
+        pair[match["side"].lower()] = array
     for (module, layer), pair in pairs.items():
         if len(pair) != 2 or pair["a"].shape[0] != pair["b"].shape[1]:
             raise UserError(f"{path}: layer {layer}'s {module} lacks one of A and B, or their ranks differ")
@@ -254,61 +239,73 @@ def _read_tensors(path: Path) -> Pairs:
     return pairs
 
 
-def _assemble(options: dict[str, Any], pairs: Pairs, config: DecoderConfig | None) -> Adapter:
+def _assemble(options: AdapterConfig, pairs: Pairs, config: DecoderConfig | None) -> Adapter:
     """Stack the layers, converting different ranks and alphas to one spec."""
-    ranks, alphas = {}, {}
-    for (module, layer), pair in pairs.items():
-        path = _module_path(layer, module)
-        expected = setting(options, "r", "rank_pattern", path)
-        ranks[module, layer] = pair["a"].shape[0]
-        if ranks[module, layer] != expected:
-            raise UserError(f"layer {layer}'s {module} has rank {pair['a'].shape[0]}, {CONFIG_FILE} says {expected}")
-        alphas[module, layer] = setting(options, "lora_alpha", "alpha_pattern", path)
-    rslora = bool(options.get("use_rslora"))
-    rank, alpha = max(ranks.values()), max(alphas.values())
-    uniform = len(set(ranks.values())) == len(set(alphas.values())) == 1 and alpha > 0
-    widths = {module: (pair["a"].shape[1], pair["b"].shape[0]) for (module, _), pair in pairs.items()}
-    spec = LoraSpec(
-        modules=tuple(LoraModule(name, *width) for name, width in widths.items()),
-        num_layers=max(layer for _, layer in pairs) + 1 if config is None else config.num_layers,
-        rank=rank,
-        alpha=float(alpha if uniform else rank),
-        rslora=rslora and uniform,
-    )
-    if config is not None:
-        config.check_adapter(spec)
+    spec, scales = _spec(options, pairs, config)
     weights = {
         name: {side: np.zeros(shape, np.float32) for side, shape in shapes.items()}
         for name, shapes in spec.shapes().items()
     }
     for (module, layer), pair in pairs.items():
-        if (pair["a"].shape[1], pair["b"].shape[0]) != widths[module]:
-            raise UserError(f"layer {layer}'s {module} has other widths than the other layers'")
-        if layer >= spec.num_layers:
-            raise UserError(
-                f"it adapts layer {layer}, the base model has {spec.num_layers} layers: use its own base model"
-            )
-        own = ranks[module, layer]
-        scale = 1.0 if uniform else alphas[module, layer] / (math.sqrt(own) if rslora else own)
+        own = pair["a"].shape[0]
         weights[module]["a"][layer, :own] = pair["a"]
-        weights[module]["b"][layer, :, :own] = pair["b"] * np.float32(scale)
+        weights[module]["b"][layer, :, :own] = pair["b"] * np.float32(scales[module, layer])
+        if not all_finite(weights[module]["b"][layer]):
+            raise UserError(f"layer {layer}'s {module} is too large for float32 with alpha: check {CONFIG_FILE}")
     return Adapter(jax.tree.map(jnp.asarray, weights), spec)
 
 
-def setting(options: dict[str, Any], name: str, patterns: str, path: str) -> int | float:
-    """The rank or alpha of the module at `path`: that of the first matching pattern, else the default.
-
-    As in PEFT, a pattern must match the whole path, or its end after a dot.
-    """
-    for pattern, value in (options.get(patterns) or {}).items():
-        try:
-            if re.match(rf"(.*\.)?({pattern})$", path):
-                return value
-        except re.error as error:
+def _spec(
+    options: AdapterConfig, pairs: Pairs, config: DecoderConfig | None
+) -> tuple[LoraSpec, dict[tuple[str, int], float]]:
+    """One spec that holds all pairs, and the factor of each one's B. Raises UserError if they do not fit together."""
+    num_layers = _number_of_layers(pairs) if config is None else config.num_layers
+    ranks, alphas, scales = {}, {}, {}
+    widths: dict[str, tuple[int, int]] = {}
+    for (module, layer), pair in pairs.items():
+        path = _module_path(layer, module)
+        rank, width = pair["a"].shape[0], (pair["a"].shape[1], pair["b"].shape[0])
+        if layer >= num_layers:
+            raise UserError(f"it adapts layer {layer}, the base model has {num_layers} layers: use its own base model")
+        if not options.adapts(path):
             raise UserError(
-                f"{CONFIG_FILE}: {patterns} holds {pattern!r}, not a regular expression: {error}"
-            ) from error
-    return options.get(name, PEFT_DEFAULT)
+                f"{WEIGHTS_FILE} adapts {path}, {CONFIG_FILE} does not (target_modules, exclude_modules and "
+                "layers_to_transform): one of them is another adapter's"
+            )
+        if rank != options.rank(path):
+            raise UserError(f"layer {layer}'s {module} has rank {rank}, {CONFIG_FILE} says {options.rank(path)}")
+        if widths.setdefault(module, width) != width:
+            raise UserError(f"layer {layer}'s {module} has other widths than the other layers'")
+        ranks[module, layer], alphas[module, layer] = rank, options.alpha(path)
+        scales[module, layer] = options.scale(path)
+    rank, alpha = max(ranks.values()), max(alphas.values())
+    uniform = len(set(ranks.values())) == len(set(alphas.values())) == 1 and alpha > 0
+    spec = LoraSpec(
+        modules=tuple(LoraModule(name, *width) for name, width in widths.items()),
+        num_layers=num_layers,
+        rank=rank,
+        alpha=float(alpha if uniform else rank),
+        rslora=bool(options.options.use_rslora) and uniform,
+    )
+    if config is not None:
+        config.check_adapter(spec)
+    stored = sum(pair["a"].size + pair["b"].size for pair in pairs.values())
+    if spec.size > MOST_PADDED and spec.size > MOST_PADDED_RATIO * stored:
+        raise UserError(f"has ranks up to {rank}, with which {stored:,} numbers would become {spec.size:,}")
+    return spec, dict.fromkeys(scales, 1.0) if uniform else scales
+
+
+def _number_of_layers(pairs: Pairs) -> int:
+    """The number of layers where only the tensors tell it. Raises UserError if they leave some out."""
+    present = {layer for _, layer in pairs}
+    if missing := max(present) + 1 - len(present):
+        raise UserError(f"it adapts layer {max(present)}, and {missing} layers below are missing: name its base model")
+    return len(present)
+
+
+def all_finite(array: np.ndarray) -> bool:
+    """Whether an array has no NaN and no infinity; without a second array as large, as np.isfinite makes."""
+    return array.size == 0 or bool(np.isfinite(array.max()) and np.isfinite(array.min()))
 
 
 def _module_path(layer: int, module: str) -> str:
@@ -320,6 +317,5 @@ def digest(folder: Path) -> str:
     """A hash of a PEFT folder's configuration and weights."""
     content = hashlib.sha256()
     for name in (CONFIG_FILE, WEIGHTS_FILE):
-        with os_errors_explained(folder / name, "read"):
-            content.update((folder / name).read_bytes())
+        content.update(read_file(folder / name))
     return content.hexdigest()

@@ -7,23 +7,25 @@ import json
 from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from pydantic import Strict
+from safetensors.numpy import save
 
 from t2l_jax import hypernet
 from t2l_jax.errors import UserError
-from t2l_jax.hypernet import HypernetConfig, TaskEncoderConfig, Variables
+from t2l_jax.hypernet import HypernetConfig, Variables
 from t2l_jax.io.encoder_adapter import adapted, copy_adapter, is_adapter
-from t2l_jax.io.files import atomic_folder, os_errors_explained, read_json
+from t2l_jax.io.files import atomic_folder, read_file, read_json
 from t2l_jax.io.locations import resolve
-from t2l_jax.io.peft import WEIGHTS_FILE
-from t2l_jax.lora import Adapter, LoraSpec
+from t2l_jax.io.peft import WEIGHTS_FILE, all_finite
+from t2l_jax.io.safetensors_header import load_tensors
+from t2l_jax.lora import Adapter, LoraModule, LoraSpec
+from t2l_jax.schema import Count, Schema, checked
 
 PRETRAINED = Path(str(files("t2l_jax"))) / "pretrained"
 DEFAULT_MODEL = "smollm2-family"
@@ -49,13 +51,19 @@ class ModelConfig:
         return {**asdict(self), "lora": self.lora.to_dict()}
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> "ModelConfig":
-        task = TaskEncoderConfig(**data["hypernet"]["task"])
-        net = HypernetConfig(**{**data["hypernet"], "task": task})
-        config = cls(**{**data, "hypernet": net, "lora": LoraSpec.from_dict(data["lora"])})
-        for part in (config, net, task):
-            _check_choices(part)
-        return config
+    def from_dict(cls, data: dict[str, Any], where: str) -> "ModelConfig":
+        """The inverse of `to_dict`. Raises UserError, starting with `where`, for anything else."""
+        widths = checked(_Widths, data, where).lora.modules
+        modules = tuple(LoraModule(name, *pair) for name, pair in widths.items())
+        return checked(cls, {**data, "lora": {**data["lora"], "modules": modules}}, where)
+
+
+class _Modules(Schema):
+    modules: dict[str, Annotated[tuple[Count, Count], Strict(False)]]
+
+
+class _Widths(Schema):
+    lora: _Modules
 
 
 def save_model(
@@ -125,9 +133,8 @@ def publish(folder: Path, out: Path, *, encoder: Path | None = None, alpha: floa
         if adapted(encoder) != config.encoder:
             raise UserError(f"{encoder}: adapts {adapted(encoder)}, the model reads {config.encoder}: give another one")
         changed, own = replace(changed, encoder_adapter=True), encoder
-    with os_errors_explained(folder, "read"):
-        card = (folder / "README.md").read_text() if (folder / "README.md").exists() else ""
-        weights = (folder / "model.safetensors").read_bytes()
+    card = read_file(folder / "README.md").decode(errors="replace") if (folder / "README.md").exists() else ""
+    weights = read_file(folder / "model.safetensors")
     training = [part for part in card.split("\n\n") if part.startswith(("Trained", "Published"))]
     if changed.lora.alpha != config.lora.alpha:
         training.append(f"Published with alpha {alpha:g}; before it was {config.lora.alpha:g}.")
@@ -146,33 +153,26 @@ def load_model(folder: Path) -> tuple[ModelConfig, Variables]:
     Raises UserError if a file is missing or damaged, or if a tensor's shape does not match the config.
     """
     path = folder / "config.json"
-    if not path.exists() and (folder / MODEL_FOLDER / "config.json").exists():
+    if not path.is_file() and (folder / MODEL_FOLDER / "config.json").exists():
         raise UserError(f"{folder}: a run folder, no model: give {folder / MODEL_FOLDER}")
-    data = read_json(path)
-    try:
-        config = ModelConfig.from_dict(data)
-        shapes = _shapes(config)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(
-            f"{path}: not the config of a t2l_jax model ({error!r}); give a folder that t2l train wrote"
-        ) from error
+    config = ModelConfig.from_dict(read_json(path), str(path))
+    shapes = _shapes(config)
     own = folder / ENCODER_FOLDER
     if config.encoder_adapter and not (is_adapter(own) and (own / WEIGHTS_FILE).is_file()):
         raise UserError(f"{own}: the text encoder's adapter is missing: fetch the whole folder again")
     path = folder / "model.safetensors"
-    with os_errors_explained(path, "read"):
-        content = path.read_bytes()
-    try:
-        tensors = load(content)
-    except SafetensorError as error:
-        raise UserError(f"{path} is damaged ({error}): download or publish the model again") from error
+    tensors = load_tensors(path)
     for name in sorted(shapes.keys() | tensors.keys()):
         shape = tensors[name].shape if name in tensors else "missing"
         if shapes.get(name) != shape:
             raise UserError(f"{path}: tensor {name} is {shape}, its config.json asks for {shapes.get(name, 'none')}")
-    loaded = {name: jnp.asarray(leaf, jnp.float32) for name, leaf in tensors.items()}
+    loaded = {}
+    for name, stored in tensors.items():
+        with np.errstate(over="ignore"):
+            tensor = stored.astype(np.float32)
+        if not all_finite(tensor):
+            raise UserError(f"{path}: tensor {name} is not finite, or too large for float32: fetch the model again")
+        loaded[name] = jnp.asarray(tensor)
     return config, _with_adapters(unflatten_dict(loaded, sep="/"), config.lora)
 
 
@@ -186,14 +186,6 @@ def model_folder(location: str | Path | None) -> Path:
 def pretrained_models() -> list[Path]:
     """The folders of the bundled hypernetworks."""
     return sorted(path.parent for path in PRETRAINED.glob("*/config.json"))
-
-
-def _check_choices(config: Any) -> None:
-    """Raise UserError if a Literal field holds another value."""
-    for name, hint in get_type_hints(type(config)).items():
-        words, value = get_args(hint), getattr(config, name)
-        if get_origin(hint) is Literal and value not in words:
-            raise UserError(f"{name} is {value!r}: choose among {', '.join(words)}")
 
 
 def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:

@@ -17,9 +17,14 @@ import jax
 
 import t2l_jax
 from t2l_jax.io.files import atomic_write, read_json
+from t2l_jax.schema import Schema, Several, checked
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "transformers", "torch")
 SETTINGS = ("JAX_", "XLA_", "LIBTPU_", "CUDA_VISIBLE_DEVICES")  # prefixes of recorded environment variables
+
+
+class _Record(Schema):
+    sessions: Several[dict[str, Any]]
 
 
 @contextmanager
@@ -29,7 +34,7 @@ def session(folder: Path, start: int, devices: Sequence[jax.Device]) -> Iterator
     The end of the block adds its duration in seconds; a killed process leaves none.
     """
     path, began = folder / "environment.json", time.monotonic()
-    before = read_json(path)["sessions"] if path.exists() else []
+    before = checked(_Record, read_json(path), str(path)).sessions if path.exists() else ()
     mine: dict[str, Any] = {"start": start, **environment(devices)}
 
     def note() -> None:
@@ -47,16 +52,21 @@ def environment(devices: Sequence[jax.Device]) -> dict[str, Any]:
     """Versions, devices, host, source code and command of this process."""
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "command": shlex.join(sys.argv),
-        "folder": str(Path.cwd()),
+        "command": _printable(shlex.join(sys.argv)),
+        "folder": _printable(str(Path.cwd())),
         "commit": commit(Path(t2l_jax.__file__).parent),
         "t2l_jax": t2l_jax.__version__,
         "python": platform.python_version(),
         "packages": {name: metadata.version(name) for name in PACKAGES},
         "devices": {"kind": devices[0].device_kind, "platform": devices[0].platform, "used": len(devices)},
         "host": {"name": platform.node(), "system": platform.platform(), "cpu": cpu_name(), "cores": os.cpu_count()},
-        "settings": {name: value for name, value in sorted(os.environ.items()) if name.startswith(SETTINGS)},
+        "settings": {name: _printable(os.environ[name]) for name in sorted(os.environ) if name.startswith(SETTINGS)},
     }
+
+
+def _printable(text: str) -> str:
+    """Text of the operating system, whose bytes may not be UTF-8, as text of a JSON file."""
+    return os.fsencode(text).decode(errors="replace")
 
 
 def commit(package: Path) -> str | None:

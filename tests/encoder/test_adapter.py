@@ -66,7 +66,7 @@ def tensors_of(folder: Path, change: object) -> None:
 
 QUERY = "base_model.model.encoder.layer.0.attention.self.query.lora_A.weight"
 BREAKS = {
-    "the option use_dora = true is not supported": lambda folder: options_of(folder, use_dora=True),
+    "the option 'use_dora' = True is not supported": lambda folder: options_of(folder, use_dora=True),
     "does not fit the encoder": lambda folder: options_of(folder, r=4),
     "damaged or cut short": lambda folder: (folder / "adapter_model.safetensors").write_bytes(b"x" * 99),
     "an A and a B for each module": lambda folder: tensors_of(folder, lambda tensors: tensors.pop(QUERY)),
@@ -76,7 +76,7 @@ BREAKS = {
     "query is .* which does not fit the encoder": lambda folder: tensors_of(
         folder, lambda tensors: tensors.update({QUERY: torch.zeros(16)})
     ),
-    "query holds numbers that are not finite": lambda folder: tensors_of(
+    "query.lora_A.weight is not finite": lambda folder: tensors_of(
         folder, lambda tensors: tensors[QUERY].fill_(float("nan"))
     ),
     "holds something else than an A and a B": lambda folder: tensors_of(folder, lambda tensors: tensors.clear()),

@@ -8,7 +8,7 @@ import huggingface_hub
 import pytest
 
 from t2l_jax.errors import UserError
-from t2l_jax.io import locations
+from t2l_jax.io import locations, wheels
 from t2l_jax.io.locations import resolve
 
 
@@ -119,7 +119,7 @@ def test_losing_a_race_is_as_good_as_winning_it(tmp_path):
     for name in ("mine", "theirs"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text("{}")
-    locations._move_into_place(tmp_path / "mine", tmp_path / "theirs")
+    wheels._move_into_place(tmp_path / "mine", tmp_path / "theirs")
     assert [path.name for path in tmp_path.iterdir()] == ["theirs"]
 
 

@@ -314,7 +314,7 @@ def test_damaged_files(folder):
     whole = weights.read_bytes()
     for length in (0, 5, 100, len(whole) - 1):
         weights.write_bytes(whole[:length])
-        with pytest.raises(UserError, match=r"adapter_model\.safetensors is damaged or cut short"):
+        with pytest.raises(UserError, match=r"adapter_model\.safetensors: damaged or cut short"):
             load_peft(folder)
     weights.unlink()
     with pytest.raises(UserError, match=r"adapter_model\.safetensors cannot be read: No such file"):

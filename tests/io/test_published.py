@@ -79,7 +79,7 @@ def test_weights_that_halves_cannot_hold_are_not_written(tmp_path, value):
 
 def test_config_survives_json():
     config = tiny_config(hypernet=replace(NET, head="S", rotary_rows=True, offset="frozen"))
-    assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict())), "f") == config
 
 
 @pytest.fixture
@@ -96,14 +96,25 @@ def edit_config(folder, edit):
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda c: c.pop("lora"), "lora"),
-        (lambda c: c["hypernet"].update(depth=3), "depth"),
-        (lambda c: c["hypernet"].update(head="X"), "head is 'X': choose among L, M, S"),
-        (lambda c: c.update(prompt="none"), "prompt is 'none'"),
-        (lambda c: c["hypernet"].update(task=None), "not the config"),
-        (lambda c: c["lora"].update(modules=["q_proj"]), "not the config"),
-        (lambda c: c["lora"].update(rank="two"), "not the config"),
-        (lambda c: c["lora"].update(rank=0), "rank"),
+        (lambda c: c.pop("lora"), "field lora is missing"),
+        (lambda c: c.update(lora=[]), "field lora: must be a valid dictionary, got"),
+        (lambda c: c["hypernet"].update(depth=3), "field hypernet.depth is not known"),
+        (lambda c: c["hypernet"].update(head="X"), "field hypernet.head: must be 'L', 'M' or 'S', got 'X'"),
+        (lambda c: c["hypernet"].update(latent=False), "field hypernet.latent: must be a valid integer, got False"),
+        (lambda c: c["hypernet"].update(rotary_rows=[1]), "field hypernet.rotary_rows"),
+        (lambda c: c["hypernet"].update(dropout=float("nan")), "field hypernet.dropout"),
+        (lambda c: c["hypernet"]["task"].update(dim=0), "field hypernet.task.dim"),
+        (lambda c: c["hypernet"].update(task=None), "field hypernet.task"),
+        (lambda c: c.update(prompt="none"), "field prompt: .*got 'none'"),
+        (lambda c: c.update(base=3), "field base: "),
+        (lambda c: c.update(encoder_adapter="false"), "field encoder_adapter: "),
+        (lambda c: c["lora"].update(modules=["q_proj"]), "field lora.modules"),
+        (lambda c: c["lora"]["modules"].update(q_proj=[16]), "field lora.modules.q_proj"),
+        (lambda c: c["lora"].update(rank="two"), "field lora.rank"),
+        (lambda c: c["lora"].update(rank=0), "field lora.rank"),
+        (lambda c: c["lora"].update(rslora="no"), "field lora.rslora: must be a valid boolean, got 'no'"),
+        (lambda c: c["lora"].update(alpha=1e300), "field lora.alpha"),
+        (lambda c: c["lora"].update(alpha=10**400), "field lora.alpha"),
         (lambda c: c["lora"]["modules"].update(c_attn=[16, 16]), "c_attn"),
     ],
 )
@@ -112,6 +123,35 @@ def test_a_config_of_something_else_is_named(folder, edit, message):
     with pytest.raises(UserError, match=message) as error:
         load_model(folder)
     assert str(error.value).count("config.json") == 1
+
+
+HUGE = 2**31 - 4
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda c: c["hypernet"].update(latent=HUGE, head_in=HUGE),
+        lambda c: c["hypernet"].update(head="S", init="sft", offset="frozen"),
+        lambda c: c["hypernet"]["task"].update(dim=HUGE),
+        lambda c: c["lora"].update(rank=HUGE, num_layers=HUGE, modules={"q_proj": [HUGE, HUGE]}),
+    ],
+)
+def test_sizes_are_those_of_the_tensors_before_anything_is_built(folder, edit):
+    edit_config(folder, edit)
+    with pytest.raises(UserError, match=r"model\.safetensors: tensor .* its config\.json asks for"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e39])
+def test_weights_that_are_not_finite_are_refused_by_name(folder, value):
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    tensors["params/task/norm/scale"] = tensors["params/task/norm/scale"].astype(np.float64)
+    tensors["params/task/norm/scale"][3] = value
+    save_file(tensors, path)
+    with pytest.raises(UserError, match=r"tensor params/task/norm/scale is not finite, or too large for float32"):
+        load_model(folder)
 
 
 def test_missing_files_are_named(folder, tmp_path):
@@ -139,7 +179,7 @@ def test_weights_cut_short_are_named(folder, keep):
     path = folder / "model.safetensors"
     data = path.read_bytes()
     path.write_bytes(data[: int(keep * len(data)) if isinstance(keep, float) else keep])
-    with pytest.raises(UserError, match=r"model\.safetensors is damaged"):
+    with pytest.raises(UserError, match=r"model\.safetensors: damaged or cut short"):
         load_model(folder)
 
 

@@ -14,8 +14,10 @@ from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_torch_file
 
 from t2l_jax.errors import UserError
+from t2l_jax.io.flax_header import flax_tensors
 from t2l_jax.io.gguf import gguf_tensors
-from t2l_jax.io.readers import flax_tensors, safetensors_tensors, tensors, weight_files
+from t2l_jax.io.readers import tensors, weight_files
+from t2l_jax.io.safetensors_header import safetensors_tensors
 
 RNG = np.random.default_rng(0)
 ARRAYS = {
@@ -145,7 +147,7 @@ def test_gguf_index_is_the_one_of_the_gguf_package(smollm2):
 
 
 def test_missing_weights_and_ambiguous_files_are_refused(tmp_path):
-    with pytest.raises(UserError, match=r"no weights found; expected one of model\.safetensors\.index\.json"):
+    with pytest.raises(UserError, match=r"no weights found; expected one of model\.safetensors, "):
         weight_files(tmp_path)
     for name in ("a.gguf", "b.gguf"):
         (tmp_path / name).write_bytes(b"")
@@ -157,9 +159,12 @@ def test_missing_weights_and_ambiguous_files_are_refused(tmp_path):
     ("index", "message"),
     [
         ("{", r"index\.json: not JSON"),
-        ("{}", r"index\.json: has no weight_map"),
+        ("{}", r"index\.json: field weight_map is missing"),
         ('{"weight_map": {"x": "gone.safetensors"}}', r"gone\.safetensors: named by .*index\.json but not there"),
-        ('{"weight_map": {"x": "../../other.safetensors"}}', r"other\.safetensors: named by"),
+        (
+            '{"weight_map": {"x": "../../other.safetensors"}}',
+            r"names '\.\./\.\./other\.safetensors', no",
+        ),
     ],
 )
 def test_bad_index_is_refused(index, message, tmp_path):
@@ -209,7 +214,7 @@ def test_maps_nested_without_end_are_refused(tmp_path):
 
 def test_other_dtypes_are_refused_by_name(tmp_path):
     save_file({"x": np.arange(3)}, tmp_path / "model.safetensors")
-    with pytest.raises(UserError, match="tensor x is I64; only F64, F32"):
+    with pytest.raises(UserError, match="tensor x is 'I64'; only F64, F32"):
         read_all(tensors(tmp_path))
     (tmp_path / "flax_model.msgpack").write_bytes(flax.serialization.to_bytes({"x": np.arange(3)}))
     with pytest.raises(UserError, match="array x is int64; only float64"):

@@ -1,0 +1,84 @@
+"""Where the tensors of a safetensors file lie: eight bytes of length, a JSON header, then the data.
+
+A header is checked as strictly as the safetensors library does: the tensors fill the rest of the file, each byte of it
+once, in any order.
+"""
+
+import math
+from pathlib import Path
+from typing import Annotated, Any, BinaryIO
+
+import jax.numpy as jnp
+import numpy as np
+from pydantic import Field, Strict
+
+from t2l_jax.errors import UserError
+from t2l_jax.io.files import open_file, os_errors_explained, parse_json
+from t2l_jax.io.tensor import PlainTensor
+from t2l_jax.schema import Count, Schema, Size, checked, shown
+
+DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16}
+_MAX_HEADER = 100_000_000  # bytes, as in the library
+
+
+class _Entry(Schema):
+    dtype: str
+    shape: Annotated[tuple[Count, ...], Strict(False), Field(max_length=8)]
+    data_offsets: Annotated[tuple[Size, Size], Strict(False)]
+
+
+def safetensors_tensors(file: Path) -> list[PlainTensor]:
+    """The tensors of one file in the order of their data. Raises UserError for a file that is damaged or cut short."""
+    with os_errors_explained(file, "read"), open_file(file) as stream:
+        return _read_header(stream, file)
+
+
+def load_tensors(file: Path) -> dict[str, np.ndarray]:
+    """All tensors of a file that fits into memory; the arrays cannot be written to."""
+    with os_errors_explained(file, "read"), open_file(file) as stream:
+        tensors = _read_header(stream, file)
+        stream.seek(0)
+        data = stream.read()
+    arrays = {}
+    for tensor in tensors:
+        ((offset, _),) = tensor.pieces
+        values = np.frombuffer(data, tensor.dtype, math.prod(tensor.shape), offset)
+        arrays[tensor.name] = values.reshape(tensor.shape)
+    return arrays
+
+
+def _read_header(stream: BinaryIO, file: Path) -> list[PlainTensor]:
+    size = stream.seek(0, 2)
+    stream.seek(0)
+    length = int.from_bytes(stream.read(8), "little")
+    start = 8 + length
+    if size < 8 or start > size or length > _MAX_HEADER:
+        raise UserError(f"{file}: damaged or cut short: not a whole safetensors file; download or copy it again")
+    header = parse_json(stream.read(length), f"{file}: damaged: its safetensors header", _without_repeats)
+    if not isinstance(header, dict):
+        raise UserError(f"{file}: damaged: its safetensors header is no JSON object; download or copy it again")
+    found = []
+    for name, value in header.items():
+        if name != "__metadata__":
+            entry = checked(_Entry, value, f"{file}: tensor {shown(name)}")
+            found.append((*entry.data_offsets, name, entry))
+    tensors, end = [], 0
+    for begin, stop, name, entry in sorted(found, key=lambda each: each[:2]):
+        if entry.dtype not in DTYPES:
+            raise UserError(f"{file}: tensor {name} is {shown(entry.dtype)}; only {', '.join(DTYPES)} can be read")
+        kind = np.dtype(DTYPES[entry.dtype])
+        if begin != end or stop - begin != math.prod(entry.shape) * kind.itemsize or start + stop > size:
+            raise UserError(f"{file}: damaged or cut short at tensor {name}; download or copy the file again")
+        tensors.append(PlainTensor(name, file, entry.shape, kind, ((start + begin, stop - begin),)))
+        end = stop
+    if start + end != size:
+        raise UserError(f"{file}: damaged: it goes on after its last tensor; download or copy the file again")
+    return tensors
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of the header as a dict. Of a name that comes twice JSON readers take either."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name comes twice")
+    return found

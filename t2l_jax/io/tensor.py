@@ -1,0 +1,56 @@
+"""What a reader of model files yields: tensors that are read a few rows at a time."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from t2l_jax.errors import UserError
+
+
+class Tensor(Protocol):
+    """A tensor in a file. `transposed`: its axes are [in, out], the reverse of a PyTorch checkpoint's."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def file(self) -> Path: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def transposed(self) -> bool: ...
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Rows [start, stop). Raises UserError if the file is truncated."""
+        ...
+
+
+@dataclass(frozen=True)
+class PlainTensor:
+    """A tensor stored uncompressed in a file, in one or several pieces (offset, number of bytes)."""
+
+    name: str
+    file: Path
+    shape: tuple[int, ...]
+    dtype: Any
+    pieces: tuple[tuple[int, int], ...]
+    transposed: bool = False
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        shape = (stop - start, *self.shape[1:])
+        row = math.prod(self.shape[1:]) * np.dtype(self.dtype).itemsize
+        out = np.empty(shape, self.dtype)
+        into = out.reshape(-1).view(np.uint8).data
+        begin, filled = start * row, 0
+        with self.file.open("rb") as file:
+            for offset, size in self.pieces:
+                if begin < size and filled < len(into):
+                    part = into[filled : filled + size - begin]
+                    file.seek(offset + begin)
+                    if file.readinto(part) != len(part):
+                        raise UserError(f"{self.file}: ends inside tensor {self.name}; download or copy the file again")
+                    filled += len(part)
+                begin = max(begin - size, 0)
+        return out
