@@ -232,15 +232,13 @@ class Embed:
 
         from t2l_jax import load
         from t2l_jax.encoder import load_encoder, prepare
-        from t2l_jax.io.files import atomic_write, os_errors_explained
+        from t2l_jax.io.files import atomic_write, refuse_existing
 
         if not self.texts:
             raise UserError("give at least one text")
         for index, text in enumerate(self.texts):
             prepare(text, f"description {index + 1}")
-        with os_errors_explained(self.out):
-            if os.path.lexists(self.out):
-                raise UserError(f"{self.out} exists already and is not overwritten: choose another path")
+        refuse_existing(self.out, empty_folder=False)
         if self.encoder is not None and self.model is not None:
             raise UserError("give --encoder or --model, not both")
         if self.encoder is None:

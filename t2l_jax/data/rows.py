@@ -15,7 +15,7 @@ from pydantic import Field
 
 from t2l_jax.data.yaml_file import MAX_BYTES, parse_yaml
 from t2l_jax.errors import Unreachable, UserError
-from t2l_jax.io.files import os_errors_explained
+from t2l_jax.io.files import open_file, os_errors_explained
 from t2l_jax.io.locations import HTTP_ERROR, cache_folder
 from t2l_jax.schema import Schema, Several, Text
 
@@ -134,7 +134,7 @@ def _check_card(card: Path) -> None:
     """Raise UserError if the card of a local data set names files elsewhere."""
     if not card.exists():
         return
-    with card.open("rb") as file:
+    with open_file(card) as file:
         data = file.read(MAX_BYTES + 1)
     if card.suffix == ".md":
         header = re.match(rb"\s*---[\r\n]+(.*?)[\r\n]+---(?:[\r\n]|$)", data, re.DOTALL)

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from t2l_jax.errors import UserError
-from t2l_jax.io.files import os_errors_explained
+from t2l_jax.io.files import open_file, os_errors_explained
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 50
@@ -35,7 +35,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises UserError if it cannot be read, is no mapping, names a key twice, or is larger, deeper or more often
     repeated by its aliases than a task's description can be.
     """
-    with os_errors_explained(path, "read"), path.open("rb") as file:
+    with os_errors_explained(path, "read"), open_file(path) as file:
         return parse_yaml(file.read(MAX_BYTES + 1), str(path))
 
 

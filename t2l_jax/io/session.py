@@ -23,9 +23,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tran
 SETTINGS = ("JAX_", "XLA_", "LIBTPU_", "CUDA_VISIBLE_DEVICES")  # prefixes of recorded environment variables
 
 
-class Sessions(Schema):
-    """The layout of environment.json."""
-
+class _Record(Schema):
     sessions: Several[dict[str, Any]]
 
 
@@ -36,7 +34,7 @@ def session(folder: Path, start: int, devices: Sequence[jax.Device]) -> Iterator
     The end of the block adds its duration in seconds; a killed process leaves none.
     """
     path, began = folder / "environment.json", time.monotonic()
-    before = checked(Sessions, read_json(path), str(path)).sessions if path.exists() else ()
+    before = checked(_Record, read_json(path), str(path)).sessions if path.exists() else ()
     mine: dict[str, Any] = {"start": start, **environment(devices)}
 
     def note() -> None:

@@ -1,6 +1,7 @@
 """The command line as a newcomer meets it: what is asked for happens, and what is wrong is said in one line."""
 
 import io
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -77,8 +78,17 @@ def test_evaluate(capsys, place):
         (("models/good", "--tasks", "nowhere"), "nowhere: no such folder of tasks"),
         (("models/good", "--tasks", "tasks", "--multitask", "nowhere"), "nowhere: holds no adapter_config.json"),
         (("models/good", "--tasks", "tasks", "--methods", "oracle"), "oracle has no material"),
-        (("models/good", "--tasks", "tasks", "--examples", "0"), "at least 1"),
+        (
+            ("models/good", "--tasks", "tasks", "--examples", "0"),
+            "field examples: must be greater than or equal to 1, got 0",
+        ),
         (("nowhere", "--tasks", "tasks"), "nowhere: no such model folder"),
+        (("models/good", "--tasks", "tasks", "--multitask", "x" * 300), "File name too long"),
+        (("models/good", "--tasks", "tasks", "--oracles", "x" * 300), "File name too long"),
+        (("models/good", "--tasks", "tasks", "--one-hot", "x" * 300), "File name too long"),
+        (("models/good", "--tasks", "x" * 300), "File name too long"),
+        (("x" * 300, "--tasks", "tasks"), "File name too long"),
+        (("models/good", "--tasks", "tasks", "--max-new-tokens", "9" * 12), "field max_new_tokens: must be less than"),
     ],
 )
 def test_evaluate_refuses(capsys, place, arguments, message):
@@ -121,9 +131,15 @@ def test_chat_draws_anew_every_turn_and_the_same_for_a_seed(capsys, place, monke
         (("--adapter", "nowhere"), "adapter_config.json cannot be read"),
         (("--adapter", "models/adapter-wide"), "q_proj is 64 -> 64, the base model's 16 -> 16"),
         (("--adapter", "models/adapter-cut"), "adapter_model.safetensors is damaged"),
-        (("--temperature", "-1"), "temperature must be 0"),
-        (("--top-p", "0"), "top_p must be above 0"),
-        (("--max-new-tokens", "0"), "max_new_tokens must be at least 1"),
+        (("--adapter", "x" * 300), "File name too long"),
+        (("--temperature", "nan"), "sampling: field temperature: must be a finite number, got nan"),
+        (("--top-p", "nan"), "sampling: field top_p: must be a finite number, got nan"),
+        (("--max-new-tokens", "9" * 12), "sampling: field max_new_tokens: must be less than or equal to 131072"),
+        (("--seed", "9" * 20), "--seed must be from 0 to 2147483647, got 99999999999999999999"),
+        (("--seed", "-1"), "--seed must be from 0 to 2147483647"),
+        (("--temperature", "-1"), "sampling: field temperature: must be greater than or equal to 0"),
+        (("--top-p", "0"), "sampling: field top_p: must be greater than 0"),
+        (("--max-new-tokens", "0"), "sampling: field max_new_tokens: must be greater than or equal to 1"),
     ],
 )
 def test_chat_refuses(capsys, place, arguments, message):
@@ -143,11 +159,25 @@ def test_embed(capsys, place, source):
         (("Say a.", "--encoder", "minilm", *MODEL), "not both"),
         (("Say a.", "", *MODEL), "description 2 is empty"),
         (("Say a.", "--out", "file/z.npy", *MODEL), "cannot be written"),
-        (("Say a.", "--out", "full", *MODEL), "full cannot be written"),
+        (("Say a.", "--out", "full", *MODEL), "full exists already"),
+        (("Say a.", "--out", "file", "--model", "nowhere"), "file exists already"),  # before a model is loaded
+        (("Say a.", "--out", "x" * 300, *MODEL), "File name too long"),
     ],
 )
 def test_embed_refuses(capsys, place, arguments, message):
     assert_refused(capsys, message, "embed", *arguments)
+
+
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])  # the second is Python's in the locale C
+def test_chat_refuses_bytes_that_are_no_text(capsys, place, monkeypatch, errors):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"red \xff blue\n"), "utf-8", errors))
+    assert_refused(capsys, "not UTF-8" if errors != "strict" else "not utf-8 text", "chat", *MODEL)
+
+
+def test_a_name_that_no_terminal_can_show_is_written_and_printed_escaped(capsys, place):
+    status, out, err = run(capsys, "generate", "Say a.", *MODEL, "--out", os.fsdecode(b"a\xff"))
+    assert (status, out, err) == (0, "adapter for org/tiny written to a\\udcff\n", "")
+    assert Path(os.fsdecode(b"a\xff"), "adapter_config.json").is_file()
 
 
 def test_models(capsys, place, monkeypatch):

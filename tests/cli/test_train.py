@@ -54,6 +54,12 @@ def test_every_file_of_recipes_is_one(monkeypatch, name):
         assert module.WordingEncoder(out=Path("out")).init_from is None  # the one other: it begins from MiniLM
 
 
+RECIPE = (
+    "from t2l_jax.data.batches import BatchConfig\nfrom t2l_jax.hypernet import HypernetConfig\n"
+    "from t2l_jax.training.recipe import LoraConfig, Recipe\nfrom t2l_jax.training import LoopConfig\nRECIPE = Recipe("
+)
+
+
 @pytest.mark.parametrize(
     ("code", "message"),
     [
@@ -61,7 +67,30 @@ def test_every_file_of_recipes_is_one(monkeypatch, name):
         ("RECIPE = {'steps': 3}\n", "exp.py: a recipe file must define RECIPE"),
         ("import os\nRECIPE = = 3\n", "exp.py, line 2: SyntaxError: invalid syntax"),
         ("import os\n\nos.nothing()\n", "exp.py, line 3: AttributeError"),
-        ("from t2l_jax.training import LoopConfig\nLoopConfig(steps=0)\n", "steps must be at least 1, got 0"),
+        ("import sys\nsys.exit(0)\n", "exp.py, line 2: SystemExit: 0"),
+        ("raise GeneratorExit\n", "exp.py, line 1: GeneratorExit"),
+        (
+            "class E(BaseException):\n    def __str__(self): return 1 / 0\nraise E\n",
+            "exp.py, line 3: <run_path>.E: <exception str() failed>",
+        ),
+        (RECIPE + "lora=(8, 16))", "recipe: field lora must be an object of fields, got (8, 16)"),
+        (RECIPE + "optimizer='adamw')", "recipe: field optimizer must be an object of fields, got 'adamw'"),
+        (RECIPE + "compute=None)", "recipe: field compute must be an object of fields, got None"),
+        (RECIPE + "instruction_share=b'x')", "recipe: field instruction_share: must be a valid number, got b'x'"),
+        (RECIPE + "tasks='words')", "recipe: field tasks: must be a valid tuple, got 'words'"),
+        (RECIPE + "task_weights=(1.0, '2'))", "recipe: field task_weights.1: must be a valid number, got '2'"),
+        (RECIPE + "base=None)", "recipe: field base: must be a valid string, got None"),
+        (RECIPE + "lora=LoraConfig(rank='8'))", "lora: field rank: must be a valid integer, got '8'"),
+        (RECIPE + "lora=LoraConfig(modules='q_proj'))", "lora: field modules: must be a valid tuple"),
+        (RECIPE + "lora=LoraConfig(rslora='no'))", "lora: field rslora: must be a valid boolean, got 'no'"),
+        (RECIPE + "batch=BatchConfig(tasks=2.0))", "batch: field tasks: must be a valid integer, got 2.0"),
+        (RECIPE + "hypernet=HypernetConfig(dropout=float('nan')))", "hypernet: field dropout: must be a finite number"),
+        (RECIPE + "hypernet=HypernetConfig(latent=2**40))", "hypernet: field latent: must be less than or equal to"),
+        (RECIPE + "loop=LoopConfig(seed=10**5000))", "loop: field seed: "),
+        (
+            "from t2l_jax.training import LoopConfig\nLoopConfig(steps=0)\n",
+            "line 2: loop: field steps: must be",
+        ),
     ],
 )
 def test_train_refuses_a_file_that_is_no_recipe(capsys, place, code, message):
@@ -74,14 +103,25 @@ def test_train_refuses_a_file_that_is_no_recipe(capsys, place, code, message):
     [
         (("nowhere.py",), "nowhere.py: no such recipe file"),
         (("exp",), "exp: a recipe is a Python file"),
-        (("exp.py", "--steps", "0"), "steps must be at least 1, got 0"),
+        (("exp.py", "--steps", "0"), "loop: field steps: must be greater than or equal to 1, got 0"),
+        (("exp.py", "--optimizer.learning-rate", "nan"), "optimizer: field learning_rate: must be a finite number"),
+        (("exp.py", "--optimizer.clip", "inf"), "optimizer: field clip: must be a finite number, got inf"),
+        (("exp.py", "--lora.alpha", "-1"), "lora: field alpha: must be greater than 0, got -1.0"),
+        (("exp.py", "--seed", "9" * 20), "loop: field seed: "),
+        (("exp.py", "--checkpoint-every", "-3"), "loop: field checkpoint_every: must be greater than or equal to 1"),
+        (("exp.py", "--batch.length", "9" * 12), "batch: field length: must be less than or equal to 1048576"),
+        (("exp.py", "--task-weights", "nan"), "recipe: field task_weights.0: must be a finite number, got nan"),
+        (("x" * 300 + ".py",), "File name too long"),
         (("exp.py", "--tasks", "nowhere", "--base", "models/base"), "nowhere: no such folder of tasks"),
         (("./exp.py", "--tasks", "nowhere", "--base", "models/base"), "nowhere: no such folder of tasks"),
-        (("exp.py", "--hypernet.latent", "6"), "hypernet.latent must be a multiple of 4 and above 0, got 6"),
+        (("exp.py", "--hypernet.latent", "6"), "hypernet.latent must be a multiple of 4, got 6"),
         (("exp.py", "--tasks", "full", "--base", "models/base"), "neither a task.yaml nor folders of tasks"),
         (("exp.py", "--tasks", "tasks", "--base", "nowhere"), "nowhere: no such model folder"),
         (("exp.py", "--tasks", "tasks", "--base", "models/base", "--batch.tasks", "3"), "a batch of 3 tasks"),
-        (("exp.py", "--tasks", "tasks", "--base", "models/base", "--lora.rank", "0"), "LoRA needs rank"),
+        (
+            ("exp.py", "--tasks", "tasks", "--base", "models/base", "--lora.rank", "0"),
+            "lora: field rank: must be",
+        ),
         (("exp.py", "--tasks", "tasks", "--base", "models/base", "--lora.modules", "c_attn"), "no projection c_attn"),
     ],
 )

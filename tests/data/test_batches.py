@@ -240,8 +240,13 @@ def test_a_task_needs_an_example_that_fits():
 
 @pytest.mark.parametrize("field", ["tasks", "rows", "length"])
 def test_a_batch_of_nothing_is_refused(field):
-    with pytest.raises(UserError, match=f"batch.{field} must be at least 1, got 0"):
+    with pytest.raises(UserError, match=f"batch: field {field}: must be greater than or equal to 1, got 0"):
         BatchConfig(**{field: 0})
+
+
+def test_a_batch_beyond_any_memory_is_refused():
+    with pytest.raises(UserError, match="are 68,719,476,736 tokens: a batch holds at most 67,108,864"):
+        BatchConfig(tasks=2**12, rows=2**12, length=2**12)
 
 
 def test_a_task_is_never_drawn_in_a_mode_that_none_of_its_examples_fits():

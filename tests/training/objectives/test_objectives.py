@@ -13,10 +13,12 @@ from flax import struct
 from tiny_recipe import make_recipe
 from tiny_training import LOOP, curves
 
+from t2l_jax import schema
 from t2l_jax.io.peft import load_peft
 from t2l_jax.lora import Adapter
 from t2l_jax.training import LoopConfig
-from t2l_jax.training.objectives import FrozenBase, Objective
+from t2l_jax.training.objectives import FrozenBase, Objective, SftConfig
+from t2l_jax.training.recipe import Recipe
 from t2l_jax.training.run import run
 from t2l_jax.training.trainees import LoraTable
 
@@ -67,6 +69,10 @@ def test_it_is_minimised_logged_and_decides_what_is_kept(tmp_path):
 def test_a_recipe_takes_it_and_reads_no_base_model(tmp_path, monkeypatch):
     monkeypatch.setenv("T2L_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("t2l_jax.training.objectives.base.load_base", lambda *_: pytest.fail("weights are read"))
+    monkeypatch.setitem(
+        Recipe.__annotations__, "objective", SftConfig | TowardsZeroConfig
+    )
+    monkeypatch.setattr(schema, "_hints", schema._hints.__wrapped__)
     recipe = make_recipe(tmp_path)
     recipe = replace(recipe, trainee="multitask", objective=TowardsZeroConfig(), loop=LoopConfig(steps=5))
     adapter = load_peft(run(recipe, tmp_path / "run"))
