@@ -247,11 +247,13 @@ def _assemble(options: AdapterConfig, pairs: Pairs, config: DecoderConfig | None
         for name, shapes in spec.shapes().items()
     }
     for (module, layer), pair in pairs.items():
-        own = pair["a"].shape[0]
+        own, scale = pair["a"].shape[0], scales[module, layer]
         weights[module]["a"][layer, :own] = pair["a"]
-        weights[module]["b"][layer, :, :own] = pair["b"] * np.float32(scales[module, layer])
-        if not all_finite(weights[module]["b"][layer]):
+        with np.errstate(over="ignore"):
+            scaled = pair["b"] if scale == 1 else pair["b"] * np.float32(scale)
+        if scale != 1 and not all_finite(scaled):
             raise UserError(f"layer {layer}'s {module} is too large for float32 with alpha: check {CONFIG_FILE}")
+        weights[module]["b"][layer, :, :own] = scaled
     return Adapter(jax.tree.map(jnp.asarray, weights), spec)
 
 
@@ -305,7 +307,7 @@ def _number_of_layers(pairs: Pairs) -> int:
 
 def all_finite(array: np.ndarray) -> bool:
     """Whether an array has no NaN and no infinity; without a second array as large, as np.isfinite makes."""
-    return array.size == 0 or bool(np.isfinite(array.max()) and np.isfinite(array.min()))
+    return array.size == 0 or (math.isfinite(array.max()) and math.isfinite(array.min()))
 
 
 def _module_path(layer: int, module: str) -> str:
