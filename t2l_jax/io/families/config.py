@@ -59,33 +59,33 @@ def decoder_config(config: Mapping[str, Any], file: Path) -> DecoderConfig:
     """
     family = find_family(config, file)
     values = checked(family.config, config, str(file))
-    _check_unknown(dict(_unknown(values)), family, file)
-    return values.decoder(file)
+    decoder = values.decoder(file)
+    _check_unknown(_unknown(values), family, file)
+    return decoder
 
 
-def _unknown(values: Schema, path: str = "") -> Iterator[tuple[str, Any]]:
-    """What a schema does not declare, the schemas in it included: where it stands, and its value."""
+def _unknown(values: Schema, path: str = "") -> Iterator[tuple[str, str, Any]]:
+    """What a schema does not declare, the schemas in it included: the path to it, its name, and its value."""
     for name, value in (values.model_extra or {}).items():
-        yield path + name, value
+        yield path, name, value
     for name in type(values).model_fields:
         if isinstance(inner := getattr(values, name), Schema):
             yield from _unknown(inner, f"{path}{name}.")
 
 
-def _check_unknown(unknown: Mapping[str, Any], family: Family, file: Path) -> None:
+def _check_unknown(unknown: Iterator[tuple[str, str, Any]], family: Family, file: Path) -> None:
     """Refuse attributes that transformers reads; warn of those that it does not."""
     ignored = []
-    for path, value in unknown.items():
-        name = path.rpartition(".")[2]
+    for path, name, value in unknown:
         off = value is None or value is False
         if name in _HARMLESS or name in _GENERATION or (value is True if name in _ON_BY_DEFAULT else off):
             continue
         if name in _names_in_transformers(family.model_type):
             raise UserError(
-                f"{file}: attribute {path} = {shown(value)} is not supported for model_type {family.model_type!r}; "
+                f"{file}: attribute {path}{name} = {shown(value)} is not supported for model_type {family.model_type!r}; "
                 "ignoring it could change the results. Remove it only if you know that it has no effect"
             )
-        ignored.append(path)
+        ignored.append(path + name)
     if ignored:
         more = f" and {len(ignored) - 5} more" if len(ignored) > 5 else ""
         warnings.warn(f"{file}: ignored, as transformers does: {', '.join(ignored[:5])}{more}", stacklevel=2)

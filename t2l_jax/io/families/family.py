@@ -95,12 +95,16 @@ class Config(Schema):
             return self.rope_scaling
         return self.rope_parameters or Rope()
 
+    @property
+    def original_length(self) -> int | None:
+        """The length of the contexts of pre-training, which some rope types need."""
+        length = self.original_max_position_embeddings or self.rope.original_max_position_embeddings
+        return length or self.max_position_embeddings
+
     def rotary(self, file: Path) -> Rotary:
         """The rotary positions of every layer."""
-        length = self.original_max_position_embeddings or self.rope.original_max_position_embeddings
-        return self.rope.rotary(
-            self.rope_theta or self.default_theta, length or self.max_position_embeddings, f"{file}: rope_parameters"
-        )
+        theta = self.rope_theta if "rope_theta" in self.model_fields_set else self.default_theta
+        return self.rope.rotary(theta, self.original_length, f"{file}: rope_parameters")
 
     def rotary_width(self, file: Path) -> int | None:
         """How many channels of a head are rotated; None: all. Those of most families are, whatever the attribute."""

@@ -1,13 +1,12 @@
 """Gemma 3's text models: five layers with a window and rotary positions of their own, then one with whole attention."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import ConfigDict
 
 from t2l_jax.decoder import DecoderConfig
-from t2l_jax.decoder.attention import Rotary
+from t2l_jax.errors import UserError
 from t2l_jax.io.families.family import FULL, SLIDING, Family, Gguf, with_attention, with_layers
 from t2l_jax.io.families.gemma2 import GGUF_KEYS, LAYER_NAMES, Gemma2Config, gguf_scale
 from t2l_jax.io.families.rope import Rope, Theta
@@ -40,8 +39,16 @@ class Gemma3Config(Gemma2Config):
     def rope(self) -> Rope:
         """That of the layers with whole attention: `rope_scaling` replaces some of its keys."""
         ropes = self.rope_parameters or LayerRopes()
-        given = (ropes.full_attention or Rope(rope_type="default")).given()
-        return Rope(**given | (self.rope_scaling.given() if self.rope_scaling else {}))
+        both = (ropes.full_attention or Rope(rope_type="default"), self.rope_scaling or Rope())
+        keys: dict[str, Any] = {}
+        for rope in both:
+            keys |= rope.model_dump(exclude_unset=True)
+        return Rope(**keys)
+
+    @property
+    def original_length(self) -> int | None:
+        """The attribute of this name outside the dictionaries is not read."""
+        return self.rope.original_max_position_embeddings or self.max_position_embeddings
 
     def slides(self, layer: int) -> bool:
         """All but every sixth layer."""
@@ -50,13 +57,16 @@ class Gemma3Config(Gemma2Config):
     def decoder(self, file: Path) -> DecoderConfig:
         """The decoder with norms of queries and keys, and with the rotary positions of each type of layer."""
         decoder = with_attention(super().decoder(file), qk_norm="head")
-        ropes = self.rope_parameters or LayerRopes()
-        rotary: Mapping[str, Rotary] = {
-            FULL: self.rotary(file),
-            SLIDING: (ropes.sliding_attention or Rope()).rotary(
-                self.rope_local_base_freq, None, f"{file}: rope_parameters.sliding_attention"
-            ),
-        }
+        local = (self.rope_parameters.sliding_attention if self.rope_parameters else None) or Rope()
+        for rope in (self.rope, local):
+            if not rope.truncate or rope.partial_rotary_factor not in (None, 1):
+                raise UserError(
+                    f"{file}: rope_parameters: neither truncate = false nor a partial_rotary_factor below 1 is "
+                    "supported for this model_type"
+                )
+        length = local.original_max_position_embeddings or self.max_position_embeddings
+        where = f"{file}: rope_parameters.sliding_attention"
+        rotary = {FULL: self.rotary(file), SLIDING: local.rotary(self.rope_local_base_freq, length, where)}
         return with_layers(decoder, rotary=[rotary[each] for each in self.types(file)])
 
 

@@ -32,6 +32,7 @@ _KEYS: dict[str, tuple[set[str], set[str]]] = {
     ),
 }
 _EVERY_TYPE = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
+_NEVER_NULL = {"rope_theta", "original_max_position_embeddings"}
 _LENGTH_DEPENDENT = ("dynamic", "longrope", "su")
 
 
@@ -60,12 +61,14 @@ class Rope(Schema):
         values = {name: getattr(self, name) for name in type(self).model_fields if name in self.model_fields_set}
         return {name: value for name, value in values.items() if value is not None}
 
-    def rotary(self, theta: float, original_length: int | None, where: str) -> Rotary:
-        """The rotary positions, given the base and the original length where the dictionary does not say them.
+    def rotary(self, theta: float | None, original_length: int | None, where: str) -> Rotary:
+        """The rotary positions, given the base that is meant where none is here, and the original length.
 
         Raises UserError that names `where` for a type that is not supported, and for keys that do not go with it.
         """
         given = self.given()
+        if null := sorted(_NEVER_NULL & (self.model_fields_set - set(given))):
+            raise UserError(f"{where}: {null[0]} is null; give a number or remove it")
         kind = given.get("rope_type", given.get("type", "default"))
         if kind in _LENGTH_DEPENDENT:
             raise UserError(
@@ -81,7 +84,10 @@ class Rope(Schema):
             raise UserError(f"{where}: rope type {kind!r} needs {', '.join(missing)}")
         if unknown := sorted(set(given) - needed - allowed - _EVERY_TYPE):
             raise UserError(f"{where}: rope type {kind!r} does not read {', '.join(unknown)}; remove what is not meant")
-        return Rotary(self.rope_theta or theta, self._scaling(kind, original_length, where))
+        base = self.rope_theta or theta
+        if base is None:
+            raise UserError(f"{where}: rope_theta is null; give a number or remove it")
+        return Rotary(base, self._scaling(kind, original_length, where))
 
     def _scaling(self, kind: str, original_length: int | None, where: str) -> RotaryScaling | None:
         if kind == "default":
