@@ -69,9 +69,7 @@ def test_it_is_minimised_logged_and_decides_what_is_kept(tmp_path):
 def test_a_recipe_takes_it_and_reads_no_base_model(tmp_path, monkeypatch):
     monkeypatch.setenv("T2L_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("t2l_jax.training.objectives.base.load_base", lambda *_: pytest.fail("weights are read"))
-    monkeypatch.setitem(
-        Recipe.__annotations__, "objective", SftConfig | TowardsZeroConfig
-    )
+    monkeypatch.setitem(Recipe.__annotations__, "objective", SftConfig | TowardsZeroConfig)
     monkeypatch.setattr(schema, "_hints", schema._hints.__wrapped__)
     recipe = make_recipe(tmp_path)
     recipe = replace(recipe, trainee="multitask", objective=TowardsZeroConfig(), loop=LoopConfig(steps=5))
