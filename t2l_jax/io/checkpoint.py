@@ -3,9 +3,13 @@
 Each checkpoint also holds checksums of its files, since Orbax does not detect a flipped bit.
 """
 
+import errno
 import json
 import os
+import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
@@ -17,6 +21,7 @@ from t2l_jax.errors import UserError
 from t2l_jax.io.files import atomic_write, file_sha256, os_errors_explained, read_json
 
 CHECKSUMS = "checksums.json"
+OVERHEAD = 1 << 19  # bytes that Orbax writes beside the arrays, and more
 State = TypeVar("State")
 
 
@@ -33,13 +38,19 @@ class Checkpoints:
     def save(self, step: int, state: State) -> None:
         """Save `state` as the checkpoint of `step`, unless it exists. The state is copied first, so it may be donated.
 
-        Checkpoints of later steps are deleted: a run resumed from an earlier step has diverged from them.
+        Checkpoints of later steps are deleted: a run resumed from an earlier step has diverged from them. Raises
+        UserError if the disk has no room for it.
         """
         self.wait()
-        with os_errors_explained(self._folder):
+        with _full_disk_explained(self._folder):
             for later in (other for other in self._manager.all_steps() if other > step):
                 self._manager.delete(later)
             if step not in self._manager.all_steps():
+                # Orbax's threads would each write the same tracebacks.
+                if shutil.disk_usage(self._folder).free < OVERHEAD + sum(
+                    leaf.nbytes for leaf in jax.tree.leaves(state)
+                ):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 self._manager.save(step, args=ocp.args.StandardSave(state))
 
     def restore_latest(self, state: State) -> State:
@@ -77,7 +88,7 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Wait until saved checkpoints are on disk, then write their checksums."""
-        with os_errors_explained(self._folder):
+        with _full_disk_explained(self._folder):
             self._manager.wait_until_finished()
         for step in self._manager.all_steps():
             path = self._folder / str(step)
@@ -86,7 +97,12 @@ class Checkpoints:
 
     def close(self) -> None:
         """Wait, then release the folder."""
-        self.wait()
+        try:
+            self.wait()
+        except BaseException:
+            with suppress(Exception):  # what failed once fails again
+                self._manager.close()
+            raise
         self._manager.close()
 
     def __enter__(self) -> "Checkpoints":
@@ -96,6 +112,18 @@ class Checkpoints:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+@contextmanager
+def _full_disk_explained(folder: Path) -> Iterator[None]:
+    """`os_errors_explained`, also for a full disk in Orbax's own words."""
+    with os_errors_explained(folder):
+        try:
+            yield
+        except Exception as error:  # of any kind
+            if "RESOURCE_EXHAUSTED" in str(error) or os.strerror(errno.ENOSPC) in str(error):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+            raise
 
 
 def checksums(folder: Path) -> dict[str, str]:

@@ -45,6 +45,18 @@ def test_rates_count_tokens_supervised_ones_and_padding(tmp_path):
     assert first["padding"] == pytest.approx(np.mean(batch.segments == 0))
 
 
+@pytest.mark.parametrize(
+    "line", ["{}", '{"step": "1"}', '{"step": -1}', '{"step": 1, "loss": "low"}', '{"step": 1, "loss": {}}', "[1]", "x"]
+)
+def test_a_line_that_is_no_record_is_refused_and_half_a_line_removed(tmp_path, line):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "loss": null, "exact": 0}\n{"step": 2, "lo')
+    assert read_records(path) == [{"step": 1, "loss": None, "exact": 0.0}]
+    path.write_text('{"step": 1}\n' + line + "\n")
+    with pytest.raises(UserError, match=r"metrics\.jsonl, line 2: "):
+        read_records(path)
+
+
 def test_a_gradient_that_is_not_finite_is_refused_though_the_loss_is(tmp_path):
     with RunLog(tmp_path, 0, OBJECTIVE) as log:
         log.add(1, METRICS, 0.1, sampler().draw(0))

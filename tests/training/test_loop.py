@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -136,6 +137,66 @@ def test_a_signal_saves_and_leaves_and_the_run_goes_on(undisturbed, tmp_path, nu
     assert [r["step"] for r in curves(tmp_path) if "loss" in r] == list(range(1, done + 1))
     assert_equal(run(tmp_path), undisturbed[1])
     assert curves(tmp_path) == curves(undisturbed[0])
+
+
+@pytest.mark.parametrize("place", ["best", "checkpoints"])
+def test_a_full_disk_stops_the_run_in_one_line_and_it_goes_on(undisturbed, tmp_path, monkeypatch, place):
+    usage = shutil.disk_usage
+
+    def full(path):
+        return usage(path)._replace(free=0) if Path(path).name == place else usage(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", full)
+        with pytest.raises(UserError, match=f"no space left on the disk of .*{place}: free some"):
+            run(tmp_path)
+    assert_equal(run(tmp_path), undisturbed[1])
+    assert curves(tmp_path) == curves(undisturbed[0])
+
+
+def test_a_disk_that_fills_up_while_orbax_writes_is_explained(tmp_path, monkeypatch):
+    def fail(_):
+        raise ValueError('RESOURCE_EXHAUSTED: Error writing local file "x"')
+
+    monkeypatch.setattr(ocp.CheckpointManager, "wait_until_finished", fail)
+    with pytest.raises(UserError, match=r"no space left on the disk of .*: free some"):
+        run(tmp_path)
+
+
+SMALL_DISK = """
+mount -t tmpfs -o size=$1k none "$2" || exit 77
+"$3" -c "$4" "$2"
+mount -o remount,size=100m "$2"
+"$3" -c "$4" "$2"
+"""
+TRAIN = """
+import sys
+from pathlib import Path
+import tiny_training
+from t2l_jax.errors import UserError
+try:
+    tiny_training.run(Path(sys.argv[1]))
+    print("whole")
+except UserError as error:
+    print(error)
+"""
+
+
+@pytest.mark.slow
+def test_a_real_disk_that_is_full_is_explained_and_the_run_goes_on(tmp_path):
+    command = ["unshare", "--user", "--map-root-user", "--mount", "bash", "-c", SMALL_DISK, "bash"]
+    tests = str(Path(__file__).parents[1])
+    done = subprocess.run(
+        [*command, "60", str(tmp_path), sys.executable, TRAIN],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([tests, str(Path(tests).parent)])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode == 77 or "unshare" in done.stderr:
+        pytest.skip("this system gives nobody a disk of its own")
+    first, second = done.stdout.splitlines()
+    assert (first.startswith("no space left on the disk of "), second, done.stderr) == (True, "whole", "")
 
 
 def test_a_run_can_end_before_its_schedule(undisturbed, tmp_path):
@@ -306,5 +367,5 @@ def test_a_checkpoint_holds_the_step_what_is_trained_and_the_optimiser(undisturb
 
 @pytest.mark.parametrize("field", ["steps", "log_every", "checkpoint_every"])
 def test_a_loop_of_nothing_is_refused(field):
-    with pytest.raises(UserError, match=f"{field} must be at least 1, got 0"):
+    with pytest.raises(UserError, match=f"loop: field {field}: must be greater than or equal to 1, got 0"):
         LoopConfig(**{field: 0})
