@@ -30,7 +30,6 @@ from t2l_jax.io.adapter_config import AdapterConfig
 from t2l_jax.io.files import atomic_folder, check_name, os_errors_explained, read_file
 from t2l_jax.io.safetensors_header import load_tensors
 from t2l_jax.lora import PROJECTIONS, Adapter, LoraModule, LoraSpec
-from t2l_jax.schema import shown
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -224,7 +223,7 @@ def _read_pairs(path: Path) -> Pairs:
     for name, array in read_weights(path).items():
         match = TENSOR_NAME.fullmatch(name)
         if not match or match["module"] not in PROJECTIONS or PROJECTIONS[match["module"]].block != match["block"]:
-            raise UserError(f"{path}: the tensor {shown(name)} is not supported: only LoRA on {PLACES} is")
+            raise UserError(f"{path}: the tensor {name[:200]!r} is not supported: only LoRA on {PLACES} is")
         if array.ndim != 2:
             raise UserError(f"{path}: the tensor {name} is {list(array.shape)}, expected a matrix")
         pair = pairs.setdefault((match["module"], int(match["layer"])), {})
