@@ -6,6 +6,21 @@ from typing import Any
 import gguf
 import numpy as np
 
+# The tiny models that GGUF files hold whole, with what must be changed: llama.cpp derives the scale of Gemma's scores.
+IN_GGUF: dict[str, dict[str, Any]] = {
+    "llama 2": {},
+    "smollm2, tied head": {},
+    "llama, linear scaling": {},
+    "gemma 2": {"query_pre_attn_scalar": 24},
+    "gemma 3": {"query_pre_attn_scalar": 24},
+    "qwen 2": {},
+    "qwen 3, biases": {},
+    "qwen 3, yarn": {},
+    "phi 3": {},
+    "olmo 2": {},
+    "smollm 3": {},
+    "granite": {},
+}
 _FIELDS = {
     "num_hidden_layers": "block_count",
     "hidden_size": "embedding_length",

@@ -192,7 +192,7 @@ def _fill(param: Array, tensor: Tensor, slot: Slot) -> Array:
     transposed = slot.transposed != tensor.transposed
     last = slot.first + slot.shape[0]
     begin, end = (0, tensor.shape[0]) if tensor.transposed else (slot.first, last)
-    step = _block_rows(tensor)
+    step, limit = _block_rows(tensor), float(jnp.finfo(param.dtype).max)
     for start in range(begin, end, step):
         rows = tensor.read(start, min(start + step, end))
         if tensor.transposed and rows.ndim == 2:
@@ -201,24 +201,27 @@ def _fill(param: Array, tensor: Tensor, slot: Slot) -> Array:
         corner[-1 if transposed else 0] = start - begin
         if slot.layer is not None:
             corner.insert(0, slot.layer)
-        param, finite = _write(param, rows, tuple(corner), transposed=transposed, sharding=param.sharding)
-        if not finite:  # waits for the block: otherwise blocks pile up in memory
+        if not _largest(rows) <= limit:
             raise UserError(
                 f"{tensor.file}: tensor {tensor.name} holds numbers that are not finite, or too large for "
                 f"{param.dtype}; download the model again"
             )
+        param = _write(param, rows, tuple(corner), transposed=transposed, sharding=param.sharding)
+        param.block_until_ready()  # otherwise blocks pile up in memory
     return param
 
 
+def _largest(rows: np.ndarray) -> float:
+    """The largest magnitude of floating-point numbers; NaN if one of them is. Bits are compared: that is fastest."""
+    bits = rows.view(f"u{rows.itemsize}")
+    return float(((bits << 1).max() >> 1).view(rows.dtype))
+
+
 @partial(jax.jit, donate_argnums=0, static_argnames=("transposed", "sharding"))
-def _write(
-    param: Array, rows: Array, corner: tuple[ArrayLike, ...], *, transposed: bool, sharding: Any
-) -> tuple[Array, Array]:
-    """The parameter with a block in it, and whether all of the block's numbers are finite."""
+def _write(param: Array, rows: Array, corner: tuple[ArrayLike, ...], *, transposed: bool, sharding: Any) -> Array:
     block = (rows.T if transposed else rows).astype(param.dtype)
-    finite = jnp.isfinite(block).all()
     block = block.reshape((1,) * (param.ndim - block.ndim) + block.shape)
-    return jax.lax.with_sharding_constraint(jax.lax.dynamic_update_slice(param, block, corner), sharding), finite
+    return jax.lax.with_sharding_constraint(jax.lax.dynamic_update_slice(param, block, corner), sharding)
 
 
 def load_tokenizer(files: ModelFiles) -> PreTrainedTokenizerBase:

@@ -98,7 +98,8 @@ def gguf_config(file: Path) -> tuple[Family, DecoderConfig]:
 def _attributes(fields: Mapping[str, Any], gguf_format: Gguf, file: Path) -> dict[str, Any]:
     """The metadata of the architecture as attributes of a config.json."""
     names = {**_KEYS, **gguf_format.keys}
-    values, rope = {}, {}
+    values: dict[str, Any] = {}
+    rope: dict[str, Any] = {}
     for key, value in fields.items():
         short = key.removeprefix(f"{gguf_format.architecture}.")
         if short == key or short in _IGNORED_KEYS:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from gguf_files import convert, write_gguf
+from gguf_files import IN_GGUF, convert, write_gguf
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from safetensors.torch import load_file, save_file
 from tiny_models import LENGTH, random_tokens, save_tiny, torch_logits
@@ -102,26 +102,9 @@ def as_flax(model):
     return flax.traverse_util.unflatten_dict(flat)
 
 
-@pytest.mark.parametrize(
-    "family",
-    [
-        "smollm2, tied head",
-        "llama, linear scaling",
-        "gemma 2",
-        "gemma 3",
-        "qwen 2",
-        "qwen 3, biases",
-        "qwen 3, yarn",
-        "phi 3",
-        "olmo 2",
-        "smollm 3",
-        "granite",
-    ],
-)
+@pytest.mark.parametrize("family", [name for name in IN_GGUF if name != "llama 2"])
 def test_logits_from_gguf(family, tmp_path):
-    # llama.cpp derives the scale of Gemma's scores, so the tiny model must follow.
-    changes = {"query_pre_attn_scalar": 24} if family.startswith("gemma") else {}
-    model = save_tiny(family, tmp_path, **changes)
+    model = save_tiny(family, tmp_path, **IN_GGUF[family])
     convert(model, tmp_path / "model.gguf")
     tokens = random_tokens(2, LENGTH)
     config, params = load_base(resolve(tmp_path / "model.gguf"))

@@ -82,8 +82,9 @@ def _check_unknown(unknown: Iterator[tuple[str, str, Any]], family: Family, file
             continue
         if name in _names_in_transformers(family.model_type):
             raise UserError(
-                f"{file}: attribute {path}{name} = {shown(value)} is not supported for model_type {family.model_type!r}; "
-                "ignoring it could change the results. Remove it only if you know that it has no effect"
+                f"{file}: attribute {path}{name} = {shown(value)} is not supported for model_type "
+                f"{family.model_type!r}; ignoring it could change the results. Remove it only if you know that it has "
+                "no effect"
             )
         ignored.append(path + name)
     if ignored:
