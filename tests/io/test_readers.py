@@ -166,7 +166,7 @@ def test_a_whole_file_comes_before_an_index_as_in_transformers(tmp_path):
     chosen, _ = _get_resolved_checkpoint_files(str(tmp_path), None, None, None, None, False)
     assert chosen == [str(tmp_path / "model.safetensors")]
     (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"x": ["a.safetensors"]}}')
-    with pytest.raises(UserError, match="index.json: field weight_map"):  # a damaged folder, whatever is taken of it
+    with pytest.raises(UserError, match=r"index\.json: field weight_map"):  # a damaged folder, whatever is taken of it
         weight_files(tmp_path)
 
 
