@@ -112,6 +112,32 @@ def test_logits_from_gguf(family, tmp_path):
     np.testing.assert_allclose(logits(config, params, hidden), torch_logits(model, tokens), rtol=0, atol=1e-3)
 
 
+def test_matrices_stored_as_one_are_cut_in_small_blocks(tmp_path, monkeypatch):
+    monkeypatch.setattr(base_module, "BLOCK_BYTES", 2_500)  # 8 rows of 64
+    model = save_tiny("phi 3", tmp_path)
+    convert(model, tmp_path / "model.gguf")
+    state = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    for source in (tmp_path, tmp_path / "model.gguf"):
+        layers = load_base(resolve(source))[1]["layers"]
+        for fused, names, ends in (
+            ("self_attn.qkv_proj", ("q_proj", "k_proj", "v_proj"), (64, 96)),
+            ("mlp.gate_up_proj", ("gate_proj", "up_proj"), (96,)),
+        ):
+            parts = np.split(np.stack([state[f"model.layers.{i}.{fused}.weight"] for i in range(4)]), ends, axis=1)
+            for name, part in zip(names, parts, strict=True):
+                assert_equal(layers[name]["kernel"], part.swapaxes(1, 2))
+
+
+def test_a_part_of_fused_matrices_is_refused(tmp_path):
+    save_tiny("phi 3", tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    name = "model.layers.1.self_attn.qkv_proj.weight"
+    state[name] = state[name][:64].clone()
+    save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"qkv_proj\.weight is \[64, 64\], the config asks for \[128, 64\]"):
+        load_base(resolve(tmp_path))
+
+
 def llama3_factors(factor: float) -> np.ndarray:
     """What llama.cpp's converter writes for llama 3.1's scaling with a base of 500,000 and heads of 128."""
     factors = []
