@@ -62,8 +62,9 @@ class TaskEncoderConfig:
     """Number of codebook vectors (not for linear)."""
 
     def __post_init__(self) -> None:
-        if self.dim < 1 or self.codebook < 1:
-            raise UserError(f"hypernet.task.dim and .codebook must be at least 1, got {self.dim} and {self.codebook}")
+        for name, size in (("dim", self.dim), ("codebook", self.codebook)):
+            if size < 1:
+                raise UserError(f"hypernet.task.{name} must be at least 1, got {size}")
 
 
 @dataclass(frozen=True)

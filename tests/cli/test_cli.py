@@ -120,7 +120,7 @@ def test_chat_draws_anew_every_turn_and_the_same_for_a_seed(capsys, place, monke
         (("--description", ""), "description 1 is empty"),
         (("--adapter", "nowhere"), "adapter_config.json cannot be read"),
         (("--adapter", "models/adapter-wide"), "q_proj is 64 -> 64, the base model's 16 -> 16"),
-        (("--adapter", "models/adapter-cut"), "adapter_model.safetensors is damaged"),
+        (("--adapter", "models/adapter-cut"), "adapter_model.safetensors: damaged"),
         (("--temperature", "-1"), "temperature must be 0"),
         (("--top-p", "0"), "top_p must be above 0"),
         (("--max-new-tokens", "0"), "max_new_tokens must be at least 1"),
@@ -154,7 +154,7 @@ def test_models(capsys, place, monkeypatch):
     status, out, _ = run(capsys, "models", "models/good")
     assert status == 0
     assert out.startswith("models/good\n  base model    org/tiny")
-    assert_refused(capsys, "models/cut/model.safetensors is damaged", "models", "models/good", "models/cut")
+    assert_refused(capsys, "models/cut/model.safetensors: damaged", "models", "models/good", "models/cut")
 
 
 def test_an_interrupt_ends_quietly(capsys, place, monkeypatch):
