@@ -245,11 +245,12 @@ def test_weights_that_do_not_fit_the_config_are_refused(llama, tmp_path, change,
 
 def test_tensor_in_two_shards_is_refused(llama, tmp_path):
     source = edited(llama, tmp_path, lambda state: None)
+    (tmp_path / "model.safetensors").rename(tmp_path / "first.safetensors")  # a whole file would come before the index
     save_file({"model.norm.weight": torch.ones(64)}, tmp_path / "more.safetensors")
-    weight_map = {"a": "model.safetensors", "b": "more.safetensors"}
+    weight_map = {"a": "first.safetensors", "b": "more.safetensors"}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     with pytest.raises(
-        UserError, match=r"more\.safetensors: tensor model\.norm\.weight is also in .*model\.safetensors"
+        UserError, match=r"more\.safetensors: tensor model\.norm\.weight is also in .*first\.safetensors"
     ):
         load_base(source)
 
