@@ -17,6 +17,7 @@ MAX_DEPTH = 50
 EXPANSION = 10  # what aliases stand for may make a file at most this many times as long
 
 _TAG = "tag:yaml.org,2002:"
+_RESOLVER = yaml.resolver.Resolver()  # the tag of a scalar without one
 
 
 class NotText:
@@ -72,6 +73,9 @@ class _Reader:
         if depth > MAX_DEPTH:
             raise UserError(f"line {line}: nested more than {MAX_DEPTH} levels deep")
         if isinstance(node, yaml.ScalarNode):
+            if node.tag not in (f"{_TAG}str", _RESOLVER.resolve(yaml.ScalarNode, node.value, (True, False))):
+                tag = node.tag.replace(_TAG, "!!")[:80]
+                raise UserError(f"line {line}: {node.value[:80]!r} is no {tag}: remove the tag")
             return {f"{_TAG}str": node.value, f"{_TAG}null": None}.get(node.tag, NotText(node.value))
         if node.tag not in (f"{_TAG}seq", f"{_TAG}map"):
             raise UserError(f"line {line}: not YAML without tags: remove {node.tag.replace(_TAG, '!!')[:80]}")

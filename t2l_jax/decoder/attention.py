@@ -4,8 +4,8 @@ Axes: B any batch axes, S sequence, C keys (of the sequence or a cache), H query
 N heads of either kind, L layers.
 """
 
-import math
 from dataclasses import dataclass
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,18 +13,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from t2l_jax.decoder.precision import rounded_einsum
+from t2l_jax.decoder.rotary_scaling import RotaryScaling
 
 CAUSAL_BLOCKS, LONG_ROW = 8, 256  # blocks of queries of a row of at least LONG_ROW tokens
-
-
-@dataclass(frozen=True)
-class Llama3Scaling:
-    """Llama 3.1's stretching of low rotary frequencies beyond the length of pre-training."""
-
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_length: int
 
 
 @dataclass(frozen=True)
@@ -32,7 +23,7 @@ class Rotary:
     """Rotary positions (RoFormer, arXiv 2104.09864): the base of their frequencies, and how these are scaled."""
 
     theta: float = 10_000.0
-    scaling: Llama3Scaling | None = None
+    scaling: RotaryScaling | None = None
 
 
 @dataclass(frozen=True)
@@ -51,46 +42,57 @@ class AttentionConfig:
     num_kv_heads: int
     head_dim: int
     layers: tuple[LayerAttention, ...]
+    rotary_width: int | None = None  # channels of a head that are rotated, from its first one on; None: all
     scale: float | None = None  # of the scores; None: 1/sqrt(head_dim)
     softcap: float | None = None
     qkv_bias: bool = False
     out_bias: bool = False
-    qk_norm: bool = False
+    qk_norm: Literal["head", "projection"] | None = None  # what one norm of queries and keys spans
 
 
-def rotary_frequencies(rotary: Rotary | None, head_dim: int) -> Float[Array, " half"]:
-    """Radians per position of each pair of channels; 0 without rotary positions."""
-    half = head_dim // 2
+def rotary_frequencies(rotary: Rotary | None, width: int) -> Float[Array, " half"]:
+    """Radians per position of each pair of the `width` channels that are rotated; 0 without rotary positions."""
+    half = width // 2
     if rotary is None:
         return jnp.zeros(half, jnp.float32)
     freq = 1.0 / rotary.theta ** (jnp.arange(half, dtype=jnp.float32) / half)
-    scaling = rotary.scaling
-    if scaling is None:
-        return freq
-    # Turns completed within the original length decide: few turns are slowed down, many kept, in between blended.
-    turns = scaling.original_length * freq / (2 * math.pi)
-    blend = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
-    blend = jnp.clip(blend, 0.0, 1.0)
-    return blend * freq + (1 - blend) * freq / scaling.factor
+    return freq if rotary.scaling is None else rotary.scaling.scale(freq, rotary.theta)
 
 
 def rotary_angles(
     config: AttentionConfig, positions: Int[Array, "*B S"]
-) -> tuple[Float[Array, "n *B S half"], Int[Array, " L"]]:
-    """The angles of each of the n different rotary settings of the layers, and the number of each layer's setting."""
+) -> tuple[Float[Array, "n *B S half"], Int[Array, " L"], Float[Array, " L"] | None]:
+    """The angles of each of the n different rotary settings of the layers, and each layer's setting by its number.
+
+    The last is each layer's factor of cosines and sines; None if it is 1 for all of them.
+    """
     settings = list(dict.fromkeys(layer.rotary for layer in config.layers))
     places, axes = positions[..., None].astype(jnp.float32), range(positions.ndim)
-    angles = jnp.stack(
-        [places * jnp.expand_dims(rotary_frequencies(rotary, config.head_dim), axes) for rotary in settings]
+    width = config.rotary_width or config.head_dim
+    angles = jnp.stack([places * jnp.expand_dims(rotary_frequencies(rotary, width), axes) for rotary in settings])
+    magnitudes = [
+        layer.rotary.scaling.magnitude if layer.rotary and layer.rotary.scaling else 1.0 for layer in config.layers
+    ]
+    return (
+        angles,
+        jnp.asarray([settings.index(layer.rotary) for layer in config.layers], jnp.int32),
+        None if set(magnitudes) == {1.0} else jnp.asarray(magnitudes, jnp.float32),
     )
-    return angles, jnp.asarray([settings.index(layer.rotary) for layer in config.layers], jnp.int32)
 
 
-def rotate(x: Float[Array, "*B S N h"], angles: Float[Array, "*B S h/2"]) -> Float[Array, "*B S N h"]:
-    """Rotate the channel pairs (j, j + h/2) of every head by the angles of its position."""
+def rotate(
+    x: Float[Array, "*B S N h"], angles: Float[Array, "*B S half"], magnitude: Float[Array, ""] | None = None
+) -> Float[Array, "*B S N h"]:
+    """Rotate the channel pairs (j, j + half) of every head by the angles of its position, and stretch by `magnitude`.
+
+    Channels from 2 half on stay as they are.
+    """
     cos, sin = jnp.cos(angles)[..., None, :], jnp.sin(angles)[..., None, :]
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+    if magnitude is not None:
+        cos, sin = magnitude * cos, magnitude * sin
+    half = angles.shape[-1]
+    first, second, rest = jnp.split(x.astype(jnp.float32), (half, 2 * half), axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin, rest], axis=-1).astype(x.dtype)
 
 
 def attend(

@@ -4,7 +4,7 @@ Axes: B any batch axes (rows; or tasks, rows), S sequence, C cache slots, L laye
 K key/value heads, h head width, V vocabulary.
 
 The layers are one set of parameters stacked on a leading axis, so that compile time does not grow with depth. What
-differs between families (Llama, SmolLM2, Mistral, Gemma 2, Qwen 2 and 3) is data in `DecoderConfig`, never a subclass.
+differs between families (windows, norms, scales, rotary positions) is data in `DecoderConfig`, never a subclass.
 """
 
 from collections.abc import Mapping
@@ -44,8 +44,11 @@ class DecoderConfig:
     mlp_bias: bool = False
     norm_eps: float = 1e-6
     norm_offset: float = 0.0  # added to every norm's scale (Gemma stores scale - 1)
-    post_norms: bool = False  # also normalise what attention and MLP return (Gemma 2)
+    pre_norms: bool = True  # normalise what attention and MLP read
+    post_norms: bool = False  # normalise what they return
     embed_scale: float = 1.0
+    residual_scale: float = 1.0  # of what attention and MLP add
+    logit_scale: float = 1.0
     logit_softcap: float | None = None
     tied_head: bool = True
 
@@ -125,6 +128,7 @@ class PerLayer(NamedTuple):
     layer: Int[Array, "..."]
     window: Int[Array, "..."]
     rotary: Int[Array, "..."]  # which of the angles
+    magnitude: Float[Array, "..."] | None  # of cosines and sines; None: 1 in all layers
 
 
 class Places(NamedTuple):
@@ -154,11 +158,20 @@ class Layer(nn.Module):
         places: Places,
     ) -> tuple[tuple[Float[Array, "*B S D"], Cache | None], None]:
         x, cache = carry
-        out, cache = self.attention(RMSNorm(self.config, name="attn_norm")(x), cache, lora, own, places)
-        x = x + (RMSNorm(self.config, name="post_attn_norm")(out) if self.config.post_norms else out)
-        out = self.mlp(RMSNorm(self.config, name="mlp_norm")(x), lora)
-        x = x + (RMSNorm(self.config, name="post_mlp_norm")(out) if self.config.post_norms else out)
+        out, cache = self.attention(self.norm("attn_norm", x, self.config.pre_norms), cache, lora, own, places)
+        x = self.add(x, self.norm("post_attn_norm", out, self.config.post_norms))
+        out = self.mlp(self.norm("mlp_norm", x, self.config.pre_norms), lora)
+        x = self.add(x, self.norm("post_mlp_norm", out, self.config.post_norms))
         return (x, cache), None
+
+    def norm(self, name: str, x: Float[Array, "*B d"], present: bool) -> Float[Array, "*B d"]:
+        """x after the norm of this name; without it x itself."""
+        return RMSNorm(self.config, name=name)(x) if present else x
+
+    def add(self, x: Float[Array, "*B S D"], out: Float[Array, "*B S D"]) -> Float[Array, "*B S D"]:
+        """The residual stream with a block's output added."""
+        scale = self.config.residual_scale
+        return x + (out if scale == 1 else jnp.asarray(scale, out.dtype) * out)
 
     def project(
         self,
@@ -191,15 +204,16 @@ class Layer(nn.Module):
     ) -> tuple[Float[Array, "*B S D"], Cache | None]:
         config = self.config.attention
         dropped = self.drop(x)
-        q = self.project("q_proj", x, dropped, lora, config.qkv_bias).reshape(*x.shape[:-1], config.num_heads, -1)
-        k = self.project("k_proj", x, dropped, lora, config.qkv_bias).reshape(*x.shape[:-1], config.num_kv_heads, -1)
-        v = self.project("v_proj", x, dropped, lora, config.qkv_bias).reshape(*x.shape[:-1], config.num_kv_heads, -1)
-        if config.qk_norm:
-            q, k = RMSNorm(self.config, name="q_norm")(q), RMSNorm(self.config, name="k_norm")(k)
+        q, k, v = (self.project(f"{name}_proj", x, dropped, lora, config.qkv_bias) for name in "qkv")
+        q, k = (self.norm(f"{name}_norm", y, config.qk_norm == "projection") for name, y in (("q", q), ("k", k)))
+        q = q.reshape(*x.shape[:-1], config.num_heads, -1)
+        k, v = (y.reshape(*x.shape[:-1], config.num_kv_heads, -1) for y in (k, v))
+        q, k = (self.norm(f"{name}_norm", y, config.qk_norm == "head") for name, y in (("q", q), ("k", k)))
         angles = places.angles[0]
         if len(places.angles) > 1:
             angles = jax.lax.dynamic_index_in_dim(places.angles, own.rotary, keepdims=False)
-        q, k, v = rotate(q, angles), rotate(k, angles).swapaxes(-3, -2), v.swapaxes(-3, -2)
+        q, k = (rotate(y, angles, own.magnitude) for y in (q, k))
+        k, v = k.swapaxes(-3, -2), v.swapaxes(-3, -2)
         mask = places.visible & (places.distance < own.window)
         if cache is None:
             out = attend_causally(q, k, v, mask, config, self.matmul_dtype, self.long_row)
@@ -275,12 +289,14 @@ class Decoder(nn.Module):
         visible = (distance >= 0) & (mine > 0) & ((mine == theirs) | (theirs == SHARED))
         if cache is None:
             visible = jnp.tril(visible)  # what `attend_causally` relies on
-        angles, rotary = rotary_angles(config.attention, positions)
+        angles, rotary, magnitude = rotary_angles(config.attention, positions)
         windows = [GLOBAL_WINDOW if own.window is None else own.window for own in config.attention.layers]
         (x, cache), _ = self._layers(adapter)(
             (x, cache),
             {} if adapter is None else adapter.weights,
-            PerLayer(jnp.arange(config.num_layers, dtype=jnp.int32), jnp.asarray(windows, jnp.int32), rotary),
+            PerLayer(
+                jnp.arange(config.num_layers, dtype=jnp.int32), jnp.asarray(windows, jnp.int32), rotary, magnitude
+            ),
             Places(distance, visible, angles),
         )
         if cache is not None:
@@ -313,6 +329,8 @@ def logits(
     """Logits over the vocabulary, float32. Apart from the decoder, so that only those that are needed are computed."""
     head = params["embedding"] if config.tied_head else params["head"]
     scores = rounded_einsum("...d,vd->...v", hidden, head.astype(hidden.dtype), matmul_dtype)
+    if config.logit_scale != 1:
+        scores = config.logit_scale * scores
     if config.logit_softcap is not None:
         scores = config.logit_softcap * jnp.tanh(scores / config.logit_softcap)
     return scores

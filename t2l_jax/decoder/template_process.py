@@ -18,7 +18,7 @@ from typing import Any
 from t2l_jax.decoder import template_child
 from t2l_jax.errors import UserError
 
-SECONDS = 5.0  # of computing, for one conversation; a usual one takes 50 microseconds
+SECONDS = 2.0  # of computing, for one conversation; a usual one takes 50 microseconds
 MEMORY = 1 << 30  # bytes of address space, of which 200 MB are in use before
 Reply = dict[str, str]  # {"text"} or {"error"}
 

@@ -37,8 +37,8 @@ def evaluate(model: Model, config: EvaluationConfig, folder: Path, given: Baseli
     """
     every = read_tasks(config.tasks)
     splits, notes = select(config, every)
-    if any(task.metric == CODE_PASS for tasks in splits.values() for task in tasks) and not sandbox.without_network():
-        notes.append("programs ran with Python's sockets replaced: this system lets nothing run without a network")
+    if any(task.metric == CODE_PASS for tasks in splits.values() for task in tasks):
+        notes.append(sandbox.LEVELS[sandbox.level()])
     training = {task.name for task in every.get(TRAIN, [])}
     own = {name: path for name, path in given.oracles.items() if name in training}  # the average must not use others
     methods, more = _methods(config, given, own)

@@ -83,8 +83,8 @@ class EvaluationConfig:
     choose: Literal["likelihood", "text"] = "likelihood"
     """How to answer with labels or options: pick the likeliest (label accuracy), or score the generated text."""
     run_code: bool = False
-    """Include code tasks and run the programs that the model writes for them. This is not a secure sandbox: see
-    evaluation/sandbox.py for its limits."""
+    """Include code tasks and run the programs that the model writes for them, confined as well as this system can: see
+    evaluation/sandbox.py."""
     max_new_tokens: NewTokens = 256
     """Maximum number of tokens per answer. Except for programs, tasks with shorter reference answers are limited to
     the longest of them. The table notes reference answers that exceed the limit."""

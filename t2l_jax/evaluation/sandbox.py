@@ -1,26 +1,54 @@
-"""Runs a program that a model wrote against its test, in a new process limited in time, memory and file size.
+"""Whether a program that a model wrote passes its test: two processes that can do nothing but compute.
 
-It protects against programs that loop, exhaust memory, fill the disk, print endlessly, exit early or use the network by
-accident. `unshare` removes the network if the system allows it; otherwise Python's sockets (except Unix ones) are
-replaced, which a malicious program can undo. It is no security boundary: the program can read whatever you can read. If
-you do not trust the model, run the evaluation in a container.
+Program and test run apart (`confined/`), joined by two pipes over which plain data goes. The verdict is the exit status
+of the test's process, which the program cannot reach: it passes only if its function gives right values. At every level
+a filter of system calls (seccomp) leaves no other processes, sockets, signals, tracing or mounts. Memory (1 GiB), time,
+open files and threads are limited. Nothing outlives a call of `passes`, and no files are left, as none are made. The
+levels differ in what else stands before a program's files:
+
+| level | a program reads | and writes | what hides the rest |
+|---|---|---|---|
+| namespaces | Python, its packages, /usr, /lib | 16 MiB in memory | mounts, processes, network, IPC of its own |
+| landlock | the same; it sees that other files exist | nothing | Landlock (Linux 5.13) |
+| filter | what you may read: the answers too, in files and perhaps in our memory | nothing | nothing |
+
+Root's programs run as a user without rights; where only root may read Python's files, as root without root's rights.
+Without such a filter (another system than Linux, another machine than x86-64 or ARM64) programs are not run.
+
+What this does not do: protect from faults of the kernel; hide the time that passes; judge names that a test takes from
+the answer instead of the prompt, which the program decides. A test sees plain data, exceptions by name, and of other
+objects what their attributes and iteration give; such an object is equal to nothing else. What a test does to modules
+(a seed, `sys.stdout`) does not reach the program, and objects of the test's own classes cannot be handed to it.
 """
 
 import ast
-import os
+import json
 import re
-import secrets
-import signal
 import subprocess
 import sys
-import tempfile
-from contextlib import suppress
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
+from threading import Timer
+
+from t2l_jax.errors import UserError
+from t2l_jax.evaluation.confined.wire import PASSED, UNCONFINED
 
 SECONDS = 10
-MEMORY = 1 << 30  # bytes of address space
-FILE_BYTES = 10 << 20  # maximum size of one file
+LEVELS = {
+    "namespaces": "programs ran in namespaces of their own, behind a filter of system calls",
+    "landlock": "programs ran behind Landlock and a filter of system calls: this system refused namespaces",
+    "filter": "programs ran behind a filter of system calls alone and could read files, the answers too: "
+    "this system refused namespaces and Landlock",
+}
+_ROOT = str(Path(__file__).parents[2])
+_START = """
+import sys
+sys.path.append(sys.argv[1])
+from t2l_jax.evaluation.confined.sides import main
+sys.path.pop()
+main(*sys.argv[2:])
+"""
 _FENCE = re.compile(r"^```[^\n`]*\n(.*?)(?:^```|\Z)", re.DOTALL | re.MULTILINE)
 
 # Runs in the child: sets the limits, runs the program, then records that it reached the end.
@@ -44,8 +72,21 @@ note.close()
 """
 
 
-def program(prompt: str, answer: str, test: str, entry_point: str) -> str:
-    """The Python source to run: the function, the test, and the call of `check`.
+@dataclass(frozen=True)
+class Program:
+    """A program and its test."""
+
+    source: str
+    helpers: str
+    """What stands in the prompt before the function: the test may use it, whatever the answer makes of it."""
+    test: str
+    """Python source that defines `check`, which gets the function."""
+    entry_point: str
+    """The function's name."""
+
+
+def program(prompt: str, answer: str, test: str, entry_point: str) -> Program:
+    """The Python source to run, and its test.
 
     The answer either continues the prompt's function or contains the whole function; both prompt and answer may use
     fenced blocks. A whole function is preceded by the code before it in the prompt (imports, other functions), or by
@@ -58,7 +99,7 @@ def program(prompt: str, answer: str, test: str, entry_point: str) -> str:
     start = head.search(asked)
     before = _before(asked[: start.start()]) if start else _imports(asked)
     function = f"{before}\n{code}" if head.search(code) else asked.rstrip("\n") + "\n" + code
-    return f"{function}\n\n{test}\n\ncheck({entry_point})\n"
+    return Program(f"{function}\n\n{_imports(test)}\n", before, test, entry_point)
 
 
 def _before(text: str) -> str:
@@ -80,39 +121,49 @@ def _is_program(text: str) -> bool:
     return True
 
 
-def passes(text: str, seconds: int = SECONDS) -> bool:
-    """True if the program runs to its end within `seconds` and MEMORY bytes, without an exception."""
-    word = secrets.token_hex(16)
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
-        folder = Path(name)
-        (folder / "program.py").write_text(text, encoding="utf-8", errors="replace")
-        (folder / "child.py").write_text(_CHILD)
-        limits = [str(seconds), str(MEMORY), str(FILE_BYTES)]
-        command = [*without_network(), sys.executable, "-I", "-B", "child.py", *limits, "note", word]
-        process = subprocess.Popen(
-            command,
-            cwd=folder,
-            env={"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(seconds + 2)
-        with suppress(ProcessLookupError):  # its children, too
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        note = folder / "note"
-        return note.is_file() and note.read_bytes() == word.encode()
+def passes(program: Program, seconds: int = SECONDS) -> bool:
+    """True if `check` returns within `seconds`. Raises UserError where programs cannot be confined."""
+    status = _run(program, seconds, level())
+    if status == UNCONFINED:
+        raise UserError("a program could not be confined as others were: the system is out of processes or memory")
+    return status == PASSED
 
 
 @cache
-def without_network() -> tuple[str, ...]:
-    """The command prefix that removes the network; empty if `unshare` is missing or not permitted."""
-    command = ("unshare", "--user", "--map-root-user", "--net")
-    try:
-        allowed = subprocess.run([*command, "true"], capture_output=True, timeout=10, check=False).returncode == 0
-    except (OSError, subprocess.TimeoutExpired):
-        return ()
-    return command if allowed else ()
+def level() -> str:
+    """The strongest of LEVELS that this system allows. Raises UserError if it allows none."""
+    probe = Program("def one(): return 1", "", "def check(one): assert one() == 1", "one")
+    for name in LEVELS:
+        if _run(probe, SECONDS, name) == PASSED:
+            return name
+    raise UserError(
+        "--run-code: this system cannot confine programs, which takes Linux on x86-64 or ARM64 and a kernel with "
+        "seccomp; run the evaluation on another system, or leave --run-code out"
+    )
+
+
+def _run(program: Program, seconds: int, level: str) -> int:
+    """The exit status of the test's process, or another one if it was ended."""
+    packages = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
+    process = subprocess.Popen(
+        [*_python(), "-I", "-S", "-c", _START, _ROOT, level, str(seconds), *packages],
+        env={"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+        cwd="/",
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    end = Timer(seconds + 5, process.kill)  # it ends all by itself after seconds + 2
+    with process:
+        try:
+            end.start()
+            process.communicate(json.dumps(asdict(program)).encode())
+        finally:
+            end.cancel()
+            process.kill()
+    return process.returncode
+
+
+def _python() -> list[str]:
+    return [sys.executable]

@@ -113,7 +113,8 @@ class AdapterStore:
             while error is None and self._queue:
                 self._queue.popleft().result()
             if error is None and not (self.folder / MANIFEST_FILE).exists():
-                self._write_manifest()
+                with os_errors_explained(self.folder):
+                    self._write_manifest()
         finally:
             self._pool.shutdown(wait=True, cancel_futures=True)
             self._lock.close()

@@ -2,14 +2,15 @@
 
 import hashlib
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import transformers
 from flax.traverse_util import unflatten_dict
 from jax.typing import ArrayLike, DTypeLike
@@ -27,6 +28,7 @@ from t2l_jax.io.gguf import gguf_config
 from t2l_jax.io.locations import ModelFiles, cache_folder
 from t2l_jax.io.readers import tensors, weight_files
 from t2l_jax.io.tensor import Tensor
+from t2l_jax.schema import shown
 
 Params = dict[str, Any]
 Placement = Callable[[str], jax.sharding.Sharding | None]  # path of a parameter, such as "layers/q_proj/kernel"
@@ -36,12 +38,16 @@ BLOCK_BYTES = 2**24  # read at a time: the only host memory that loading needs b
 
 @dataclass(frozen=True)
 class Slot:
-    """Destination of a checkpoint's tensor: parameter path, layer, and whether the matrix is to be transposed."""
+    """Destination of a checkpoint's tensor, or of some of its rows: parameter path, layer, whether it is transposed.
+
+    `first` is the first of the rows, as many as `shape` says.
+    """
 
     path: str
     layer: int | None
     transposed: bool
     shape: tuple[int, ...]  # in the checkpoint
+    first: int = 0
 
 
 def load_config(files: ModelFiles) -> DecoderConfig:
@@ -64,36 +70,62 @@ def load_base(
     """A base model's config and its parameters in `dtype`, each created with the sharding that `sharding` returns.
 
     Tensors are read in blocks of rows and written into parameters that are already on the devices, so that host memory
-    holds only one extra block. Raises UserError if files are missing, truncated or of another model: checkpoint and
-    decoder must match one to one.
+    holds only one extra block. Raises UserError if files are missing, truncated or of another model, or hold numbers
+    that are not finite: checkpoint and decoder must match one to one. The config is that of `load_config`, but for a
+    head that the files hold beside an embedding which it is said to equal and does not.
     """
     family, config = _read_config(files.path)
+    stored = _stored(files.path)
+    if config.tied_head:
+        config, stored = _untie(config, stored)
     shapes = parameter_shapes(config)
     slots = checkpoint_slots(family, shapes)
+    _check_fit(stored, slots, config, files.path)
     place = sharding or (lambda _: None)
     flat: dict[str, Array] = {}
-    filled: dict[str, Path] = {}
-    for tensor in tensors(files.path):
-        slot = slots.get(tensor.name)
-        if slot is None:
-            if _is_harmless(tensor, config):
-                continue
-            raise UserError(
-                f"{tensor.file}: tensor {tensor.name} has no place in a model of {config.num_layers} layers and width "
-                f"{config.width} as the config describes it; take the config that belongs to the weights"
-            )
-        if tensor.name in filled:
-            raise UserError(f"{tensor.file}: tensor {tensor.name} is also in {filled[tensor.name]}; keep one of them")
-        _check_shape(tensor, slot)
-        if slot.path not in flat:
-            flat[slot.path] = jnp.zeros(shapes[slot.path], dtype, device=place(slot.path))
-        flat[slot.path] = _fill(flat[slot.path], tensor, slot)
-        filled[tensor.name] = tensor.file
-    missing = sorted(set(slots) - set(filled))
-    if missing:
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        raise UserError(f"{files.path}: the weights lack {', '.join(missing[:3])}{more}; download the model again")
+    for name, tensor in stored.items():
+        for slot in slots.get(name, ()):
+            if slot.path not in flat:
+                flat[slot.path] = jnp.zeros(shapes[slot.path], dtype, device=place(slot.path))
+            flat[slot.path] = _fill(flat[slot.path], tensor, slot)
     return config, unflatten_dict(flat, sep="/")
+
+
+def _stored(path: Path) -> dict[str, Tensor]:
+    """A model's tensors by name, without those that some files hold but no model needs: rotary frequencies."""
+    stored: dict[str, Tensor] = {}
+    for tensor in tensors(path):
+        if tensor.name in stored:
+            raise UserError(
+                f"{tensor.file}: tensor {tensor.name} is also in {stored[tensor.name].file}; keep one of them"
+            )
+        if not tensor.name.endswith("rotary_emb.inv_freq"):
+            stored[tensor.name] = tensor
+    return stored
+
+
+def _untie(config: DecoderConfig, stored: dict[str, Tensor]) -> tuple[DecoderConfig, dict[str, Tensor]]:
+    """A tied head may be in the files, too: alone, it is the embedding; with other values, the head of its own.
+
+    That is what transformers makes of it.
+    """
+    embedding, head = (f"{TOP_NAMES[name].hugging_face}.weight" for name in ("embedding", "head"))
+    if head not in stored:
+        return config, stored
+    if embedding in stored and not _equal(stored[embedding], stored[head]):
+        return replace(config, tied_head=False), stored
+    rest = {name: tensor for name, tensor in stored.items() if name != head}
+    return config, {embedding: stored[head]} | rest
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    if one.shape != other.shape:
+        return False
+    step = _block_rows(one)
+    return all(
+        np.array_equal(one.read(start, stop), other.read(start, stop))
+        for start, stop in ((start, min(start + step, one.shape[0])) for start in range(0, one.shape[0], step))
+    )
 
 
 def parameter_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
@@ -104,52 +136,85 @@ def parameter_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
     return {"/".join(key.key for key in path): leaf.shape for path, leaf in flat}
 
 
-def checkpoint_slots(family: Family, shapes: dict[str, tuple[int, ...]]) -> dict[str, Slot]:
-    """Name of every required checkpoint tensor -> its destination."""
-    slots = {}
+def checkpoint_slots(family: Family, shapes: dict[str, tuple[int, ...]]) -> dict[str, list[Slot]]:
+    """Name of every required checkpoint tensor -> its destinations, in the order of its rows."""
+    slots: dict[str, list[Slot]] = {}
+    modules = list(family.names)
+    layered = sorted(
+        (path.split("/") for path in shapes if path.startswith("layers/")), key=lambda p: modules.index(p[1])
+    )
     for path, shape in shapes.items():
         if not path.startswith("layers/"):
             name = TOP_NAMES[path.removesuffix("/scale")].hugging_face
-            slots[f"{name}.weight"] = Slot(path, None, False, shape)
-            continue
-        _, module, leaf = path.split("/")
+            slots[f"{name}.weight"] = [Slot(path, None, False, shape)]
+    for parts in layered:
+        path, module, leaf = "/".join(parts), parts[1], parts[2]
         name, suffix = family.names[module].hugging_face, "bias" if leaf == "bias" else "weight"
+        depth, *one = shapes[path]
         transposed = leaf == "kernel"
-        one = tuple(reversed(shape[1:])) if transposed else shape[1:]
-        for layer in range(shape[0]):
-            slots[f"model.layers.{layer}.{name}.{suffix}"] = Slot(path, layer, transposed, one)
+        shape = tuple(reversed(one)) if transposed else tuple(one)
+        for layer in range(depth):
+            parents = slots.setdefault(f"model.layers.{layer}.{name}.{suffix}", [])
+            parents.append(Slot(path, layer, transposed, shape, sum(slot.shape[0] for slot in parents)))
     return slots
 
 
-def _is_harmless(tensor: Tensor, config: DecoderConfig) -> bool:
-    """True for redundant tensors that some files hold: rotary frequencies, and the copy of a tied head."""
-    return tensor.name.endswith("rotary_emb.inv_freq") or (config.tied_head and tensor.name == "lm_head.weight")
+def _check_fit(
+    stored: Mapping[str, Tensor], slots: Mapping[str, Sequence[Slot]], config: DecoderConfig, path: Path
+) -> None:
+    """Files and decoder match one to one. Nothing of the size that the config claims has been made before this."""
+    for name, tensor in stored.items():
+        if name not in slots:
+            raise UserError(
+                f"{tensor.file}: tensor {shown(name)} has no place in a model of {config.num_layers} layers and width "
+                f"{config.width} as the config describes it; take the config that belongs to the weights"
+            )
+        expected = (sum(slot.shape[0] for slot in slots[name]), *slots[name][0].shape[1:])
+        shape = tuple(reversed(tensor.shape)) if tensor.transposed else tensor.shape
+        if shape != expected:
+            raise UserError(
+                f"{tensor.file}: tensor {name} is {list(shape)}, the config asks for {list(expected)}; "
+                "config and weights belong to different models; download the model again"
+            )
+    missing = sorted(set(slots) - set(stored))
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise UserError(f"{path}: the weights lack {', '.join(missing[:3])}{more}; download the model again")
 
 
-def _check_shape(tensor: Tensor, slot: Slot) -> None:
-    shape = tuple(reversed(tensor.shape)) if tensor.transposed else tensor.shape
-    if shape != slot.shape:
-        raise UserError(
-            f"{tensor.file}: tensor {tensor.name} is {list(shape)}, the config asks for {list(slot.shape)}; "
-            "config and weights belong to different models; download the model again"
-        )
+def _block_rows(tensor: Tensor) -> int:
+    """How many rows to read at a time: a power of two, so that one compiled program does for most blocks."""
+    return power_of_two_within(BLOCK_BYTES // (4 * math.prod(tensor.shape[1:])))
 
 
 def _fill(param: Array, tensor: Tensor, slot: Slot) -> Array:
-    """Write a tensor into its parameter, one block of rows at a time."""
-    num_rows = tensor.shape[0]
-    row_bytes = 4 * math.prod(tensor.shape[1:])
-    step = power_of_two_within(BLOCK_BYTES // row_bytes)  # divides most sizes: one compiled program for all
+    """Write a tensor, or the slot's rows of it, into its parameter, one block at a time."""
     transposed = slot.transposed != tensor.transposed
-    for start in range(0, num_rows, step):
-        rows = tensor.read(start, min(start + step, num_rows))
+    last = slot.first + slot.shape[0]
+    begin, end = (0, tensor.shape[0]) if tensor.transposed else (slot.first, last)
+    step, limit = _block_rows(tensor), float(jnp.finfo(param.dtype).max)
+    for start in range(begin, end, step):
+        rows = tensor.read(start, min(start + step, end))
+        if tensor.transposed and rows.ndim == 2:
+            rows = rows[:, slot.first : last]
         corner = [0] * rows.ndim
-        corner[-1 if transposed else 0] = start
+        corner[-1 if transposed else 0] = start - begin
         if slot.layer is not None:
             corner.insert(0, slot.layer)
+        if not _largest(rows) <= limit:
+            raise UserError(
+                f"{tensor.file}: tensor {tensor.name} holds numbers that are not finite, or too large for "
+                f"{param.dtype}; download the model again"
+            )
         param = _write(param, rows, tuple(corner), transposed=transposed, sharding=param.sharding)
         param.block_until_ready()  # otherwise blocks pile up in memory
     return param
+
+
+def _largest(rows: np.ndarray) -> float:
+    """The largest magnitude of floating-point numbers; NaN if one of them is. Bits are compared: that is fastest."""
+    bits = rows.view(f"u{rows.itemsize}")
+    return float(((bits << 1).max() >> 1).view(rows.dtype))
 
 
 @partial(jax.jit, donate_argnums=0, static_argnames=("transposed", "sharding"))

@@ -30,6 +30,8 @@ class Checkpoints:
 
     def __init__(self, folder: Path, keep: int = 2) -> None:
         self._folder = folder.absolute()
+        if os.fsencode(self._folder).decode(errors="replace") != str(self._folder):
+            raise UserError(f"{folder}: its name is not UTF-8, which Orbax needs: choose another folder")
         options = ocp.CheckpointManagerOptions(max_to_keep=keep)
         self._manager = ocp.CheckpointManager(self._folder, options=options)
 

@@ -228,9 +228,9 @@ def read_json_value(path: str | Path) -> Any:
     """What a JSON file holds. Raises UserError if it is missing, not UTF-8, or not JSON."""
     path = Path(path)
     with os_errors_explained(path, "read"), open_file(path) as file:
-        data = file.read(MAX_JSON_BYTES + 1)
-    if len(data) > MAX_JSON_BYTES:
-        raise UserError(f"{path}: has more than {MAX_JSON_BYTES >> 20} MiB, too much for a JSON file of a model")
+        if os.fstat(file.fileno()).st_size > MAX_JSON_BYTES:
+            raise UserError(f"{path}: has more than {MAX_JSON_BYTES >> 20} MiB, too much for a JSON file of a model")
+        data = file.read()
     return parse_json(data, str(path))
 
 

@@ -46,7 +46,7 @@ class _Stored(NamedTuple):
 
 
 class _Array(Schema):
-    names: tuple[str, ...]
+    names: Annotated[tuple[str, ...], Field(min_length=1)]
     shape: Annotated[tuple[Count, ...], Strict(False), Field(max_length=8)]
     dtype: str
 

@@ -34,6 +34,7 @@ _SCALARS = {
     _Kind.FLOAT64: "d",
     _Kind.BOOL: "?",
 }
+_LENGTH = struct.Struct("<Q")
 _LEAST_FIELD = 8 + 4 + 1  # bytes: the length of a name, a type, a value
 _LEAST_TENSOR = 8 + 4 + 8 + 4 + 8  # the length of a name, how many dimensions, one of them, a type, an offset
 _PLAIN_KINDS = (gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.F16)
@@ -130,7 +131,7 @@ def _read_file(file: Path) -> tuple[dict[str, Any], dict[str, GgufTensor]]:
                 raise _MalformedError("it is empty")
             with mmap(stream.fileno(), 0, access=ACCESS_READ) as data:
                 return _Header(data, file).read()
-    except (struct.error, UnicodeDecodeError, _MalformedError) as error:
+    except (struct.error, OverflowError, UnicodeDecodeError, _MalformedError) as error:
         raise UserError(f"{file}: not a whole GGUF file ({error}); download or copy it again") from error
 
 
@@ -193,8 +194,10 @@ class _Header:
         item, count = self._unpack("IQ")
         if item == _Kind.STRING:
             self._check_room(count, 8, f"texts in {shown(key)}")
+            data, at, unpack = self._data, self._at, _LENGTH.unpack_from
             for _ in range(count):
-                self._skip(*self._unpack("Q"))
+                at += 8 + unpack(data, at)[0]
+            self._skip(at - self._at)
         else:
             self._skip(count * struct.calcsize(f"<{self._layout(key, item)}"))
         return None

@@ -66,7 +66,7 @@ def resolve(location: str | Path) -> ModelFiles:
         return ModelFiles(location, resolve_wheel(cache_folder() / "pypi", location.removeprefix("pypi:")))
     if location.startswith("hf:"):
         return ModelFiles(location, _resolve_hub(location.removeprefix("hf:")))
-    path = Path(location).expanduser()
+    path = Path(os.path.expanduser(location))  # noqa: PTH111 (that of Path raises for a user who is not there)
     with os_errors_explained(path, "read"):
         if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
             return ModelFiles(location, path)

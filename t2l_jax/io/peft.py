@@ -30,7 +30,6 @@ from t2l_jax.io.adapter_config import AdapterConfig
 from t2l_jax.io.files import atomic_folder, check_name, os_errors_explained, read_file
 from t2l_jax.io.safetensors_header import load_tensors
 from t2l_jax.lora import PROJECTIONS, Adapter, LoraModule, LoraSpec
-from t2l_jax.schema import shown
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -224,7 +223,7 @@ def _read_pairs(path: Path) -> Pairs:
     for name, array in read_weights(path).items():
         match = TENSOR_NAME.fullmatch(name)
         if not match or match["module"] not in PROJECTIONS or PROJECTIONS[match["module"]].block != match["block"]:
-            raise UserError(f"{path}: the tensor {shown(name)} is not supported: only LoRA on {PLACES} is")
+            raise UserError(f"{path}: the tensor {name[:200]!r} is not supported: only LoRA on {PLACES} is")
         if array.ndim != 2:
             raise UserError(f"{path}: the tensor {name} is {list(array.shape)}, expected a matrix")
         pair = pairs.setdefault((match["module"], int(match["layer"])), {})
@@ -247,11 +246,13 @@ def _assemble(options: AdapterConfig, pairs: Pairs, config: DecoderConfig | None
         for name, shapes in spec.shapes().items()
     }
     for (module, layer), pair in pairs.items():
-        own = pair["a"].shape[0]
+        own, scale = pair["a"].shape[0], scales[module, layer]
         weights[module]["a"][layer, :own] = pair["a"]
-        weights[module]["b"][layer, :, :own] = pair["b"] * np.float32(scales[module, layer])
-        if not all_finite(weights[module]["b"][layer]):
+        with np.errstate(over="ignore"):
+            scaled = pair["b"] if scale == 1 else pair["b"] * np.float32(scale)
+        if scale != 1 and not all_finite(scaled):
             raise UserError(f"layer {layer}'s {module} is too large for float32 with alpha: check {CONFIG_FILE}")
+        weights[module]["b"][layer, :, :own] = scaled
     return Adapter(jax.tree.map(jnp.asarray, weights), spec)
 
 
@@ -305,7 +306,7 @@ def _number_of_layers(pairs: Pairs) -> int:
 
 def all_finite(array: np.ndarray) -> bool:
     """Whether an array has no NaN and no infinity; without a second array as large, as np.isfinite makes."""
-    return array.size == 0 or bool(np.isfinite(array.max()) and np.isfinite(array.min()))
+    return array.size == 0 or (math.isfinite(array.max()) and math.isfinite(array.min()))
 
 
 def _module_path(layer: int, module: str) -> str:

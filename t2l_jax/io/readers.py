@@ -38,9 +38,10 @@ def weight_files(path: Path) -> list[Path]:
     with os_errors_explained(path, "read"):
         if path.is_file():
             return [path]
-        for name in WEIGHT_FILES:
-            if (path / name).is_file():
-                return _shards(path / name) if name.endswith(".index.json") else [path / name]
+        present = [path / name for name in WEIGHT_FILES if (path / name).is_file()]
+        listed = {file: _shard_names(file) for file in present if file.name.endswith(".index.json")}
+        if present:
+            return _shards(present[0], listed[present[0]]) if present[0] in listed else present[:1]
         ggufs = sorted(path.glob("*.gguf"))
     if ggufs and ggufs == split_parts(ggufs[0]):
         return ggufs[:1]
@@ -62,7 +63,8 @@ def tensors(path: Path) -> Iterator[Tensor]:
             yield from gguf_tensors(file)
 
 
-def _shards(index: Path) -> list[Path]:
+def _shard_names(index: Path) -> list[str]:
+    """The files that an index names. It is checked wherever it lies, taken or not."""
     names = sorted(set(checked(_Index, read_json(index), str(index)).weight_map.values()))
     if not names:
         raise UserError(f"{index}: field weight_map is empty; download the index again")
@@ -70,6 +72,11 @@ def _shards(index: Path) -> list[Path]:
     for name in names:
         if "/" in name or "\0" in name or not name.endswith(f".{suffix}"):
             raise UserError(f"{index}: field weight_map names {name!r}, no .{suffix} file beside it")
+    return names
+
+
+def _shards(index: Path, names: list[str]) -> list[Path]:
+    for name in names:
         if not (index.parent / name).is_file():
             raise UserError(f"{index.parent / name}: named by {index.name} but not there; download the model again")
     return [index.parent / name for name in names]

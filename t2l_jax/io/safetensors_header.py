@@ -17,7 +17,10 @@ from t2l_jax.io.files import open_file, os_errors_explained, parse_json
 from t2l_jax.io.tensor import PlainTensor
 from t2l_jax.schema import Count, Schema, Size, checked, shown
 
-DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16}
+DTYPES = {
+    name: np.dtype(kind)
+    for name, kind in (("F64", np.float64), ("F32", np.float32), ("F16", np.float16), ("BF16", jnp.bfloat16))
+}
 _MAX_HEADER = 100_000_000  # bytes, as in the library
 
 
@@ -25,6 +28,10 @@ class _Entry(Schema):
     dtype: str
     shape: Annotated[tuple[Count, ...], Strict(False), Field(max_length=8)]
     data_offsets: Annotated[tuple[Size, Size], Strict(False)]
+
+
+class _Header(Schema):
+    tensors: dict[str, _Entry]
 
 
 def safetensors_tensors(file: Path) -> list[PlainTensor]:
@@ -57,16 +64,14 @@ def _read_header(stream: BinaryIO, file: Path) -> list[PlainTensor]:
     header = parse_json(stream.read(length), f"{file}: damaged: its safetensors header", _without_repeats)
     if not isinstance(header, dict):
         raise UserError(f"{file}: damaged: its safetensors header is no JSON object; download or copy it again")
-    found = []
-    for name, value in header.items():
-        if name != "__metadata__":
-            entry = checked(_Entry, value, f"{file}: tensor {shown(name)}")
-            found.append((*entry.data_offsets, name, entry))
+    header.pop("__metadata__", None)
+    entries = checked(_Header, {"tensors": header}, f"{file}: damaged: its header").tensors
+    found = [(*entry.data_offsets, name, entry) for name, entry in entries.items()]
     tensors, end = [], 0
     for begin, stop, name, entry in sorted(found, key=lambda each: each[:2]):
         if entry.dtype not in DTYPES:
             raise UserError(f"{file}: tensor {name} is {shown(entry.dtype)}; only {', '.join(DTYPES)} can be read")
-        kind = np.dtype(DTYPES[entry.dtype])
+        kind = DTYPES[entry.dtype]
         if begin != end or stop - begin != math.prod(entry.shape) * kind.itemsize or start + stop > size:
             raise UserError(f"{file}: damaged or cut short at tensor {name}; download or copy the file again")
         tensors.append(PlainTensor(name, file, entry.shape, kind, ((start + begin, stop - begin),)))

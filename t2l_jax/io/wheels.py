@@ -7,6 +7,7 @@ exact version, with files NAME.part00, NAME.part01 and so on, which are joined.
 import re
 import shutil
 import stat
+import struct
 import subprocess
 import sys
 import tempfile
@@ -30,7 +31,10 @@ _PYPI = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)==([A-Za-z0-9][A-Za-z0-9.!+_-]*
 _PART = re.compile(r".+\.part\d{1,4}")
 _TERMS = re.compile(r"(NOTICE|LICEN[CS]E|COPYING|.*TERMS)(\..*)?", re.IGNORECASE)
 # What zipfile raises on a damaged file, and for encrypted members.
-_DAMAGED = (zipfile.BadZipFile, EOFError, zlib.error, NotImplementedError, RuntimeError, ValueError, OverflowError)
+_DAMAGED = (
+    *(zipfile.BadZipFile, zlib.error, struct.error, EOFError, LookupError, ValueError),
+    *(NotImplementedError, RuntimeError, OverflowError),
+)
 
 
 def resolve_wheel(cache: Path, requirement: str) -> Path:

@@ -24,7 +24,7 @@ def load(folder):
     return Decoder(config), params
 
 
-@pytest.fixture(scope="module", params=["smollm2, tied head", "mistral, window"])
+@pytest.fixture(scope="module", params=["smollm2, tied head", "gemma 3", "smollm 3, windows"])
 def models(request, tmp_path_factory):
     """A tiny transformers model and ours with the same weights."""
     folder = tmp_path_factory.mktemp("tiny")

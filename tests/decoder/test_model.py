@@ -15,7 +15,8 @@ import transformers
 from tiny_models import FAMILIES, LENGTH, random_tokens, save_tiny, torch_logits
 
 from t2l_jax.decoder import Decoder, DecoderConfig, init_cache, logits
-from t2l_jax.decoder.attention import CAUSAL_BLOCKS, LONG_ROW, AttentionConfig, LayerAttention, Llama3Scaling, Rotary
+from t2l_jax.decoder.attention import CAUSAL_BLOCKS, LONG_ROW, AttentionConfig, LayerAttention, Rotary
+from t2l_jax.decoder.rotary_scaling import LinearScaling, Llama3Scaling, YarnScaling
 from t2l_jax.errors import UserError
 from t2l_jax.io.base import load_base, load_tokenizer
 from t2l_jax.io.locations import resolve
@@ -23,7 +24,8 @@ from t2l_jax.lora import Adapter, init_adapter, merge, stack
 
 TOLERANCE = 1e-3  # on logits up to some 35, float32
 
-SCALING = Llama3Scaling(8.0, 1.0, 4.0, 8)
+LLAMA3 = Llama3Scaling(8.0, 1.0, 4.0, 8)
+YARN = YarnScaling(8.0, 16, beta_fast=2.5, beta_slow=0.3, attention_factor=1.2)
 
 # Every feature of every family at once: what holds for this decoder holds for simpler ones.
 CONFIG = DecoderConfig(
@@ -36,20 +38,23 @@ CONFIG = DecoderConfig(
         num_kv_heads=2,
         head_dim=8,
         layers=(
-            LayerAttention(5, Rotary(100.0, SCALING)),
-            LayerAttention(None, Rotary(30.0)),
-            LayerAttention(5, Rotary(100.0, SCALING)),
+            LayerAttention(5, Rotary(100.0, YARN)),
+            LayerAttention(None, Rotary(30.0, LinearScaling(2.0))),
+            LayerAttention(5, Rotary(100.0, LLAMA3)),
         ),
+        rotary_width=6,
         scale=0.3,
         softcap=3.0,
         qkv_bias=True,
         out_bias=True,
-        qk_norm=True,
+        qk_norm="head",
     ),
     mlp_bias=True,
     norm_offset=1.0,
     post_norms=True,
     embed_scale=2.0,
+    residual_scale=0.7,
+    logit_scale=1.3,
     logit_softcap=20.0,
     tied_head=False,
 )
@@ -107,33 +112,18 @@ def test_logits_of_smollm2_are_those_of_transformers(smollm2, optimised):
     assert_same(ours, torch_logits(model, torch.tensor([tokens])), TOLERANCE)
 
 
-def test_each_layer_has_its_own_rotary_positions(tmp_path):
-    """Against SmolLM3, whose third layer has none: its weights are named as Llama's."""
-    torch.manual_seed(0)
-    sizes = {"vocab_size": 96, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.2, "pad_token_id": 0}
-    rope = {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}, "no_rope_layers": [1, 1, 0, 1]}
-    model = transformers.SmolLM3ForCausalLM(transformers.SmolLM3Config(**sizes, **heads, **rope)).eval()
-    model.save_pretrained(tmp_path)
-    config, tokens = transformers.LlamaConfig(**sizes, **heads, tie_word_embeddings=True), random_tokens(2, LENGTH)
-    config.save_pretrained(tmp_path)
-    config, params = load_base(resolve(tmp_path))
-    layers = tuple(LayerAttention(rotary=Rotary(500.0) if rotary else None) for rotary in rope["no_rope_layers"])
-    config = dataclasses.replace(config, attention=dataclasses.replace(config.attention, layers=layers))
-    assert_same(run(config, params, jnp.asarray(tokens.numpy())), torch_logits(model, tokens), TOLERANCE)
-
-
 # One other value for each field; what must follow from it is changed along.
 _ATTENTION_VARIANTS = {
     "num_heads": {"num_heads": 2},
     "num_kv_heads": {"num_kv_heads": 4},
     "head_dim": {"head_dim": 16},
     "layers": {"layers": CONFIG.attention.layers[::-1][1:] + CONFIG.attention.layers[:1]},
+    "rotary_width": {"rotary_width": None},
     "scale": {"scale": None},
     "softcap": {"softcap": None},
     "qkv_bias": {"qkv_bias": False},
     "out_bias": {"out_bias": False},
-    "qk_norm": {"qk_norm": False},
+    "qk_norm": {"qk_norm": "projection"},
 }
 _LAYER_VARIANTS = {
     "window": {"window": None},
@@ -144,10 +134,21 @@ _ROTARY_VARIANTS = {
     "scaling": {"scaling": None},
 }
 _SCALING_VARIANTS = {
-    "factor": {"factor": 2.0},
-    "low_freq_factor": {"low_freq_factor": 0.1},
-    "high_freq_factor": {"high_freq_factor": 2.0},
-    "original_length": {"original_length": 16},
+    LinearScaling(2.0): {"factor": {"factor": 3.0}},
+    LLAMA3: {
+        "factor": {"factor": 2.0},
+        "low_freq_factor": {"low_freq_factor": 0.1},
+        "high_freq_factor": {"high_freq_factor": 2.0},
+        "original_length": {"original_length": 16},
+    },
+    YARN: {
+        "factor": {"factor": 2.0},
+        "original_length": {"original_length": 64},
+        "beta_fast": {"beta_fast": 0.4},
+        "beta_slow": {"beta_slow": 1.5},
+        "truncate": {"truncate": False},
+        "attention_factor": {"attention_factor": 1.0},
+    },
 }
 _VARIANTS = {
     "vocab_size": {"vocab_size": 51},
@@ -162,27 +163,32 @@ _VARIANTS = {
     "mlp_bias": {"mlp_bias": False},
     "norm_eps": {"norm_eps": 1e-2},
     "norm_offset": {"norm_offset": 0.0},
+    "pre_norms": {"pre_norms": False},
     "post_norms": {"post_norms": False},
     "embed_scale": {"embed_scale": 1.0},
+    "residual_scale": {"residual_scale": 1.0},
+    "logit_scale": {"logit_scale": 1.0},
     "logit_softcap": {"logit_softcap": None},
     "tied_head": {"tied_head": True},
 }
 
 
 def every_variant():
-    """A change of the whole, of the attention, and of what the last layer has of its own."""
+    """The config with one field changed: of the whole, of the attention, and of what the last layer has of its own."""
     last = CONFIG.attention.layers[-1]
     for name, change in _VARIANTS.items():
-        yield name, dataclasses.replace(CONFIG, **change)
+        yield name, CONFIG, dataclasses.replace(CONFIG, **change)
     for name, change in _ATTENTION_VARIANTS.items():
-        yield f"attention.{name}", with_attention(**change)
+        yield f"attention.{name}", CONFIG, with_attention(**change)
     for name, change in _LAYER_VARIANTS.items():
-        yield f"layer.{name}", with_last_layer(**change)
+        yield f"layer.{name}", CONFIG, with_last_layer(**change)
     for name, change in _ROTARY_VARIANTS.items():
-        yield f"rotary.{name}", with_last_layer(rotary=dataclasses.replace(last.rotary, **change))
-    for name, change in _SCALING_VARIANTS.items():
-        scaling = dataclasses.replace(SCALING, **change)
-        yield f"scaling.{name}", with_last_layer(rotary=dataclasses.replace(last.rotary, scaling=scaling))
+        yield f"rotary.{name}", CONFIG, with_last_layer(rotary=dataclasses.replace(last.rotary, **change))
+    for scaling, variants in _SCALING_VARIANTS.items():
+        before = with_last_layer(rotary=Rotary(100.0, scaling))
+        for name, change in variants.items():
+            after = with_last_layer(rotary=Rotary(100.0, dataclasses.replace(scaling, **change)))
+            yield f"{type(scaling).__name__}.{name}", before, after
 
 
 def with_attention(**change):
@@ -200,15 +206,15 @@ def test_variants_cover_every_field():
         (AttentionConfig, _ATTENTION_VARIANTS),
         (LayerAttention, _LAYER_VARIANTS),
         (Rotary, _ROTARY_VARIANTS),
-        (Llama3Scaling, _SCALING_VARIANTS),
+        *((type(scaling), variants) for scaling, variants in _SCALING_VARIANTS.items()),
     ):
         assert set(get_type_hints(kind)) == set(variants)
 
 
-@pytest.mark.parametrize(("name", "config"), [pytest.param(*pair, id=pair[0]) for pair in every_variant()])
-def test_every_field_changes_the_logits(name, config):
-    before = run(CONFIG, random_params(CONFIG), TOKENS)
-    after = run(config, random_params(config), TOKENS)
+@pytest.mark.parametrize(("name", "before", "after"), [pytest.param(*each, id=each[0]) for each in every_variant()])
+def test_every_field_changes_the_logits(name, before, after):
+    before = run(before, random_params(before), TOKENS)
+    after = run(after, random_params(after), TOKENS)
     assert np.isfinite(after).all()
     if name == "vocab_size":  # one more token: the scores of the others stay
         assert_same(after[..., :-1], before)

@@ -15,13 +15,14 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from gguf_files import convert, write_gguf
+from gguf_files import IN_GGUF, convert, write_gguf
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from safetensors.torch import load_file, save_file
-from tiny_models import random_tokens, save_tiny, torch_logits
+from tiny_models import LENGTH, random_tokens, save_tiny, torch_logits
 
 from t2l_jax.decoder import Decoder, logits
-from t2l_jax.decoder.attention import Llama3Scaling, Rotary
+from t2l_jax.decoder.attention import Rotary
+from t2l_jax.decoder.rotary_scaling import LinearScaling, Llama3Scaling
 from t2l_jax.errors import UserError
 from t2l_jax.io import base as base_module
 from t2l_jax.io.base import load_base, load_config, load_stop_ids, load_tokenizer
@@ -101,15 +102,11 @@ def as_flax(model):
     return flax.traverse_util.unflatten_dict(flat)
 
 
-@pytest.mark.parametrize("family", ["smollm2, tied head", "qwen 2", "qwen 3, biases", "gemma 2"])
+@pytest.mark.parametrize("family", [name for name in IN_GGUF if name != "llama 2"])
 def test_logits_from_gguf(family, tmp_path):
-    model = save_tiny(family, tmp_path)
-    if family == "gemma 2":  # llama.cpp derives this scale, so the tiny model must follow
-        model.config.query_pre_attn_scalar = model.config.head_dim
-        for layer in model.model.layers:
-            layer.self_attn.scaling = model.config.head_dim**-0.5
+    model = save_tiny(family, tmp_path, **IN_GGUF[family])
     convert(model, tmp_path / "model.gguf")
-    tokens = random_tokens(2, 40)
+    tokens = random_tokens(2, LENGTH)
     config, params = load_base(resolve(tmp_path / "model.gguf"))
     hidden, _ = jax.jit(Decoder(config).apply)({"params": params}, jnp.asarray(tokens.numpy()))
     np.testing.assert_allclose(logits(config, params, hidden), torch_logits(model, tokens), rtol=0, atol=1e-3)
@@ -130,9 +127,9 @@ def llama3_factors(factor: float) -> np.ndarray:
     return np.asarray(factors, np.float32)
 
 
-def write_headless_gguf(file, **arrays):
-    """As much of a Llama as a config is made from."""
-    fields = {
+def write_headless_gguf(file, *, fields=None, **arrays):
+    """As much of a Llama as a config is made from, with other fields."""
+    known = {
         "block_count": 1,
         "embedding_length": 256,
         "feed_forward_length": 32,
@@ -141,7 +138,7 @@ def write_headless_gguf(file, **arrays):
         "rope.freq_base": 500_000.0,
     }
     arrays = {"token_embd.weight": np.ones((3, 256), np.float32), **arrays}
-    write_gguf(file, arrays, "llama", **fields)
+    write_gguf(file, arrays, "llama", **known | (fields or {}))
 
 
 def rotary_of(file):
@@ -161,9 +158,44 @@ def test_gguf_rope_factors_are_llama3_scaling_or_refused(tmp_path):
         load_config(resolve(file))
 
 
-def test_gguf_key_that_is_not_understood_is_refused_by_name(tmp_path):
-    write_gguf(tmp_path / "a.gguf", {"token_embd.weight": np.ones((3, 8), np.float32)}, "llama", expert_count=8)
-    with pytest.raises(UserError, match=r"a\.gguf: key llama\.expert_count = 8 is not supported"):
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"expert_count": 8}, r"key llama\.expert_count = 8 is not supported"),
+        ({"attention.value_length": 64}, r"key llama\.attention\.value_length = 64 .* keys have a width of 128"),
+        ({"rope.dimension_count": 64}, r"key llama\.rope\.dimension_count = 64 .* heads have a width of 128"),
+        ({"attention.head_count": 0}, "field num_attention_heads"),
+        ({"attention.head_count_kv": 1.0}, "field num_key_value_heads: must be a valid integer, got 1.0"),
+        ({"feed_forward_length": 0}, "field intermediate_size"),
+        ({"block_count": 1_000_000}, "field num_hidden_layers: must be less than or equal to 4096"),
+        ({"attention.layer_norm_rms_epsilon": math.inf}, "field rms_norm_eps"),
+        ({"attention.sliding_window": 8}, r"key llama\.attention\.sliding_window = 8 is not supported"),
+        ({"rope.scaling.type": "longrope", "rope.scaling.factor": 2.0}, "rope type 'longrope' is not supported"),
+        ({"rope.scaling.type": "yarn", "rope.scaling.factor": 2.0}, "needs original_max_position_embeddings"),
+        ({"rope.scaling.attn_factor": 1.2}, r"key llama\.rope\.scaling\.attn_factor = 1.2"),
+        ({"rope.scaling.type": "linear"}, "rope type 'linear' needs factor"),
+    ],
+)
+def test_gguf_metadata_that_is_not_understood_is_refused_by_name(fields, message, tmp_path):
+    write_headless_gguf(tmp_path / "a.gguf", fields=fields)
+    with pytest.raises(UserError, match=message) as error:
+        load_config(resolve(tmp_path / "a.gguf"))
+    assert "a.gguf: " in str(error.value)
+
+
+def test_gguf_metadata_that_changes_nothing(tmp_path):
+    write_headless_gguf(tmp_path / "a.gguf")
+    plain = load_config(resolve(tmp_path / "a.gguf"))
+    neutral = {"expert_count": 0, "rope.scaling.type": "none", "rope.scaling.factor": 4.0, "rope.dimension_count": 128}
+    write_headless_gguf(tmp_path / "a.gguf", fields=neutral)
+    assert load_config(resolve(tmp_path / "a.gguf")) == plain
+    write_headless_gguf(tmp_path / "a.gguf", fields={"rope.scaling.factor": 4.0})  # linear, as llama.cpp has it
+    assert rotary_of(tmp_path / "a.gguf") == Rotary(500_000.0, LinearScaling(4.0))
+
+
+def test_gguf_long_rope_is_refused_by_name(tmp_path):
+    write_headless_gguf(tmp_path / "a.gguf", **{"rope_factors_long.weight": np.ones(64, np.float32)})
+    with pytest.raises(UserError, match="rope type 'longrope'"):
         load_config(resolve(tmp_path / "a.gguf"))
 
 
@@ -193,13 +225,65 @@ def test_harmless_tensors_are_passed_over(llama, tmp_path):
     assert_equal(load_base(source)[1], load_base(resolve(llama[0]))[1])
 
 
-def test_tied_head_may_be_in_the_file_too(tmp_path):
-    save_tiny("smollm2, tied head", tmp_path)
-    expected = load_base(resolve(tmp_path))[1]
-    state = load_file(tmp_path / "model.safetensors")
-    save_file({**state, "lm_head.weight": torch.ones(2, 2)}, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    assert "head" not in expected
-    assert_equal(load_base(resolve(tmp_path))[1], expected)
+def save_with_head(folder, change):
+    """A tied model whose tensors `change` edits, given the embedding; its logits by transformers and by ours."""
+    save_tiny("smollm2, tied head", folder)
+    state = load_file(folder / "model.safetensors")
+    change(state, state["model.embed_tokens.weight"])
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    tokens = random_tokens(2, 24)
+    theirs = torch_logits(transformers.AutoModelForCausalLM.from_pretrained(folder), tokens)
+    config, params = load_base(resolve(folder))
+    hidden, _ = jax.jit(Decoder(config).apply)({"params": params}, jnp.asarray(tokens.numpy()))
+    return config, np.asarray(logits(config, params, hidden)), theirs
+
+
+@pytest.mark.parametrize(
+    ("change", "tied"),
+    [
+        (lambda state, embedding: state.update({"lm_head.weight": embedding.clone()}), True),
+        (lambda state, embedding: state.update({"lm_head.weight": embedding.flip(0)}), False),
+        (lambda state, embedding: state.update({"lm_head.weight": state.pop("model.embed_tokens.weight")}), True),
+    ],
+    ids=["the same", "another", "alone"],
+)
+def test_a_tied_head_in_the_file_is_what_transformers_makes_of_it(change, tied, tmp_path, monkeypatch):
+    monkeypatch.setattr(base_module, "BLOCK_BYTES", 2_500)
+    config, ours, theirs = save_with_head(tmp_path, change)
+    assert config.tied_head == tied
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_that_are_not_finite_are_refused(llama, tmp_path, monkeypatch, value, kind):
+    def change(state):
+        name = "model.layers.3.mlp.down_proj.weight"
+        state[name] = state[name].to(kind)
+        state[name][-1, -1] = value
+
+    monkeypatch.setattr(base_module, "BLOCK_BYTES", 2_500)
+    with pytest.raises(
+        UserError, match=r"model\.safetensors: tensor model\.layers\.3\.mlp\.down_proj\.weight holds numb"
+    ):
+        load_base(edited(llama, tmp_path, change))
+
+
+def test_numbers_too_large_for_the_dtype_are_refused(llama, tmp_path):
+    source = edited(llama, tmp_path, lambda state: state["model.norm.weight"].fill_(1e5))
+    assert np.isfinite(load_base(source)[1]["final_norm"]["scale"]).all()
+    with pytest.raises(UserError, match=r"tensor model\.norm\.weight holds numbers that are .* too large for float16"):
+        load_base(source, jnp.float16)
+
+
+def test_a_config_that_claims_more_than_the_files_hold_makes_nothing(llama, tmp_path, monkeypatch):
+    source = edited(llama, tmp_path, lambda state: None)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config |= {"num_hidden_layers": 4096, "hidden_size": 2**20, "intermediate_size": 2**20, "head_dim": 4096}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr(base_module, "_fill", None)  # would be called for the first parameter
+    with pytest.raises(UserError, match=r"tensor .* is \[.*\], the config asks for \[.*1048576.*\]"):
+        load_base(source)
 
 
 @pytest.mark.parametrize(
@@ -209,11 +293,16 @@ def test_tied_head_may_be_in_the_file_too(tmp_path):
         (lambda s: [s.pop(n) for n in list(s) if "norm" in n], "the weights lack .*, .*, .* and 6 more"),
         (
             lambda s: s.update({"model.layers.4.mlp.up_proj.weight": torch.ones(2)}),
-            "layers.4.mlp.up_proj.weight has no pl",
+            "layers.4.mlp.up_proj.weight' has no pl",
         ),
         (
+            lambda s: s.update({"model.layers.01.mlp.up_proj.weight": s.pop("model.layers.1.mlp.up_proj.weight")}),
+            "layers.01.mlp.up_proj.weight' has no pl",
+        ),
+        (lambda s: s.pop("lm_head.weight"), "the weights lack lm_head.weight;"),
+        (
             lambda s: s.update({"adapter.weight": torch.ones(2)}),
-            r"model\.safetensors: tensor adapter\.weight has no place",
+            r"model\.safetensors: tensor 'adapter.weight' has no place",
         ),
         (
             lambda s: s.update({"model.norm.weight": torch.ones(9)}),

@@ -1,5 +1,7 @@
 import errno
 import fcntl
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,10 +11,13 @@ from t2l_jax.io.files import (
     atomic_folder,
     atomic_write,
     check_name,
+    file_sha256,
     locked,
     os_errors_explained,
+    read_file,
     read_json,
     read_jsonl,
+    refuse_existing,
     remove_partials,
 )
 
@@ -113,6 +118,53 @@ def test_atomic_folder_refuses_what_exists_unless_told(tmp_path):
         pass
 
 
+@pytest.mark.parametrize("where", [".", "link"])
+def test_an_empty_folder_is_filled_where_it_is(tmp_path, monkeypatch, where):
+    """A shell may stand in it, or it is a link or a mount point: it cannot be renamed or replaced."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (tmp_path / "link").symlink_to("folder")
+    monkeypatch.chdir(folder if where == "." else tmp_path)
+    before = folder.stat().st_ino
+    with atomic_folder(where) as partial:
+        (partial / "a").mkdir()
+        (partial / "a" / "b").write_text("1")
+        (partial / "c").write_text("2")
+    assert sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*")) == ["a", "a/b", "c"]
+    assert folder.stat().st_ino == before
+    assert (tmp_path / "link").is_symlink()
+    with pytest.raises(UserError, match="exists already"), atomic_folder(where):
+        pass
+
+
+def test_an_empty_folder_stays_empty_after_a_failure(tmp_path, monkeypatch):
+    with pytest.raises(KeyboardInterrupt), atomic_folder(tmp_path) as folder:
+        fail_halfway(folder)
+    assert not any(tmp_path.iterdir())
+    two = tmp_path.with_name("two")
+    for name in "ab":
+        atomic_write(two / name, "")
+    rename = Path.rename
+
+    def fail_for_the_second(path: Path, target: Path) -> Path:
+        if path.parent.name.endswith(".partial") and any(not p.name.startswith(".") for p in tmp_path.iterdir()):
+            full_disk()
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fail_for_the_second)
+    with pytest.raises(UserError, match="no space left"), atomic_folder(tmp_path) as folder:
+        shutil.copytree(two, folder, dirs_exist_ok=True)
+    assert not any(tmp_path.iterdir())
+
+
+def test_temporaries_of_a_killed_process_do_not_fill_a_folder(tmp_path):
+    (tmp_path / ".12.partial").mkdir()
+    refuse_existing(tmp_path)
+    with pytest.raises(UserError, match="exists already"):
+        refuse_existing(tmp_path, empty_folder=False)
+    refuse_existing(tmp_path / "new", empty_folder=False)
+
+
 def test_remove_partials(tmp_path):
     (tmp_path / ".12.partial").mkdir()
     (tmp_path / ".12.partial" / "x").write_text("")
@@ -136,6 +188,7 @@ def test_read_jsonl(tmp_path):
         (b'{"a": "\xff"}', "not UTF-8"),
         (rb'{"a": "\ud800"}', "surrogate"),
         (b"[" * 100_000, "nested too deeply"),
+        (b'{"a": ' + b"7" * 5_000 + b"}", "a number of thousands of digits"),
     ],
 )
 def test_read_jsonl_names_file_and_line(tmp_path, line, message):
@@ -143,6 +196,53 @@ def test_read_jsonl_names_file_and_line(tmp_path, line, message):
     path.write_bytes(b'{"a": "\\u00e9"}\n' + line + b"\n")
     with pytest.raises(UserError, match=rf"t\.jsonl, line 2: .*{message}"):
         list(read_jsonl(path))
+
+
+def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path):
+    (tmp_path / "t.jsonl").write_bytes(b'\xef\xbb\xbf{"a": 1}\r\n\r\n{"b": 2}\r\n')
+    assert list(read_jsonl(tmp_path / "t.jsonl")) == [(1, {"a": 1}), (3, {"b": 2})]
+    (tmp_path / "t.json").write_bytes(b'\xef\xbb\xbf{"a": "\xc3\xb6"}')
+    assert read_json(tmp_path / "t.json") == {"a": "ö"}
+    (tmp_path / "t.jsonl").write_bytes(b"\xef\xbb\xbf")
+    assert list(read_jsonl(tmp_path / "t.jsonl")) == []
+
+
+def test_only_files_are_read(tmp_path):
+    """Of a pipe that nobody writes to, or a device, the end would never come."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("/dev/zero")
+    for path in (tmp_path / "pipe", tmp_path / "link"):
+        for read in (read_json, read_file, lambda p: list(read_jsonl(p)), file_sha256):
+            with pytest.raises(UserError, match=rf"{path.name}: a pipe or a device, not a file"):
+                read(path)
+
+
+@pytest.mark.parametrize(("name", "message"), [("x" * 300, "File name too long"), ("a\0b", "null character")])
+def test_paths_that_cannot_be_are_refused(tmp_path, name, message):
+    path = tmp_path / name
+    for act in (read_json, lambda p: atomic_write(p, ""), lambda p: list(read_jsonl(p))):
+        with pytest.raises(UserError, match=message):
+            act(path)
+    with pytest.raises(UserError, match=message), atomic_folder(path):
+        pass
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_path_of_thousands_of_folders_is_refused_and_leaves_none(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    deep = Path("a/" * 1_990 + "x")
+    with pytest.raises(UserError, match="a thousand folders inside each other"):
+        atomic_write(deep, "")
+    with pytest.raises(UserError, match="a thousand folders inside each other"), atomic_folder(deep):
+        pass
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_json_file_without_end_is_refused(tmp_path):
+    with (tmp_path / "t.json").open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(UserError, match="more than 256 MiB"):
+        read_json(tmp_path / "t.json")
 
 
 def test_read_missing(tmp_path):

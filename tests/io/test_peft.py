@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from t2l_jax.decoder import Decoder, logits
 from t2l_jax.errors import UserError
+from t2l_jax.io.adapter_config import AdapterConfig
 from t2l_jax.io.base import load_base
 from t2l_jax.io.locations import resolve
 from t2l_jax.io.peft import PeftFormat, load_peft, save_peft
@@ -210,6 +211,46 @@ def test_we_read_theirs(base, tmp_path, options):
     np.testing.assert_allclose(ours, torch_logits(model), atol=2e-5)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"target_modules": ["q_proj"]},
+        {"target_modules": ["q_proj", "v_proj"], "exclude_modules": ["layers.1.self_attn.v_proj"]},
+        {"target_modules": ["q_proj", "v_proj"], "layers_to_transform": [0, 2]},
+        {"target_modules": r".*\.v_proj"},
+    ],
+)
+def test_tensors_that_peft_leaves_aside_are_refused(base, folder, options):
+    """PEFT ignores them without a word: one of the two files is another adapter's."""
+    write_config(folder, **options)
+    with pytest.raises(UserError, match=r"adapter_model\.safetensors adapts .*_proj, adapter_config\.json does not"):
+        load_peft(folder, base[1])
+    modules = AdapterConfig.read(folder / "adapter_config.json")
+
+    def drop(tensors):
+        for name in [
+            name for name in tensors if not modules.adapts(name.split(".lora_")[0][len("base_model.model.") :])
+        ]:
+            del tensors[name]
+
+    edit_tensors(folder, drop)
+    theirs = torch_logits(peft.PeftModel.from_pretrained(torch_model(base), folder))
+    np.testing.assert_allclose(merged_logits(base, load_peft(folder, base[1])), theirs, atol=2e-5)
+
+
+def test_names_with_the_adapters_name_are_those_of_peft(base, folder):
+    plain = merged_logits(base, load_peft(folder, base[1]))
+
+    def rename(tensors):
+        for name in list(tensors):
+            tensors[name.replace(".weight", ".default.weight")] = tensors.pop(name)
+
+    edit_tensors(folder, rename)
+    theirs = torch_logits(peft.PeftModel.from_pretrained(torch_model(base), folder))
+    np.testing.assert_allclose(plain, theirs, atol=2e-5)
+    np.testing.assert_array_equal(merged_logits(base, load_peft(folder, base[1])), plain)
+
+
 def test_uniform_ranks_keep_weights_and_scale(base, tmp_path):
     model = peft.get_peft_model(torch_model(base), peft.LoraConfig(r=2, lora_alpha=3, target_modules=["v_proj"]))
     model.save_pretrained(tmp_path)
@@ -270,6 +311,11 @@ def edit_tensors(folder, edit):
     save_file(tensors, path)
 
 
+def rename(tensors, old, new):
+    for name in list(tensors):
+        tensors[name.replace(old, new)] = tensors.pop(name)
+
+
 Q0 = "base_model.model.model.layers.0.self_attn.q_proj"
 
 
@@ -292,6 +338,16 @@ Q0 = "base_model.model.model.layers.0.self_attn.q_proj"
         ),
         (lambda t: t.update({f"{Q0}.lora_A.weight": np.zeros((2, 31))}), "widths"),
         (lambda t: t.clear(), "holds no tensors"),
+        (lambda t: rename(t, Q0, Q0.replace("self_attn", "mlp")), "mlp.q_proj.*is not supported"),
+        (lambda t: rename(t, "layers.0", "layers.00"), "layers.00.*is not supported"),
+        (lambda t: rename(t, "model.model.model", "model.model"), "is not supported"),
+        (lambda t: rename(t, ".weight", ".other.weight"), "other.weight' is not supported"),
+        (lambda t: t.update({f"{Q0}.lora_A.default.weight": np.zeros((2, 32))}), "comes twice, with `.default`"),
+        (lambda t: t[f"{Q0}.lora_A.weight"].__setitem__((1, 3), np.nan), "lora_A.weight is not finite"),
+        (lambda t: t[f"{Q0}.lora_B.weight"].__setitem__((3, 1), -np.inf), "lora_B.weight is not finite"),
+        (lambda t: t.update({f"{Q0}.lora_A.weight": np.full((2, 32), 1e300)}), "or too large for float32"),
+        (lambda t: rename(t, "layers.2", "layers.20000000"), "layer 20000000, and 19999998 layers below are missing"),
+        (lambda t: rename(t, "layers.0", "layers.4"), "layer 4, and 2 layers below are missing"),
     ],
 )
 def test_tensors_that_do_not_fit(folder, edit, message):
@@ -307,6 +363,51 @@ def test_an_adapter_of_another_base(base, folder, tmp_path):
     wider = base[1].__class__(**{**vars(base[1]), "width": 64})
     with pytest.raises(UserError, match="q_proj is 32 -> 32, the base model's 64 -> 32"):
         load_peft(folder, wider)
+
+
+def test_a_sparse_adapter_needs_its_base(base, folder):
+    edit_tensors(folder, lambda t: [t.pop(name) for name in list(t) if "layers.1." not in name])
+    write_config(folder, layers_to_transform=1)
+    with pytest.raises(UserError, match="layer 1, and 1 layers below are missing: name its base model"):
+        load_peft(folder)
+    adapter = load_peft(folder, base[1])
+    assert adapter.spec.num_layers == 3
+    theirs = torch_logits(peft.PeftModel.from_pretrained(torch_model(base), folder))
+    np.testing.assert_allclose(merged_logits(base, adapter), theirs, atol=2e-5)
+
+
+def test_numbers_that_leave_float32_are_neither_read_nor_written(base, folder, tmp_path):
+    write_config(folder, lora_alpha=1e30, alpha_pattern={"q_proj": 1})
+    edit_tensors(folder, lambda t: t[f"{Q0.replace('q_proj', 'v_proj')}.lora_B.weight"].__setitem__((0, 0), 1e30))
+    with pytest.raises(UserError, match="layer 0's v_proj is too large for float32 with alpha"):
+        load_peft(folder, base[1])
+    adapter = random_adapter(base[1].lora_spec(rank=2))
+    adapter.weights["v_proj"]["b"][0, 0, 0] = 7e4
+    for dtype, value in (("float16", 7e4), ("float32", np.nan)):
+        adapter.weights["v_proj"]["b"][0, 0, 0] = value
+        with pytest.raises(UserError, match=f"the weights of v_proj are not finite, or too large for {dtype}"):
+            save_peft(adapter, tmp_path / "new", dtype=dtype)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_ranks_that_would_fill_the_memory_are_refused(folder):
+    """Padded to the rank of q_proj, up_proj would have 3 * 20,000 * (2 + 20,000) numbers."""
+    shapes = {"self_attn.q_proj": (20_000, 1, 1), "mlp.up_proj": (1, 2, 20_000)}
+
+    def grow(tensors):
+        tensors.clear()
+        for layer in range(3):
+            for path, (rank, d_in, d_out) in shapes.items():
+                place = f"base_model.model.model.layers.{layer}.{path}"
+                tensors[f"{place}.lora_A.weight"] = np.zeros((rank, d_in), np.float16)
+                tensors[f"{place}.lora_B.weight"] = np.zeros((d_out, rank), np.float16)
+
+    edit_tensors(folder, grow)
+    write_config(folder, r=1, rank_pattern={"q_proj": 20_000}, target_modules=["q_proj", "up_proj"])
+    with pytest.raises(
+        UserError, match=r"has ranks up to 20000, with which 180,006 numbers would become 1,200,240,000"
+    ):
+        load_peft(folder)
 
 
 def test_damaged_files(folder):

@@ -6,12 +6,14 @@ import struct
 import flax.serialization
 import gguf
 import ml_dtypes
+import msgpack
 import numpy as np
 import pytest
 import torch
 from gguf_files import write_gguf
 from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_torch_file
+from transformers.modeling_utils import _get_resolved_checkpoint_files
 
 from t2l_jax.errors import UserError
 from t2l_jax.io.flax_header import flax_tensors
@@ -155,9 +157,36 @@ def test_missing_weights_and_ambiguous_files_are_refused(tmp_path):
         weight_files(tmp_path)
 
 
+def test_a_whole_file_comes_before_an_index_as_in_transformers(tmp_path):
+    save_file({"x": np.zeros(3, np.float32)}, tmp_path / "other.safetensors")
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"x": "other.safetensors"}}')
+    assert weight_files(tmp_path) == [tmp_path / "other.safetensors"]
+    save_file({"x": np.ones(3, np.float32)}, tmp_path / "model.safetensors")
+    assert weight_files(tmp_path) == [tmp_path / "model.safetensors"]
+    chosen, _ = _get_resolved_checkpoint_files(str(tmp_path), None, None, None, None, False)
+    assert chosen == [str(tmp_path / "model.safetensors")]
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"x": ["a.safetensors"]}}')
+    with pytest.raises(UserError, match=r"index\.json: field weight_map"):  # a damaged folder, whatever is taken of it
+        weight_files(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("index", "message"),
     [
+        ("[]", r"index\.json: expected a JSON object"),
+        ('{"weight_map": {}}', r"field weight_map is empty"),
+        ('{"weight_map": 3}', r"field weight_map: must be a valid dictionary, got 3"),
+        ('{"weight_map": null}', r"field weight_map"),
+        ('{"weight_map": {"x": 3}}', r"field weight_map.*got 3"),
+        ('{"weight_map": {"x": ["a.safetensors"]}}', r"field weight_map"),
+        ('{"weight_map": {"x": null}}', r"field weight_map"),
+        ('{"weight_map": {"x": ".."}}', r"names '\.\.', no"),
+        ('{"weight_map": {"x": "/etc/passwd"}}', r"names '/etc/passwd', no"),
+        ('{"weight_map": {"x": "a\\u0000.safetensors"}}', r"names 'a\\x00\.safetensors', no"),
+        ('{"weight_map": {"x": "a.gguf"}}', r"names 'a\.gguf', no"),
+        ('{"weight_map": {"x": "%s.safetensors"}}' % ("a" * 300), r"cannot be read: File name too long"),
+        ("[" * 100_000, r"brackets nested too deeply"),
+        ('{"weight_map": %s}' % ("7" * 5_000), r"a number of thousands of digits"),
         ("{", r"index\.json: not JSON"),
         ("{}", r"index\.json: field weight_map is missing"),
         ('{"weight_map": {"x": "gone.safetensors"}}', r"gone\.safetensors: named by .*index\.json but not there"),
@@ -204,6 +233,65 @@ def test_files_of_noise_are_refused(tmp_path):
             (tmp_path / name).write_bytes(noise)
             with pytest.raises(UserError, match=name):
                 read_all(read(tmp_path / name))
+
+
+def pack(*items):
+    return b"".join(item if isinstance(item, bytes) else msgpack.packb(item) for item in items)
+
+
+def flax_array(shape=(2,), dtype="float32", data=bytes(8)):
+    """An array as Flax stores it."""
+    return msgpack.packb(msgpack.ExtType(1, msgpack.packb((shape, dtype, data))))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        flax_array(),  # no map around it
+        pack(b"\x81", "x", 7),
+        pack(b"\x81", "x", None),
+        pack(b"\x81", "x", "text"),
+        pack(b"\x81", "x", msgpack.ExtType(5, bytes(16))),
+        pack(b"\x81", "x", msgpack.ExtType(1, b"")),
+        pack(b"\x81", "x", msgpack.Timestamp(1)),
+        pack(b"\x81", 7, flax_array()),
+        pack(b"\x81", b"\xc0", flax_array()),
+        pack(b"\x82", "x", flax_array(), "x", flax_array()),
+        pack(b"\x81", "x", flax_array()) + b"more",
+        pack(b"\x81", "x", flax_array(shape=(-2,))),
+        pack(b"\x81", "x", flax_array(shape=(2.0,))),
+        pack(b"\x81", "x", flax_array(shape=2)),
+        pack(b"\x81", "x", flax_array(shape="ab")),
+        pack(b"\x81", "x", flax_array(shape=(2**63, 2**63))),
+        pack(b"\x81", "x", flax_array(dtype=7)),
+        pack(b"\x81", "x", flax_array(dtype="object")),
+        pack(b"\x81", "x", flax_array(data=bytes(9))),
+        pack(b"\x81", "x", {"__msgpack_chunked_array__": True}),
+        pack(b"\x81", "x", {"__msgpack_chunked_array__": True, "chunks": {}, "shape": {}}),
+        pack(b"\xdf\xff\xff\xff\xff"),
+    ],
+)
+def test_flax_trees_that_cannot_be_are_refused(content, tmp_path):
+    (tmp_path / "x.msgpack").write_bytes(content)
+    with pytest.raises(UserError, match=r"x\.msgpack: ") as error:
+        read_all(flax_tensors(tmp_path / "x.msgpack"))
+    assert "\n" not in str(error.value)
+
+
+def test_flax_files_with_flipped_bytes_are_refused_or_change_numbers_only(tmp_path, monkeypatch):
+    monkeypatch.setattr(flax.serialization, "MAX_CHUNK_SIZE", 40)
+    whole, rng = flax.serialization.to_bytes(flax_tree(ARRAYS)), np.random.default_rng(0)
+    file, refused = tmp_path / "x.msgpack", 0
+    for _ in range(300):
+        data = bytearray(whole)
+        for place in rng.integers(0, len(whole), rng.integers(1, 8)):
+            data[place] = rng.choice([data[place] ^ 1, 0x81, 0x93, 0xC0, 0xC7, 0xDF, 0xFF])
+        file.write_bytes(data)
+        try:
+            read_all(flax_tensors(file))
+        except UserError:
+            refused += 1
+    assert refused > 100
 
 
 def test_maps_nested_without_end_are_refused(tmp_path):

@@ -1,14 +1,19 @@
 """The families of base models that can be loaded: one file each, and one line here."""
 
-from t2l_jax.io.families import gemma2, llama, mistral, qwen2, qwen3
+from t2l_jax.io.families import gemma2, gemma3, granite, llama, mistral, olmo2, phi3, qwen2, qwen3, smollm3
 from t2l_jax.io.families.family import Family
 
 FAMILIES = (
     llama.FAMILY,
     mistral.FAMILY,
     gemma2.FAMILY,
+    gemma3.FAMILY,
     qwen2.FAMILY,
     qwen3.FAMILY,
+    phi3.FAMILY,
+    olmo2.FAMILY,
+    smollm3.FAMILY,
+    granite.FAMILY,
 )
 BY_MODEL_TYPE: dict[str, Family] = {family.model_type: family for family in FAMILIES}
 BY_ARCHITECTURE: dict[str, Family] = {family.gguf.architecture: family for family in FAMILIES if family.gguf}

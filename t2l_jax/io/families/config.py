@@ -1,51 +1,54 @@
-"""A Hugging Face `config.json` as a DecoderConfig. An attribute that is not understood is an error, never ignored."""
+"""A Hugging Face `config.json` as a DecoderConfig: what transformers would compute from it, or a refusal.
 
-from collections.abc import Mapping
+An attribute that no family's file mentions is passed over, with a warning, only if transformers' own code of the family
+does not mention it either.
+"""
+
+import ast
+import warnings
+from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from t2l_jax.decoder.attention import AttentionConfig, LayerAttention, Llama3Scaling, Rotary
-from t2l_jax.decoder.model import Activation, DecoderConfig
+import transformers
+from transformers.models.auto.configuration_auto import model_type_to_module_name
+
+from t2l_jax.decoder import DecoderConfig
 from t2l_jax.errors import UserError
 from t2l_jax.io.families import BY_MODEL_TYPE, Family
-from t2l_jax.io.families.family import Values
+from t2l_jax.schema import Schema, checked, shown
 
-# Attributes that are read for every family, with what their absence means.
-_REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-_SHARED = {
-    "model_type": None,
-    "num_key_value_heads": None,
-    "head_dim": None,
-    "hidden_act": "silu",
-    "rms_norm_eps": 1e-6,
-    "tie_word_embeddings": False,
-    "rope_theta": 10_000.0,
-    "rope_scaling": None,
-    "rope_parameters": None,
-}
 # Attributes that do not change what the decoder computes from the same tokens.
 _HARMLESS = frozenset({
-    "_attn_implementation", "_name_or_path", "architectures", "attention_dropout", "bos_token_id",
-    "cache_implementation", "chunk_size_feed_forward", "dtype", "eos_token_id", "id2label", "initializer_range",
-    "is_llama_config", "label2id", "max_position_embeddings", "name_or_path", "output_attentions",
-    "output_hidden_states", "pad_token_id", "pretraining_tp", "problem_type", "return_dict", "torch_dtype",
-    "transformers.js_config", "transformers_version", "unk_token_id", "use_cache",
+    "_attn_implementation", "_commit_hash", "_name_or_path", "_sliding_window_pattern", "architectures",
+    "attention_dropout", "attn_implementation", "auto_map", "bos_token_id", "cache_implementation",
+    "chunk_size_feed_forward", "dtype", "embd_pdrop", "eos_token_id", "id2label", "initializer_range",
+    "is_llama_config", "label2id", "model_type", "name_or_path", "num_labels", "output_attentions",
+    "output_hidden_states", "pad_token_id", "pretraining_tp", "problem_type", "resid_pdrop", "return_dict",
+    "sliding_window_size", "tokenizer_class", "torch_dtype", "transformers.js_config", "transformers_version",
+    "unk_token_id", "unsloth_fixed", "unsloth_version", "use_cache",
 })  # fmt: skip
-_ACTIVATIONS: dict[str, Activation] = {
-    "silu": "silu",
-    "swish": "silu",
-    "gelu": "gelu",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "gelu_new": "gelu_tanh",
-}
+# Options of text generation, which older files hold here.
+_GENERATION = frozenset({
+    "bad_words_ids", "begin_suppress_tokens", "diversity_penalty", "do_sample", "early_stopping",
+    "encoder_no_repeat_ngram_size", "exponential_decay_length_penalty", "forced_bos_token_id", "forced_eos_token_id",
+    "length_penalty", "max_length", "max_new_tokens", "min_length", "no_repeat_ngram_size", "num_beam_groups",
+    "num_beams", "num_return_sequences", "output_scores", "remove_invalid_values", "repetition_penalty",
+    "return_dict_in_generate", "suppress_tokens", "temperature", "top_k", "top_p", "typical_p",
+})  # fmt: skip
+_ON_BY_DEFAULT = frozenset({"is_causal"})  # null and false switch these off, not on
+# The files of transformers that read a config whatever its family.
+_SHARED_SOURCES = ("cache_utils", "configuration_utils", "masking_utils", "modeling_layers", "modeling_rope_utils",
+                   "modeling_utils")  # fmt: skip
 
 
 def find_family(config: Mapping[str, Any], file: Path) -> Family:
     """The family that a `config.json`'s content names. Raises UserError if it is not supported."""
     model_type = config.get("model_type")
-    if model_type not in BY_MODEL_TYPE:
+    if not isinstance(model_type, str) or model_type not in BY_MODEL_TYPE:
         names = ", ".join(BY_MODEL_TYPE)
-        raise UserError(f"{file}: model_type {model_type!r} is not supported; choose a model of {names}")
+        raise UserError(f"{file}: model_type {shown(model_type)} is not supported; choose a model of {names}")
     return BY_MODEL_TYPE[model_type]
 
 
@@ -55,71 +58,49 @@ def decoder_config(config: Mapping[str, Any], file: Path) -> DecoderConfig:
     Raises UserError for another model type, a missing attribute, and any attribute or value that is not supported.
     """
     family = find_family(config, file)
-    known = {**_SHARED, **family.attributes}
-    _refuse_unknown(config, {*known, *_REQUIRED}, file)
-    missing = [name for name in _REQUIRED if config.get(name) is None]
-    if missing:
-        raise UserError(f"{file}: lacks {', '.join(missing)}; take the config.json that belongs to the weights")
-    values = {**known, **config}
-    activation = family.activation(values)
-    if activation not in _ACTIVATIONS:
-        raise UserError(f"{file}: activation {activation!r} is not supported; one of {', '.join(_ACTIVATIONS)} is")
-    decoder = DecoderConfig(
-        vocab_size=values["vocab_size"],
-        width=values["hidden_size"],
-        num_layers=values["num_hidden_layers"],
-        mlp_width=values["intermediate_size"],
-        attention=_attention(values, file),
-        activation=_ACTIVATIONS[activation],
-        mlp_bias=bool(values.get("mlp_bias")),
-        norm_eps=values["rms_norm_eps"],
-        tied_head=values["tie_word_embeddings"],
-    )
-    return family.adapt(decoder, values, file)
+    values = checked(family.config, config, str(file))
+    decoder = values.decoder(file)
+    _check_unknown(_unknown(values), family, file)
+    return decoder
 
 
-def _refuse_unknown(config: Mapping[str, Any], known: set[str], file: Path) -> None:
-    for name, value in config.items():
-        if name == "sliding_window_size" and value == config.get("sliding_window"):
-            continue  # an older name of it, which some published files hold beside the newer one
-        # None and False switch a feature off: without it the computation is the one that we know.
-        if name not in known and name not in _HARMLESS and value is not None and value is not False:
+def _unknown(values: Schema, path: str = "") -> Iterator[tuple[str, str, Any]]:
+    """What a schema does not declare, the schemas in it included: the path to it, its name, and its value."""
+    for name, value in (values.model_extra or {}).items():
+        yield path, name, value
+    for name in type(values).model_fields:
+        if isinstance(inner := getattr(values, name), Schema):
+            yield from _unknown(inner, f"{path}{name}.")
+
+
+def _check_unknown(unknown: Iterator[tuple[str, str, Any]], family: Family, file: Path) -> None:
+    """Refuse attributes that transformers reads; warn of those that it does not."""
+    ignored = []
+    for path, name, value in unknown:
+        off = value is None or value is False
+        if name in _HARMLESS or name in _GENERATION or (value is True if name in _ON_BY_DEFAULT else off):
+            continue
+        if name in _names_in_transformers(family.model_type):
             raise UserError(
-                f"{file}: attribute {name} = {value!r} is not supported for model_type {config['model_type']!r}; "
-                "ignoring it could change the results. Remove it only if you know that it has no effect"
+                f"{file}: attribute {path}{name} = {shown(value)} is not supported for model_type "
+                f"{family.model_type!r}; ignoring it could change the results. Remove it only if you know that it has "
+                "no effect"
             )
+        ignored.append(path + name)
+    if ignored:
+        more = f" and {len(ignored) - 5} more" if len(ignored) > 5 else ""
+        warnings.warn(f"{file}: ignored, as transformers does: {', '.join(ignored[:5])}{more}", stacklevel=2)
 
 
-def _attention(values: Values, file: Path) -> AttentionConfig:
-    heads = values["num_attention_heads"]
-    bias = bool(values.get("attention_bias"))
-    return AttentionConfig(
-        num_heads=heads,
-        num_kv_heads=values["num_key_value_heads"] or heads,
-        head_dim=values["head_dim"] or values["hidden_size"] // heads,
-        layers=(LayerAttention(rotary=_rotary(values, file)),) * values["num_hidden_layers"],
-        qkv_bias=bias,
-        out_bias=bias,
-    )
-
-
-def _rotary(values: Values, file: Path) -> Rotary:
-    """The rotary positions: `rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling`."""
-    rope = dict(values["rope_parameters"] or values["rope_scaling"] or {})
-    theta = rope.pop("rope_theta", values["rope_theta"])
-    older = rope.pop("type", "default")
-    kind = rope.pop("rope_type", older)
-    if kind == "default":
-        expected = set()
-    elif kind == "llama3":
-        expected = {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}
-    else:
-        raise UserError(f"{file}: rope type {kind!r} is not supported; 'default' and 'llama3' are")
-    if set(rope) != expected:
-        raise UserError(f"{file}: rope type {kind!r} needs {sorted(expected)}, got {sorted(rope)}")
-    if not expected:
-        return Rotary(float(theta))
-    scaling = Llama3Scaling(
-        rope["factor"], rope["low_freq_factor"], rope["high_freq_factor"], rope["original_max_position_embeddings"]
-    )
-    return Rotary(float(theta), scaling)
+@cache
+def _names_in_transformers(model_type: str) -> frozenset[str]:
+    """Every name in transformers' code of a family that could be an attribute's: names, fields, arguments, text."""
+    package = Path(transformers.__file__).parent
+    folder = package / "models" / model_type_to_module_name(model_type)
+    names = set()
+    for source in [*folder.glob("*.py"), *(package / f"{name}.py" for name in _SHARED_SOURCES)]:
+        for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
+            match node:
+                case ast.Attribute(attr=name) | ast.arg(arg=name) | ast.Name(id=name) | ast.Constant(value=str(name)):
+                    names.add(name)
+    return frozenset(names)

@@ -3,12 +3,19 @@
 from pathlib import Path
 
 from t2l_jax.decoder import DecoderConfig
-from t2l_jax.io.families.family import Family, Values, with_windows
+from t2l_jax.io.families.family import Config, Family, Heads, with_layers
+from t2l_jax.schema import Count
 
 
-def adapt(config: DecoderConfig, values: Values, file: Path) -> DecoderConfig:
+class MistralConfig(Config):
     """One window for all layers, or none."""
-    return with_windows(config, (values["sliding_window"],) * config.num_layers)
+
+    num_key_value_heads: Heads | None = 8
+    sliding_window: Count | None = 4096
+
+    def decoder(self, file: Path) -> DecoderConfig:
+        """The decoder with the window."""
+        return with_layers(super().decoder(file), window=(self.sliding_window,) * self.num_hidden_layers)
 
 
-FAMILY = Family(model_type="mistral", attributes={"sliding_window": 4096}, adapt=adapt)
+FAMILY = Family("mistral", MistralConfig)

@@ -1,22 +1,20 @@
 """Qwen 3: the windows of Qwen 2, norms of queries and keys, and heads of 128 whatever the width."""
 
-from dataclasses import replace
 from pathlib import Path
 
 from t2l_jax.decoder import DecoderConfig
-from t2l_jax.io.families.family import Family, Gguf, Values
-from t2l_jax.io.families.qwen2 import GGUF_KEYS, WINDOWS, with_last_windows
+from t2l_jax.io.families.family import AttentionBiasConfig, Family, Gguf, HeadDim, with_attention
+from t2l_jax.io.families.qwen2 import GGUF_KEYS, LastWindowsConfig
 
 
-def adapt(config: DecoderConfig, values: Values, file: Path) -> DecoderConfig:
-    """Windows and norms."""
-    config = with_last_windows(config, values, file)
-    return replace(config, attention=replace(config.attention, qk_norm=True))
+class Qwen3Config(LastWindowsConfig, AttentionBiasConfig):
+    """Windows, biases and norms."""
+
+    head_dim: HeadDim | None = 128
+
+    def decoder(self, file: Path) -> DecoderConfig:
+        """The decoder with the norms."""
+        return with_attention(super().decoder(file), qk_norm="head")
 
 
-FAMILY = Family(
-    model_type="qwen3",
-    attributes={**WINDOWS, "attention_bias": False, "head_dim": 128},
-    adapt=adapt,
-    gguf=Gguf("qwen3", GGUF_KEYS),
-)
+FAMILY = Family("qwen3", Qwen3Config, gguf=Gguf("qwen3", GGUF_KEYS))
