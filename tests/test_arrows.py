@@ -15,7 +15,7 @@ ALLOWED = {
     "lora": "errors schema",
     "hypernet": "errors schema lora",
     "sharding": "errors lora",
-    "decoder": "errors lora sharding",
+    "decoder": "errors schema lora sharding",
     "io": "errors schema lora hypernet decoder sharding progress",
     "encoder": "errors schema decoder io progress",
     "data": "errors schema hypernet decoder io progress",

@@ -11,6 +11,7 @@ import tiny_training
 from tiny_training import curves, run
 
 import t2l_jax
+from t2l_jax import schema
 from t2l_jax.errors import UserError
 from t2l_jax.hypernet import Condition, HypernetConfig, TaskEncoderConfig, write_adapters
 from t2l_jax.io.peft import load_peft, save_peft
@@ -252,6 +253,8 @@ class Constant(Trainee):
 
 def test_a_new_trainee_is_a_class_and_a_line_in_the_list(tmp_path, monkeypatch):
     monkeypatch.setitem(TRAINEES, "constant", Constant)
+    monkeypatch.setitem(Recipe.__annotations__, "trainee", Literal[tuple(TRAINEES)])  # made when the module was loaded
+    monkeypatch.setattr(schema, "_hints", schema._hints.__wrapped__)
     trainee = TRAINEES[Recipe(trainee="constant").trainee].make(HypernetConfig(), tiny_training.SPEC, None, 4)
     variables = run(tmp_path, trainee=trainee, loop=LoopConfig(steps=2, log_every=1))
     assert [record["step"] for record in curves(tmp_path) if "loss" in record] == [1, 2]
