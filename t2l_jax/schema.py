@@ -20,6 +20,13 @@ _RULES = ConfigDict(strict=True, allow_inf_nan=False, frozen=True, extra="ignore
 _REPR = reprlib.Repr()
 _REPR.maxstring = _REPR.maxother = 60
 _REPR.maxlist = _REPR.maxtuple = _REPR.maxdict = _REPR.maxlevel = 3
+_WORDS = {  # of pydantic's messages
+    "Input should be": "must be",
+    "greater than or equal to": "at least",
+    "less than or equal to": "at most",
+    "greater than": "above",
+    "less than": "below",
+}
 Kind = TypeVar("Kind")
 Item = TypeVar("Item")
 
@@ -119,7 +126,9 @@ def _plain(kind: Any, value: object, where: str, path: str) -> Any:
         first = error.errors(include_url=False)[0]
         # Of a union pydantic names the member, too, which is no part of the file.
         names = [part for part in first["loc"] if isinstance(part, int) or part.isidentifier()]
-        problem = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+        problem = first["msg"].removeprefix("Value error, ")
+        for theirs, ours in _WORDS.items():
+            problem = problem.replace(theirs, ours)
         if first["type"] == "model_type":
             problem = "must be an object of fields"
         if first["type"] == "missing":

@@ -385,10 +385,10 @@ def test_the_smallest_adapters_have_their_shapes(config, spec):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: HypernetConfig(latent=6), "latent must be a multiple of 4 and above 0, got 6"),
-        (lambda: HypernetConfig(head_in=0), "head_in must be at least 1, got 0"),
-        (lambda: HypernetConfig(dropout=1), "dropout must be at least 0 and below 1, got 1"),
-        (lambda: TaskEncoderConfig(codebook=0), "codebook must be at least 1, got 0"),
+        (lambda: HypernetConfig(latent=6), "latent must be a multiple of 4, got 6"),
+        (lambda: HypernetConfig(head_in=0), "hypernet: field head_in: must be at least 1, got 0"),
+        (lambda: HypernetConfig(dropout=1), "field dropout: must be below 1, got 1"),
+        (lambda: TaskEncoderConfig(codebook=0), "hypernet.task: field codebook: must be at least 1, got 0"),
     ],
 )
 def test_sizes_that_make_no_network_are_refused(make, message):

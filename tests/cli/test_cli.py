@@ -80,7 +80,7 @@ def test_evaluate(capsys, place):
         (("models/good", "--tasks", "tasks", "--methods", "oracle"), "oracle has no material"),
         (
             ("models/good", "--tasks", "tasks", "--examples", "0"),
-            "field examples: must be greater than or equal to 1, got 0",
+            "field examples: must be at least 1, got 0",
         ),
         (("nowhere", "--tasks", "tasks"), "nowhere: no such model folder"),
         (("models/good", "--tasks", "tasks", "--multitask", "x" * 300), "File name too long"),
@@ -88,7 +88,7 @@ def test_evaluate(capsys, place):
         (("models/good", "--tasks", "tasks", "--one-hot", "x" * 300), "File name too long"),
         (("models/good", "--tasks", "x" * 300), "File name too long"),
         (("x" * 300, "--tasks", "tasks"), "File name too long"),
-        (("models/good", "--tasks", "tasks", "--max-new-tokens", "9" * 12), "field max_new_tokens: must be less than"),
+        (("models/good", "--tasks", "tasks", "--max-new-tokens", "9" * 12), "field max_new_tokens: must be at most"),
     ],
 )
 def test_evaluate_refuses(capsys, place, arguments, message):
@@ -134,12 +134,12 @@ def test_chat_draws_anew_every_turn_and_the_same_for_a_seed(capsys, place, monke
         (("--adapter", "x" * 300), "File name too long"),
         (("--temperature", "nan"), "sampling: field temperature: must be a finite number, got nan"),
         (("--top-p", "nan"), "sampling: field top_p: must be a finite number, got nan"),
-        (("--max-new-tokens", "9" * 12), "sampling: field max_new_tokens: must be less than or equal to 131072"),
+        (("--max-new-tokens", "9" * 12), "sampling: field max_new_tokens: must be at most 131072"),
         (("--seed", "9" * 20), "--seed must be from 0 to 2147483647, got 99999999999999999999"),
         (("--seed", "-1"), "--seed must be from 0 to 2147483647"),
-        (("--temperature", "-1"), "sampling: field temperature: must be greater than or equal to 0"),
-        (("--top-p", "0"), "sampling: field top_p: must be greater than 0"),
-        (("--max-new-tokens", "0"), "sampling: field max_new_tokens: must be greater than or equal to 1"),
+        (("--temperature", "-1"), "sampling: field temperature: must be at least 0"),
+        (("--top-p", "0"), "sampling: field top_p: must be above 0"),
+        (("--max-new-tokens", "0"), "sampling: field max_new_tokens: must be at least 1"),
     ],
 )
 def test_chat_refuses(capsys, place, arguments, message):

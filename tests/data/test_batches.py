@@ -240,7 +240,7 @@ def test_a_task_needs_an_example_that_fits():
 
 @pytest.mark.parametrize("field", ["tasks", "rows", "length"])
 def test_a_batch_of_nothing_is_refused(field):
-    with pytest.raises(UserError, match=f"batch: field {field}: must be greater than or equal to 1, got 0"):
+    with pytest.raises(UserError, match=f"batch: field {field}: must be at least 1, got 0"):
         BatchConfig(**{field: 0})
 
 

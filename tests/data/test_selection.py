@@ -55,5 +55,5 @@ def test_a_selection_that_cannot_be_trained_on_is_refused(selection, any_split, 
 
 @pytest.mark.parametrize("field", ["most", "wordings"])
 def test_a_selection_of_nothing_is_refused(field):
-    with pytest.raises(UserError, match=f"selection: field {field}: must be greater than or equal to 1, got 0"):
+    with pytest.raises(UserError, match=f"selection: field {field}: must be at least 1, got 0"):
         TaskSelection(**{field: 0})

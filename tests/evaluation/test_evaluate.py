@@ -257,7 +257,7 @@ def test_code_is_run_only_when_asked(model, tmp_path, monkeypatch):
         ({"only": ("task*", "x*")}, "only: no task is named like 'x\\*': correct or remove it"),
         ({"methods": ("oracle",)}, "oracle has no material: --oracles FOLDER"),
         ({"methods": ("one-hot",)}, "one-hot has no material: --one-hot RUN"),
-        ({"examples": 0}, "evaluation: field examples: must be greater than or equal to 1, got 0"),
+        ({"examples": 0}, "evaluation: field examples: must be at least 1, got 0"),
     ],
 )
 def test_what_cannot_be_evaluated_is_refused_before_the_base_is_loaded(model, monkeypatch, tmp_path, options, message):

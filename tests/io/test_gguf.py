@@ -82,7 +82,7 @@ def test_gguf_rope_factors_are_llama3_scaling_or_refused(tmp_path):
         ({"attention.head_count": 0}, "field num_attention_heads"),
         ({"attention.head_count_kv": 1.0}, "field num_key_value_heads: must be a valid integer, got 1.0"),
         ({"feed_forward_length": 0}, "field intermediate_size"),
-        ({"block_count": 1_000_000}, "field num_hidden_layers: must be less than or equal to 4096"),
+        ({"block_count": 1_000_000}, "field num_hidden_layers: must be at most 4096"),
         ({"attention.layer_norm_rms_epsilon": math.inf}, "field rms_norm_eps"),
         ({"attention.sliding_window": 8}, r"key llama\.attention\.sliding_window = 8 is not supported"),
         ({"rope.scaling.type": "longrope", "rope.scaling.factor": 2.0}, "rope type 'longrope' is not supported"),

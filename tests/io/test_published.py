@@ -97,7 +97,7 @@ def edit_config(folder, edit):
     ("edit", "message"),
     [
         (lambda c: c.pop("lora"), "field lora is missing"),
-        (lambda c: c.update(lora=[]), "field lora: must be a valid dictionary, got"),
+        (lambda c: c.update(lora=[]), "field lora: must be an object of fields, got"),
         (lambda c: c["hypernet"].update(depth=3), "field hypernet.depth is not known"),
         (lambda c: c["hypernet"].update(head="X"), "field hypernet.head: must be 'L', 'M' or 'S', got 'X'"),
         (lambda c: c["hypernet"].update(latent=False), "field hypernet.latent: must be a valid integer, got False"),
@@ -131,9 +131,9 @@ HUGE = 2**31 - 4
 @pytest.mark.parametrize(
     "edit",
     [
-        lambda c: c["hypernet"].update(latent=HUGE, head_in=HUGE),
+        lambda c: c["hypernet"].update(latent=2**20, head_in=2**20),
         lambda c: c["hypernet"].update(head="S", init="sft", offset="frozen"),
-        lambda c: c["hypernet"]["task"].update(dim=HUGE),
+        lambda c: c["hypernet"]["task"].update(dim=2**20),
         lambda c: c["lora"].update(rank=HUGE, num_layers=HUGE, modules={"q_proj": [HUGE, HUGE]}),
     ],
 )

@@ -367,5 +367,5 @@ def test_a_checkpoint_holds_the_step_what_is_trained_and_the_optimiser(undisturb
 
 @pytest.mark.parametrize("field", ["steps", "log_every", "checkpoint_every"])
 def test_a_loop_of_nothing_is_refused(field):
-    with pytest.raises(UserError, match=f"loop: field {field}: must be greater than or equal to 1, got 0"):
+    with pytest.raises(UserError, match=f"loop: field {field}: must be at least 1, got 0"):
         LoopConfig(**{field: 0})

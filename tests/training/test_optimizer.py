@@ -60,12 +60,12 @@ def test_a_cooldown_ends_an_early_end_at_zero():
 @pytest.mark.parametrize(
     ("config", "changes", "message"),
     [
-        (OptimizerConfig, {"warmup": 20}, "optimizer: field warmup: must be less than or equal to 1"),
-        (OptimizerConfig, {"learning_rate": -1.0}, "optimizer: field learning_rate: must be greater than 0, got -1.0"),
-        (OptimizerConfig, {"clip": 0.0}, "optimizer: field clip: must be greater than 0"),
-        (OptimizerConfig, {"weight_decay": -0.1}, "optimizer: field weight_decay: must be greater than or equal to 0"),
-        (SftConfig, {"lora_dropout": 1.0}, "objective: field lora_dropout: must be less than 1"),
-        (SftConfig, {"neftune": -1.0}, "objective: field neftune: must be greater than or equal to 0"),
+        (OptimizerConfig, {"warmup": 20}, "optimizer: field warmup: must be at most 1"),
+        (OptimizerConfig, {"learning_rate": -1.0}, "optimizer: field learning_rate: must be above 0, got -1.0"),
+        (OptimizerConfig, {"clip": 0.0}, "optimizer: field clip: must be above 0"),
+        (OptimizerConfig, {"weight_decay": -0.1}, "optimizer: field weight_decay: must be at least 0"),
+        (SftConfig, {"lora_dropout": 1.0}, "objective: field lora_dropout: must be below 1"),
+        (SftConfig, {"neftune": -1.0}, "objective: field neftune: must be at least 0"),
     ],
 )
 def test_settings_out_of_range_are_named(config, changes, message):
