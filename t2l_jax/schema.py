@@ -120,7 +120,8 @@ def _plain(kind: Any, value: object, where: str, path: str) -> Any:
         # Of a union pydantic names the member, too, which is no part of the file.
         names = [part for part in first["loc"] if isinstance(part, int) or part.isidentifier()]
         problem = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-        problem = problem.partition(" or instance of ")[0]
+        if first["type"] == "model_type":
+            problem = "must be an object of fields"
         if first["type"] == "missing":
             raise UserError(f"{where}: {_field(path, *names)} is missing") from error
         if first["type"] == "extra_forbidden":

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 from tiny_published import HashEncoder, save_published, snapshot, tiny_config
 
+from t2l_jax import bulk
 from t2l_jax import model as model_module
-from t2l_jax.bulk import Request, generate_to_folder, read_requests
+from t2l_jax.bulk import Request, generate_to_folder, read_requests, stream_adapters
 from t2l_jax.errors import UserError
 from t2l_jax.io.peft import PeftFormat, load_peft
 from t2l_jax.model import load
@@ -166,10 +167,33 @@ def test_a_full_disk_ends_it_and_it_goes_on_later(model, tmp_path, monkeypatch):
     assert_made_by(model, tmp_path, REQUESTS)
 
 
+def test_names_of_the_stores_own_files_leave_no_folder(model, tmp_path):
+    for name in ("store.json", "Manifest.jsonl"):
+        with pytest.raises(UserError, match=f"line 1: an adapter cannot be named {name}"):
+            read_requests(write_lines(tmp_path / "t.jsonl", {"name": name, "description": "x"}))
+        with pytest.raises(UserError, match=f"an adapter cannot be named {name}"):
+            generate_to_folder(model, [Request("a", "x"), Request(name, "x")], tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["t.jsonl"]
+
+
+def test_a_batch_is_no_larger_than_what_is_asked_for(model, tmp_path, monkeypatch):
+    sizes = []
+
+    def stream(model, conditions, batch):
+        sizes.append(batch)
+        return stream_adapters(model, conditions, batch)
+
+    monkeypatch.setattr(bulk, "stream_adapters", stream)
+    assert generate_to_folder(model, REQUESTS[:2], tmp_path, batch=10**8) == 2
+    assert generate_to_folder(model, REQUESTS[:2], tmp_path, batch=10**8) == 0
+    assert sizes == [2, 1]
+
+
 CHILD = """
 import sys, time
 from pathlib import Path
 from tiny_published import HashEncoder
+from t2l_jax import bulk
 from t2l_jax import model as model_module
 from t2l_jax.bulk import generate_to_folder, read_requests
 

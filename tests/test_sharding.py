@@ -26,7 +26,7 @@ CONFIG = DecoderConfig(
         head_dim=4,
         layers=(LayerAttention(window=3), LayerAttention()),
         qkv_bias=True,
-        qk_norm=True,
+        qk_norm="head",
     ),
     tied_head=False,
 )

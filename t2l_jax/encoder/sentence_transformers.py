@@ -18,7 +18,7 @@ from t2l_jax.encoder.text import prepare_all
 from t2l_jax.errors import UserError
 from t2l_jax.io.files import read_json, read_json_value
 from t2l_jax.io.locations import ModelFiles
-from t2l_jax.schema import Count, Schema, Several, checked
+from t2l_jax.schema import Schema, Several, checked
 
 log = logging.getLogger(__name__)
 
@@ -59,9 +59,11 @@ class SentenceEncoder:
                     local_files_only=not trust_remote_code,  # the code may lie in another repository
                     model_kwargs={"dtype": "float32", "use_safetensors": True},
                 )
-            dim = checked(Count, model.get_embedding_dimension(), f"{path}: the width of its embeddings")
+                dim = model.get_embedding_dimension()
         except Exception as error:  # what the libraries raise on a damaged folder has no limits
             raise UserError(f"{path}: its text encoder cannot be loaded: {_first_line(error)}") from error
+        if type(dim) is not int or dim < 1:
+            raise UserError(f"{path}: its text encoder does not say how wide its embeddings are")
         if trust_remote_code:
             _fill_buffers(model[0].auto_model)
         if adapter is not None:

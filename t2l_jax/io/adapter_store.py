@@ -141,9 +141,10 @@ class AdapterStore:
         folder = self.folder / name
         try:
             return (
-                (folder / WEIGHTS_FILE).stat().st_size == self.files.num_bytes
+                (folder / WEIGHTS_FILE).is_file()
+                and (folder / WEIGHTS_FILE).stat().st_size == self.files.num_bytes
                 and read_file(folder / CONFIG_FILE) == self.files.config
-                and (folder / DESCRIPTION_FILE).stat().st_size > 0
+                and read_file(folder / DESCRIPTION_FILE) != b""
             )
         except (OSError, UserError):
             return False

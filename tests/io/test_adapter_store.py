@@ -230,3 +230,14 @@ def test_killed_again_and_again_it_ends_with_every_adapter_once_and_whole(tmp_pa
         assert np.unique(adapter.weights["q_proj"]["a"]).tolist() == [index]
         data = (folder / f"t{index:03d}" / "adapter_model.safetensors").read_bytes()
         assert records[index]["sha256"] == hashlib.sha256(data).hexdigest()
+
+
+@pytest.mark.parametrize("file", ["adapter_config.json", "adapter_model.safetensors", "description.txt"])
+@pytest.mark.parametrize("what", ["folder", "pipe"])
+def test_what_stands_in_the_place_of_an_adapters_file_is_replaced(tmp_path, file, what):
+    fill(tmp_path)
+    path = tmp_path / NAMES[2] / file
+    path.unlink()
+    path.mkdir() if what == "folder" else os.mkfifo(path)
+    assert fill(tmp_path) == [2]
+    assert path.is_file()

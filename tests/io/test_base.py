@@ -15,14 +15,12 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from gguf_files import IN_GGUF, convert, write_gguf
+from gguf_files import convert
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from safetensors.torch import load_file, save_file
-from tiny_models import LENGTH, random_tokens, save_tiny, torch_logits
+from tiny_models import random_tokens, save_tiny, torch_logits
 
 from t2l_jax.decoder import Decoder, logits
-from t2l_jax.decoder.attention import Rotary
-from t2l_jax.decoder.rotary_scaling import LinearScaling, Llama3Scaling
 from t2l_jax.errors import UserError
 from t2l_jax.io import base as base_module
 from t2l_jax.io.base import load_base, load_config, load_stop_ids, load_tokenizer
@@ -102,101 +100,30 @@ def as_flax(model):
     return flax.traverse_util.unflatten_dict(flat)
 
 
-@pytest.mark.parametrize("family", [name for name in IN_GGUF if name != "llama 2"])
-def test_logits_from_gguf(family, tmp_path):
-    model = save_tiny(family, tmp_path, **IN_GGUF[family])
+def test_matrices_stored_as_one_are_cut_in_small_blocks(tmp_path, monkeypatch):
+    monkeypatch.setattr(base_module, "BLOCK_BYTES", 2_500)  # 8 rows of 64
+    model = save_tiny("phi 3", tmp_path)
     convert(model, tmp_path / "model.gguf")
-    tokens = random_tokens(2, LENGTH)
-    config, params = load_base(resolve(tmp_path / "model.gguf"))
-    hidden, _ = jax.jit(Decoder(config).apply)({"params": params}, jnp.asarray(tokens.numpy()))
-    np.testing.assert_allclose(logits(config, params, hidden), torch_logits(model, tokens), rtol=0, atol=1e-3)
+    state = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    for source in (tmp_path, tmp_path / "model.gguf"):
+        layers = load_base(resolve(source))[1]["layers"]
+        for fused, names, ends in (
+            ("self_attn.qkv_proj", ("q_proj", "k_proj", "v_proj"), (64, 96)),
+            ("mlp.gate_up_proj", ("gate_proj", "up_proj"), (96,)),
+        ):
+            parts = np.split(np.stack([state[f"model.layers.{i}.{fused}.weight"] for i in range(4)]), ends, axis=1)
+            for name, part in zip(names, parts, strict=True):
+                assert_equal(layers[name]["kernel"], part.swapaxes(1, 2))
 
 
-def llama3_factors(factor: float) -> np.ndarray:
-    """What llama.cpp's converter writes for llama 3.1's scaling with a base of 500,000 and heads of 128."""
-    factors = []
-    for exponent in range(0, 128, 2):
-        wavelength = 2 * math.pi * 500_000.0 ** (exponent / 128)
-        if wavelength < 8192 / 4:
-            factors.append(1.0)
-        elif wavelength > 8192 / 1:
-            factors.append(factor)
-        else:
-            smooth = (8192 / wavelength - 1) / (4 - 1)
-            factors.append(1 / ((1 - smooth) / factor + smooth))
-    return np.asarray(factors, np.float32)
-
-
-def write_headless_gguf(file, *, fields=None, **arrays):
-    """As much of a Llama as a config is made from, with other fields."""
-    known = {
-        "block_count": 1,
-        "embedding_length": 256,
-        "feed_forward_length": 32,
-        "attention.head_count": 2,
-        "attention.layer_norm_rms_epsilon": 1e-5,
-        "rope.freq_base": 500_000.0,
-    }
-    arrays = {"token_embd.weight": np.ones((3, 256), np.float32), **arrays}
-    write_gguf(file, arrays, "llama", **known | (fields or {}))
-
-
-def rotary_of(file):
-    (layer,) = load_config(resolve(file)).attention.layers
-    return layer.rotary
-
-
-def test_gguf_rope_factors_are_llama3_scaling_or_refused(tmp_path):
-    file = tmp_path / "model.gguf"
-    for factor in (8.0, 32.0):
-        write_headless_gguf(file, **{"rope_freqs.weight": llama3_factors(factor)})
-        assert rotary_of(file) == Rotary(500_000.0, Llama3Scaling(factor, 1.0, 4.0, 8192))
-    write_headless_gguf(file, **{"rope_freqs.weight": np.ones(64, np.float32)})
-    assert rotary_of(file) == Rotary(500_000.0)
-    write_headless_gguf(file, **{"rope_freqs.weight": np.linspace(1, 8, 64, dtype=np.float32)})
-    with pytest.raises(UserError, match=r"the factors in rope_freqs\.weight are not Llama 3\.1's"):
-        load_config(resolve(file))
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"expert_count": 8}, r"key llama\.expert_count = 8 is not supported"),
-        ({"attention.value_length": 64}, r"key llama\.attention\.value_length = 64 .* keys have a width of 128"),
-        ({"rope.dimension_count": 64}, r"key llama\.rope\.dimension_count = 64 .* heads have a width of 128"),
-        ({"attention.head_count": 0}, "field num_attention_heads"),
-        ({"attention.head_count_kv": 1.0}, "field num_key_value_heads: must be a valid integer, got 1.0"),
-        ({"feed_forward_length": 0}, "field intermediate_size"),
-        ({"block_count": 1_000_000}, "field num_hidden_layers: must be less than or equal to 4096"),
-        ({"attention.layer_norm_rms_epsilon": math.inf}, "field rms_norm_eps"),
-        ({"attention.sliding_window": 8}, r"key llama\.attention\.sliding_window = 8 is not supported"),
-        ({"rope.scaling.type": "longrope", "rope.scaling.factor": 2.0}, "rope type 'longrope' is not supported"),
-        ({"rope.scaling.type": "yarn", "rope.scaling.factor": 2.0}, "needs original_max_position_embeddings"),
-        ({"rope.scaling.attn_factor": 1.2}, r"key llama\.rope\.scaling\.attn_factor = 1.2"),
-        ({"rope.scaling.type": "linear"}, "rope type 'linear' needs factor"),
-    ],
-)
-def test_gguf_metadata_that_is_not_understood_is_refused_by_name(fields, message, tmp_path):
-    write_headless_gguf(tmp_path / "a.gguf", fields=fields)
-    with pytest.raises(UserError, match=message) as error:
-        load_config(resolve(tmp_path / "a.gguf"))
-    assert "a.gguf: " in str(error.value)
-
-
-def test_gguf_metadata_that_changes_nothing(tmp_path):
-    write_headless_gguf(tmp_path / "a.gguf")
-    plain = load_config(resolve(tmp_path / "a.gguf"))
-    neutral = {"expert_count": 0, "rope.scaling.type": "none", "rope.scaling.factor": 4.0, "rope.dimension_count": 128}
-    write_headless_gguf(tmp_path / "a.gguf", fields=neutral)
-    assert load_config(resolve(tmp_path / "a.gguf")) == plain
-    write_headless_gguf(tmp_path / "a.gguf", fields={"rope.scaling.factor": 4.0})  # linear, as llama.cpp has it
-    assert rotary_of(tmp_path / "a.gguf") == Rotary(500_000.0, LinearScaling(4.0))
-
-
-def test_gguf_long_rope_is_refused_by_name(tmp_path):
-    write_headless_gguf(tmp_path / "a.gguf", **{"rope_factors_long.weight": np.ones(64, np.float32)})
-    with pytest.raises(UserError, match="rope type 'longrope'"):
-        load_config(resolve(tmp_path / "a.gguf"))
+def test_a_part_of_fused_matrices_is_refused(tmp_path):
+    save_tiny("phi 3", tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    name = "model.layers.1.self_attn.qkv_proj.weight"
+    state[name] = state[name][:64].clone()
+    save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"qkv_proj\.weight is \[64, 64\], the config asks for \[128, 64\]"):
+        load_base(resolve(tmp_path))
 
 
 def test_parameters_are_created_where_they_belong(llama):
@@ -318,11 +245,12 @@ def test_weights_that_do_not_fit_the_config_are_refused(llama, tmp_path, change,
 
 def test_tensor_in_two_shards_is_refused(llama, tmp_path):
     source = edited(llama, tmp_path, lambda state: None)
+    (tmp_path / "model.safetensors").rename(tmp_path / "first.safetensors")  # a whole file would come before the index
     save_file({"model.norm.weight": torch.ones(64)}, tmp_path / "more.safetensors")
-    weight_map = {"a": "model.safetensors", "b": "more.safetensors"}
+    weight_map = {"a": "first.safetensors", "b": "more.safetensors"}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     with pytest.raises(
-        UserError, match=r"more\.safetensors: tensor model\.norm\.weight is also in .*model\.safetensors"
+        UserError, match=r"more\.safetensors: tensor model\.norm\.weight is also in .*first\.safetensors"
     ):
         load_base(source)
 

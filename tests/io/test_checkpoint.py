@@ -128,3 +128,8 @@ def test_a_checkpoint_is_restored_on_any_number_of_devices(tmp_path, before, aft
         found = checkpoints.restore_latest(target)
     assert_equal(found, state(1))
     assert found["w"].sharding == target["w"].sharding
+
+
+def test_a_folder_that_orbax_cannot_open_is_refused_at_once(tmp_path):
+    with pytest.raises(UserError, match="its name is not UTF-8, which Orbax needs"):
+        Checkpoints(tmp_path / "a\udcff")

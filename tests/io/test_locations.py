@@ -71,7 +71,12 @@ def test_hub_gives_all_parts_of_a_gguf_file(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(
     ("location", "message"),
-    [("x" * 300, "File name too long"), ("a\0b", "no such model folder"), ("~nobody-at-all/x", "no such model folder")],
+    [
+        ("x" * 300, "File name too long"),
+        ("a\0b", "no such model folder"),
+        ("~nobody-at-all/x", "no such model folder"),
+        ("a\udcff", "not UTF-8"),
+    ],
 )
 def test_paths_that_cannot_be_are_refused(location, message):
     with pytest.raises(UserError, match=message):

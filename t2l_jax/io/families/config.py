@@ -86,7 +86,7 @@ def _check_unknown(unknown: Iterator[tuple[str, str, Any]], family: Family, file
                 f"{family.model_type!r}; ignoring it could change the results. Remove it only if you know that it has "
                 "no effect"
             )
-        ignored.append(path + name)
+        ignored.append(shown(path + name).strip("'\""))
     if ignored:
         more = f" and {len(ignored) - 5} more" if len(ignored) > 5 else ""
         warnings.warn(f"{file}: ignored, as transformers does: {', '.join(ignored[:5])}{more}", stacklevel=2)

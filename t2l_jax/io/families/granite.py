@@ -37,6 +37,7 @@ FAMILY = Family(
             "residual_scale": "residual_multiplier",
             "logit_scale": "logits_scaling",
         },
+        absent={"attention_multiplier": None},  # refused: llama.cpp then takes another scale than Granite's
         interleaved=True,
     ),
 )
