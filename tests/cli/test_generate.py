@@ -55,7 +55,7 @@ def test_generate_many(capsys, place):
         (("Say a.", "--model", "full"), "full/config.json"),
         (("Say a.", "--model", "models/base"), "models/base/config.json: field "),
         (("Say a.", "--model", "models/empty"), "model.safetensors cannot be read"),
-        (("Say a.", "--model", "models/cut"), "model.safetensors: damaged"),
+        (("Say a.", "--model", "models/cut"), "model.safetensors: damaged or cut short"),
         (("Say a.", "--model", "models/misfit"), "its config.json asks for"),
         (("Say a.", "--model", "hf:org/none"), "hf:org/none: could not be fetched"),
         (("Say a.", "--model", "hf:none"), "hf:none: write hf:org/name"),
@@ -81,7 +81,7 @@ def test_generate_refuses(capsys, place, arguments, message):
         (LINE, ("--out", "file"), "file cannot be written"),
         (LINE, ("--from", "nowhere.jsonl"), "nowhere.jsonl cannot be read"),
         (LINE, ("--from", "tasks"), "tasks cannot be read"),
-        (LINE, ("--model", "models/cut"), "model.safetensors: damaged"),
+        (LINE, ("--model", "models/cut"), "model.safetensors: damaged or cut short"),
     ],
 )
 def test_generate_from_a_file_refuses(capsys, place, lines, options, message):
