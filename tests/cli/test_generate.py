@@ -53,7 +53,7 @@ def test_generate_many(capsys, place):
         (("Say a.", "--model", "nowhere"), "nowhere: no such model folder"),
         (("Say a.", "--model", "models/good/config.json"), "not a model"),
         (("Say a.", "--model", "full"), "full/config.json"),
-        (("Say a.", "--model", "models/base"), "models/base/config.json: field "),
+        (("Say a.", "--model", "models/base"), "not the config of a t2l_jax model"),
         (("Say a.", "--model", "models/empty"), "model.safetensors cannot be read"),
         (("Say a.", "--model", "models/cut"), "model.safetensors: damaged or cut short"),
         (("Say a.", "--model", "models/misfit"), "its config.json asks for"),
