@@ -18,7 +18,7 @@ from t2l_jax.encoder.text import prepare_all
 from t2l_jax.errors import UserError
 from t2l_jax.io.files import read_json, read_json_value
 from t2l_jax.io.locations import ModelFiles
-from t2l_jax.schema import Schema, Several, checked
+from t2l_jax.schema import Schema, Several, checked, shown
 
 log = logging.getLogger(__name__)
 
@@ -110,6 +110,11 @@ class SentenceEncoder:
 
 class _Module(Schema):
     type: str
+    path: str = ""
+
+
+class _Dense(Schema):
+    activation_function: str = "torch.nn.modules.activation.Tanh"
 
 
 class _Modules(Schema):
@@ -138,6 +143,7 @@ def _check_folder(path: Path, trust_remote_code: bool) -> None:
     modules = checked(_Modules, {"modules": read_json_value(path / "modules.json")}, str(path / "modules.json")).modules
     config = checked(_Config, read_json(config_file) if config_file.exists() else {}, str(config_file))
     foreign = [module.type for module in modules if not module.type.startswith("sentence_transformers.")]
+    foreign += [name for name in _activations(path, modules) if not name.startswith("torch.nn.")]
     if config.auto_map is not None and config.model_type not in CONFIG_MAPPING:
         foreign.append(config.auto_map.AutoModel or "its model class")
     if foreign and not trust_remote_code:
@@ -145,6 +151,16 @@ def _check_folder(path: Path, trust_remote_code: bool) -> None:
             f"{path}: needs Python code of its own ({', '.join(foreign)}). Read that code; if you trust it, "
             "pass trust_remote_code=True (on the command line: --trust-remote-code)"
         )
+
+
+def _activations(path: Path, modules: Sequence[_Module]) -> Iterator[str]:
+    """The activations that dense layers name. For one that it may not import the library silently takes another."""
+    for module in modules:
+        file = path / module.path / "config.json"
+        if not file.resolve().is_relative_to(path.resolve()):
+            raise UserError(f"{path / 'modules.json'}: the path {shown(module.path)} leaves the model's folder")
+        if module.path and file.exists():
+            yield checked(_Dense, read_json(file), str(file)).activation_function
 
 
 def _fill_buffers(model: Any) -> None:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file, save_file
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+from sentence_transformers.sentence_transformer.modules import Dense, StaticEmbedding
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from t2l_jax.encoder import load_encoder
@@ -90,3 +91,22 @@ def test_damaged_folders_are_refused_in_one_line(folder: Path, name: str) -> Non
     with pytest.raises(UserError, match=str(folder)) as error:
         load_encoder(str(folder)).embed(["say red"])
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("activation", ["os.system", "torch.hub.load", "builtins.exec"])
+def test_an_activation_that_the_library_would_replace_by_another_is_refused(folder: Path, activation: str) -> None:
+    model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+    model.append(Dense(4, 4, activation_function=torch.nn.Tanh()))
+    model.save(str(folder), create_model_card=False)
+    load_encoder(str(folder)).embed(["say red"])
+    file = folder / "1_Dense" / "config.json"
+    file.write_text(file.read_text().replace("torch.nn.modules.activation.Tanh", activation))
+    with pytest.raises(UserError, match=rf"needs Python code of its own \({activation}\)"):
+        load_encoder(str(folder))
+
+
+def test_a_module_outside_the_folder_is_refused(folder: Path) -> None:
+    modules = json.loads((folder / "modules.json").read_text())
+    (folder / "modules.json").write_text(json.dumps([*modules, {**modules[0], "path": "../other"}]))
+    with pytest.raises(UserError, match=r"modules\.json: the path '\.\./other' leaves the model's folder"):
+        load_encoder(str(folder))
