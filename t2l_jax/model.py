@@ -16,7 +16,7 @@ from t2l_jax.decoder.padding import pad_leading, power_of_two
 from t2l_jax.encoder import Encoder, load_encoder
 from t2l_jax.errors import UserError
 from t2l_jax.hypernet import Condition, HypernetConfig, Variables, write_adapters
-from t2l_jax.io.base import load_config
+from t2l_jax.io.base import check_separate, load_config
 from t2l_jax.io.files import read_file
 from t2l_jax.io.locations import ModelFiles, resolve
 from t2l_jax.io.peft import CONFIG_FILE, WEIGHTS_FILE
@@ -82,6 +82,7 @@ class Model:
     def load_base(self, dtype: Any = jnp.float32) -> LLM:
         """The frozen base LLM that the adapters are for. Raises UserError if they do not fit it."""
         load_config(self.base).check_adapter(self.config.lora)
+        check_separate(self.base, self.config.lora.names)
         return LLM.from_files(self.base, dtype)
 
 

@@ -51,26 +51,6 @@ main(*sys.argv[2:])
 """
 _FENCE = re.compile(r"^```[^\n`]*\n(.*?)(?:^```|\Z)", re.DOTALL | re.MULTILINE)
 
-# Runs in the child: sets the limits, runs the program, then records that it reached the end.
-_CHILD = """
-import resource, runpy, socket, sys
-seconds, memory, size = map(int, sys.argv[1:4])
-for kind, limit in (("CPU", seconds), ("AS", memory), ("FSIZE", size), ("CORE", 0)):
-    resource.setrlimit(getattr(resource, "RLIMIT_" + kind), (limit, limit))
-def refuse(*args, **kwargs):
-    raise OSError("no network here")
-class Socket(socket.socket):
-    def __new__(cls, family=-1, *args, **kwargs):
-        return super().__new__(cls) if family == socket.AF_UNIX else refuse()
-socket.socket, socket.create_connection, socket.getaddrinfo = Socket, refuse, refuse
-note = open(sys.argv[4], "w")
-word = sys.argv[5]
-del sys.argv[1:]
-runpy.run_path("program.py", run_name="__main__")
-note.write(word)
-note.close()
-"""
-
 
 @dataclass(frozen=True)
 class Program:

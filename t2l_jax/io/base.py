@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -62,6 +62,21 @@ def _read_config(path: Path) -> tuple[Family, DecoderConfig]:
     file = path / "config.json"
     values = read_json(file)
     return find_family(values, file), decoder_config(values, file)
+
+
+def check_separate(files: ModelFiles, projections: Iterable[str]) -> None:
+    """Raise UserError for projections that the model's own files keep as one matrix with others.
+
+    PEFT knows that matrix alone, so it would leave out what an adapter says of a part of it.
+    """
+    family, _ = _read_config(files.path)
+    stored = [module.hugging_face for module in family.names.values()]
+    for name in projections:
+        if stored.count(whole := family.names[name].hugging_face) > 1:
+            raise UserError(
+                f"{files.location}: keeps {name} in one matrix with others, {whole}, which is all that PEFT can adapt; "
+                "adapt o_proj or down_proj"
+            )
 
 
 def load_base(

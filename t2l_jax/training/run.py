@@ -16,7 +16,7 @@ from t2l_jax.data.tasks import Task
 from t2l_jax.encoder import Encoder, load_encoder
 from t2l_jax.errors import UserError
 from t2l_jax.hypernet import Variables
-from t2l_jax.io.base import load_config, load_tokenizer
+from t2l_jax.io.base import check_separate, load_config, load_tokenizer
 from t2l_jax.io.encoder_adapter import copy_adapter
 from t2l_jax.io.files import atomic_write, locked, read_json, refuse_nonempty
 from t2l_jax.io.locations import ModelFiles, resolve
@@ -50,6 +50,7 @@ def run(recipe: Recipe, folder: Path, wandb: str | None = None, *, trust_remote_
     config = load_config(files)
     base = FrozenBase(files, config, recipe.compute.decoder, recipe.compute.base_dtype(), mesh)
     spec = config.lora_spec(**asdict(recipe.lora))
+    check_separate(files, spec.names)
     trainee = kind.make(recipe.hypernet, spec, encoder.dim if encoder else None, len(material.tasks))
     release = _release(recipe, material, encoder)
     initial, began = _begin(recipe, trainee, release, base)

@@ -23,7 +23,7 @@ from tiny_models import random_tokens, save_tiny, torch_logits
 from t2l_jax.decoder import Decoder, logits
 from t2l_jax.errors import UserError
 from t2l_jax.io import base as base_module
-from t2l_jax.io.base import load_base, load_config, load_stop_ids, load_tokenizer
+from t2l_jax.io.base import check_separate, load_base, load_config, load_stop_ids, load_tokenizer
 from t2l_jax.io.locations import resolve
 
 
@@ -114,6 +114,14 @@ def test_matrices_stored_as_one_are_cut_in_small_blocks(tmp_path, monkeypatch):
             parts = np.split(np.stack([state[f"model.layers.{i}.{fused}.weight"] for i in range(4)]), ends, axis=1)
             for name, part in zip(names, parts, strict=True):
                 assert_equal(layers[name]["kernel"], part.swapaxes(1, 2))
+
+
+def test_projections_that_peft_cannot_adapt_alone_are_refused(tmp_path):
+    save_tiny("phi 3", tmp_path)
+    check_separate(resolve(tmp_path), ("o_proj", "down_proj"))
+    for name, whole in (("v_proj", "qkv_proj"), ("up_proj", "gate_up_proj")):
+        with pytest.raises(UserError, match=rf"keeps {name} in one matrix with others, .*\.{whole},"):
+            check_separate(resolve(tmp_path), ("o_proj", name))
 
 
 def test_a_part_of_fused_matrices_is_refused(tmp_path):
