@@ -167,7 +167,10 @@ def campaign(count: int, seed: int, workers: int, only: str | None = None) -> Ta
             try:
                 for index, (kind, own) in inputs:
                     began = time.monotonic()
-                    tally.add(kind, own, worker.ask(kind, own), time.monotonic() - began)
+                    answer = worker.ask(kind, own)
+                    tally.add(kind, own, answer, time.monotonic() - began)
+                    if answer["outcome"] == "failed":
+                        print(f"{kind} --seed {own}: {answer['detail']}", file=sys.stderr, flush=True)
                     if index % 100 == 99:
                         print(f"{index + 1}/{count}, {len(tally.failures)} failed", file=sys.stderr, flush=True)
             finally:

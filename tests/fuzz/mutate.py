@@ -174,7 +174,7 @@ def value(rng: random.Random, tree: Any) -> Any:
     if isinstance(tree, list) and tree and rng.random() < 0.7:
         place = rng.randrange(len(tree))
         return [*tree[:place], *([value(rng, tree[place])] * rng.randrange(3)), *tree[place + 1 :]]
-    if isinstance(tree, int | float) and rng.random() < 0.3:
+    if isinstance(tree, int | float) and abs(tree) < 2**63 and rng.random() < 0.3:
         return rng.choice([tree * 2, tree + 1, tree - 1, -tree, float(tree), str(tree), tree / 2])
     return rng.choice(ODD)
 
