@@ -109,10 +109,19 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
-    """The tokens of each text, and no others: the chat template has written the special ones."""
+    """The tokens of each text, and no others: the chat template has written the special ones.
+
+    Raises UserError if the tokenizer fails, which damage to its files may show only now.
+    """
     if not texts:
         return []
-    return tokenizer(texts, add_special_tokens=False)["input_ids"]
+    try:
+        return tokenizer(texts, add_special_tokens=False)["input_ids"]
+    except Exception as error:  # what a damaged tokenizer raises has no limits
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"the tokenizer of {_name(tokenizer)} fails ({reason:.200}); download the model again"
+        ) from error
 
 
 def _name(tokenizer: PreTrainedTokenizerBase) -> str:

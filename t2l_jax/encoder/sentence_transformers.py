@@ -20,6 +20,7 @@ from t2l_jax.io.files import read_json, read_json_value
 from t2l_jax.io.locations import ModelFiles
 from t2l_jax.schema import Schema, Several, checked, shown
 
+MAX_WIDTH = 2**20  # of an embedding
 log = logging.getLogger(__name__)
 
 
@@ -62,8 +63,8 @@ class SentenceEncoder:
                 dim = model.get_embedding_dimension()
         except Exception as error:  # what the libraries raise on a damaged folder has no limits
             raise UserError(f"{path}: its text encoder cannot be loaded: {_first_line(error)}") from error
-        if type(dim) is not int or dim < 1:
-            raise UserError(f"{path}: its text encoder does not say how wide its embeddings are")
+        if type(dim) is not int or not 1 <= dim <= MAX_WIDTH:
+            raise UserError(f"{path}: its text encoder says that its embeddings are {shown(dim)} wide")
         if trust_remote_code:
             _fill_buffers(model[0].auto_model)
         if adapter is not None:

@@ -14,7 +14,7 @@ from t2l_jax.io.gguf import gguf_tensors
 from t2l_jax.io.gguf_header import split_parts
 from t2l_jax.io.safetensors_header import safetensors_tensors
 from t2l_jax.io.tensor import Tensor
-from t2l_jax.schema import Schema, checked
+from t2l_jax.schema import Schema, checked, shown
 
 # In the order of transformers: a whole file comes before an index, whatever that names.
 WEIGHT_FILES = (
@@ -71,7 +71,7 @@ def _shard_names(index: Path) -> list[str]:
     suffix = index.name.removesuffix(".index.json").rpartition(".")[2]
     for name in names:
         if "/" in name or "\0" in name or not name.endswith(f".{suffix}"):
-            raise UserError(f"{index}: field weight_map names {name!r}, no .{suffix} file beside it")
+            raise UserError(f"{index}: field weight_map names {shown(name)}, no .{suffix} file beside it")
     return names
 
 

@@ -1,5 +1,6 @@
 """Prompts against transformers' own `apply_chat_template`, with templates of every temper."""
 
+import copy
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -123,6 +124,13 @@ def test_of_named_templates_the_default_is_taken_if_there_is_one(tokenizer):
 def test_text_that_is_no_utf_8_is_refused(tokenizer):
     with pytest.raises(UserError, match="half of a UTF-16 surrogate pair, or bytes that are not UTF-8"):
         render(tokenizer, "a\udcff")
+
+
+def test_a_tokenizer_that_fails_is_named(tokenizer):
+    damaged = copy.deepcopy(tokenizer)
+    damaged.model_max_length = "long"  # as a tokenizer_config.json may say
+    with pytest.raises(UserError, match=r"the tokenizer of .* fails \(.*'str'.*\); download the model again"):
+        render(damaged, "red")
 
 
 def test_no_chat_template(tokenizer):

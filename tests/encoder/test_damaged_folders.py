@@ -93,6 +93,13 @@ def test_damaged_folders_are_refused_in_one_line(folder: Path, name: str) -> Non
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("width", [0, 2**63, 1.5, None])
+def test_a_width_that_is_none_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch, width: object) -> None:
+    monkeypatch.setattr(SentenceTransformer, "get_embedding_dimension", lambda _: width)
+    with pytest.raises(UserError, match=r"its text encoder says that its embeddings are .* wide"):
+        load_encoder(str(folder))
+
+
 @pytest.mark.parametrize("activation", ["os.system", "torch.hub.load", "builtins.exec"])
 def test_an_activation_that_the_library_would_replace_by_another_is_refused(folder: Path, activation: str) -> None:
     model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)

