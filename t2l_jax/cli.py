@@ -182,7 +182,7 @@ class Chat:
 
         from t2l_jax import load, load_peft
         from t2l_jax.decoder.generation import Sampling
-        from t2l_jax.io.base import load_config
+        from t2l_jax.io.base import check_separate, load_config
 
         if self.description is not None and self.adapter is not None:
             raise UserError("give --description or --adapter, not both")
@@ -193,6 +193,7 @@ class Chat:
         adapter = None if self.description is None else model.generate([self.description])[0]
         if self.adapter is not None:
             adapter = load_peft(self.adapter, load_config(model.base))
+            check_separate(model.base, adapter.spec.names)
         llm = model.load_base()
         prompt = "> " if sys.stdin.isatty() else ""
         key = jax.random.key(self.seed)

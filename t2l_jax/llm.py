@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from t2l_jax.decoder import Decoder, DecoderConfig, logits
 from t2l_jax.decoder.chat_template import as_they_are, end_of_turn, render, tokenize
 from t2l_jax.decoder.generation import GREEDY, Params, Sampling, generate_tokens, stream
+from t2l_jax.decoder.padding import check_tokens
 from t2l_jax.errors import UserError
 from t2l_jax.io.base import load_base, load_stop_ids, load_tokenizer
 from t2l_jax.io.locations import ModelFiles, resolve
@@ -69,8 +70,11 @@ class LLM:
     ) -> Float[Array, "*B S V"]:
         """Logits (float32) of every position. An adapter batch takes the first batch axes of the tokens.
 
-        Raises UserError for an adapter of another base, or whose batch is not that of the tokens.
+        Raises UserError for an adapter of another base, or whose batch is not that of the tokens, and (outside of jit)
+        for tokens outside the vocabulary.
         """
+        if not isinstance(tokens, jax.core.Tracer):
+            check_tokens(np.asarray(tokens), self.config.vocab_size)
         if adapter is not None:
             self.config.check_adapter(adapter.spec)
             axes = len(adapter.batch_shape)

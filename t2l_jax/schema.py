@@ -13,6 +13,7 @@ from functools import cache
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
 
 from t2l_jax.errors import UserError
 
@@ -123,9 +124,9 @@ def _plain(kind: Any, value: object, where: str, path: str) -> Any:
     try:
         return _validator(kind)(value)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        # Of a union pydantic names the member, too, which is no part of the file.
-        names = [part for part in first["loc"] if isinstance(part, int) or part.isidentifier()]
+        # Of a union there is an error for each member: the one that came furthest says most.
+        found = [(_place(value, one), one) for one in error.errors(include_url=False)]
+        names, first = max(found, key=lambda pair: len(pair[0]))
         problem = first["msg"].removeprefix("Value error, ")
         for theirs, ours in _WORDS.items():
             problem = problem.replace(theirs, ours)
@@ -138,6 +139,19 @@ def _plain(kind: Any, value: object, where: str, path: str) -> Any:
         raise UserError(f"{where}: {_field(path, *names)}: {problem}, got {shown(first['input'])}") from error
     except RecursionError as error:
         raise UserError(f"{where}: {_field(path)} is nested too deeply") from error
+
+
+def _place(value: Any, error: ErrorDetails) -> list[str | int]:
+    """The keys and indices that lead to what is wrong. Pydantic also names the members of unions, which are no part."""
+    names: list[str | int] = []
+    for part in error["loc"]:
+        items = dict(enumerate(value)) if isinstance(value, list | tuple) else value
+        if isinstance(items, Mapping) and part in items:
+            value = items[part]
+        elif not (error["type"] == "missing" and part == error["loc"][-1]):
+            continue
+        names.append(part)
+    return names
 
 
 @cache

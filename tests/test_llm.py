@@ -76,6 +76,11 @@ def test_load_finds_every_stop_token(llm, folder):
     assert repr(llm) == f"LLM({str(folder)!r}, 0 M parameters)"
 
 
+def test_tokens_of_another_model_are_refused(llm):
+    with pytest.raises(UserError, match="outside the vocabulary"):  # JAX would read the last row of the embedding
+        llm(np.array([[1, llm.config.vocab_size]], np.int32))
+
+
 def test_logits_with_an_adapter_are_those_of_the_merged_model(llm, adapters):
     tokens = np.random.default_rng(0).integers(0, 200, (2, 3, 7))
     each = llm(tokens, adapters)

@@ -95,6 +95,26 @@ def test_errors_of_a_dataclass(value: Any, message: str):
         checked(Tree, value, "f")
 
 
+class Names(Schema):
+    targets: Several[str] | str | None = None
+    layers: dict[str, Inner] | None = None
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"targets": ["a", 1]}, "f: field targets.1: must be a valid string, got 1"),
+        ({"targets": 7}, "f: field targets: must be"),
+        ({"layers": {"model.0.weight": {"size": "x"}}}, "f: field layers.model.0.weight.size: must be a valid int"),
+        ({"layers": {"a b": {}}}, "f: field layers.a b.size is missing"),
+        ({"layers": {"a": 1}}, "f: field layers.a: must be an object of fields, got 1"),
+    ],
+)
+def test_errors_name_keys_of_any_kind_and_no_members_of_unions(value: Any, message: str):
+    with pytest.raises(UserError, match=message):
+        checked(Names, value, "f")
+
+
 def test_values_are_shown_short():
     assert len(shown("x" * 10_000)) < 130
     assert len(shown({i: [i] * 100 for i in range(100)})) < 130

@@ -140,7 +140,7 @@ def _examples(rows: datasets.Dataset, given: Metadata, benchmark: Benchmark, whe
             text = template.format_map({**columns, "task_def": ""}).strip()
             answer = columns[response]
         except KeyError as error:
-            raise UserError(f"{where}: there is no column {error}, only {', '.join(sorted(columns))}") from error
+            raise UserError(f"{where}: there is no column {error!s:.80}, only {', '.join(sorted(columns))}") from error
         except IndexError:  # a question with fewer choices than the others
             short += 1
             continue

@@ -83,10 +83,12 @@ class _Reader:
             return [self.plain(item, depth + 1) for item in node.value]
         mapping: dict[str, Any] = {}
         for key_node, value in node.value:
-            key = self.plain(key_node, depth + 1)
+            key, line = self.plain(key_node, depth + 1), key_node.start_mark.line + 1
+            if key_node.tag == f"{_TAG}merge":
+                raise UserError(f"line {line}: merge keys (<<) are not read: write the fields out")
             if not isinstance(key, str):
-                raise UserError(f"line {key_node.start_mark.line + 1}: a key must be a text: put it in quotes")
+                raise UserError(f"line {line}: a key must be a text: put it in quotes")
             if key in mapping:
-                raise UserError(f"line {key_node.start_mark.line + 1}: the key {key[:80]!r} is there twice")
+                raise UserError(f"line {line}: the key {key[:80]!r} is there twice")
             mapping[key] = self.plain(value, depth + 1)
         return mapping

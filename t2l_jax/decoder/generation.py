@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from pydantic import Field
 
 from t2l_jax.decoder import Cache, Decoder, init_cache, logits
-from t2l_jax.decoder.padding import bucket, pad_leading, pad_rows, prompt_bucket
+from t2l_jax.decoder.padding import bucket, check_tokens, pad_leading, pad_rows, prompt_bucket
 from t2l_jax.errors import UserError
 from t2l_jax.lora import Adapter
 from t2l_jax.schema import NonNegative, check_fields
@@ -176,8 +176,7 @@ def pad_prompts(
         raise UserError(f"prompt {sizes.index(0)} is empty: the model needs at least one token to start from")
     shape = bucket(len(tasks)), bucket(max(len(task) for task in tasks)), prompt_bucket(max(sizes))
     tokens, lengths = pad_rows(tasks, shape)
-    if tokens.min() < 0 or tokens.max() >= vocab_size:
-        raise UserError(f"a prompt holds a token outside the vocabulary of {vocab_size}: it is another model's")
+    check_tokens(tokens, vocab_size)
     return tokens, lengths
 
 

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
+from t2l_jax.errors import UserError
+
 SHORTEST_PROMPT = 16  # tokens
 
 Tree = TypeVar("Tree")
@@ -51,6 +53,15 @@ def pad_rows(
             tokens[t, r, start : start + len(row)] = row
             lengths[t, r] = len(row)
     return tokens, lengths
+
+
+def check_tokens(tokens: np.ndarray, vocab_size: int) -> None:
+    """Raise UserError for a token outside the vocabulary, whose embedding JAX would take from the nearest row."""
+    if tokens.size and (tokens.min() < 0 or tokens.max() >= vocab_size):
+        raise UserError(
+            f"a text holds token {tokens.max()}, outside the vocabulary of {vocab_size}: the tokenizer is another "
+            "model's; download the model again"
+        )
 
 
 def pad_leading(tree: Tree, size: int) -> Tree:

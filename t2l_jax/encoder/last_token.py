@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, Float32, Int
 
 from t2l_jax.decoder import Decoder, DecoderConfig
-from t2l_jax.decoder.padding import SHORTEST_PROMPT, pad_rows, power_of_two
+from t2l_jax.decoder.padding import SHORTEST_PROMPT, check_tokens, pad_rows, power_of_two
 from t2l_jax.encoder.cache import embed_texts, fingerprint, with_progress
 from t2l_jax.encoder.text import prepare_all
 from t2l_jax.errors import UserError
@@ -65,6 +65,7 @@ class LastTokenEncoder:
                 )
         embeddings = np.empty((len(texts), self.dim), np.float32)
         for chosen, padded, lengths in with_progress(list(token_batches(tokens)), len(texts)):
+            check_tokens(padded, self.config.vocab_size)
             states = last_token_states(self.config, self.params, jnp.asarray(padded), jnp.asarray(lengths))
             embeddings[chosen] = np.asarray(states, np.float32)[: len(chosen)]
         return embeddings

@@ -160,7 +160,7 @@ def _activations(path: Path, modules: Sequence[_Module]) -> Iterator[str]:
         file = path / module.path / "config.json"
         if not file.resolve().is_relative_to(path.resolve()):
             raise UserError(f"{path / 'modules.json'}: the path {shown(module.path)} leaves the model's folder")
-        if module.path and file.exists():
+        if module.type.endswith(".Dense") and file.exists():
             yield checked(_Dense, read_json(file), str(file)).activation_function
 
 

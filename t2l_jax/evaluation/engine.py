@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Int
 
 from t2l_jax.decoder.generation import NO_TOKEN, Params, greedy
-from t2l_jax.decoder.padding import bucket, pad_rows, power_of_two, power_of_two_within, prompt_bucket
+from t2l_jax.decoder.padding import bucket, check_tokens, pad_rows, power_of_two, power_of_two_within, prompt_bucket
 from t2l_jax.evaluation.choices import ChoiceBatch, choose_likeliest
 from t2l_jax.llm import LLM
 from t2l_jax.lora import Adapter
@@ -160,8 +160,10 @@ def _run(
     places = [(t, r) for t, task in enumerate(batch) for r in range(len(task))]
     rows = [row for task in batch for row in task]
     answers: list[Answer] = []
+    check_tokens(tokens, llm.config.vocab_size)
     if shape[1]:
         filled = _choice_batch(tokens, lengths, places, rows, shape, end)
+        check_tokens(np.asarray(filled.targets), llm.config.vocab_size)
         chosen, margins = jax.device_get(choose_likeliest(llm.decoder, answerer.params, filled, adapter))
         answers += [int(chosen[place]) for place in places]
     else:

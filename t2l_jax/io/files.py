@@ -33,7 +33,7 @@ def os_errors_explained(path: Path, action: str = "written") -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(f"no space left on the disk of {path}: free some, or choose another disk") from error
-        culprit = f" ({error.filename})" if error.filename and str(error.filename) != str(path) else ""
+        culprit = f" ({error.filename!s:.300})" if error.filename and str(error.filename) != str(path) else ""
         raise UserError(f"{path} cannot be {action}: {error.strerror or error}{culprit}") from error
     except ValueError as error:
         if "null" not in str(error):

@@ -38,7 +38,7 @@ _LENGTH = struct.Struct("<Q")
 _LEAST_FIELD = 8 + 4 + 1  # bytes: the length of a name, a type, a value
 _LEAST_TENSOR = 8 + 4 + 8 + 4 + 8  # the length of a name, how many dimensions, one of them, a type, an offset
 _PLAIN_KINDS = (gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.F16)
-_FIRST_PART = re.compile(r"(.+)-00001-of-(\d{5})\.gguf")
+_FIRST_PART = re.compile(r"(.+)-00001-of-(?!00000)(\d{5})\.gguf", re.ASCII)
 
 
 @dataclass(frozen=True)

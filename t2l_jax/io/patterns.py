@@ -28,7 +28,7 @@ class Matcher:
 
     def __init__(self, file: Path) -> None:
         self._file = file
-        self._end = time.monotonic() + SECONDS
+        self._left = SECONDS
 
     def ends(self, option: str, pattern: str, name: str) -> bool:
         """Whether the pattern matches the whole name, or its end after a dot."""
@@ -46,13 +46,15 @@ class Matcher:
 
     def _run(self, option: str, pattern: str, expression: str, name: str, method: str) -> Any:
         where = f"{self._file}: field {option} holds {shown(pattern)}, "
+        began = time.monotonic()
         try:
-            left = max(self._end - time.monotonic(), 1e-3)
-            return getattr(_compile(expression), method)(name, timeout=left)
+            return getattr(_compile(expression), method)(name, timeout=max(self._left, 1e-3))
         except TimeoutError as error:
             raise UserError(f"{where}which takes too long to match") from error
         except ValueError as error:
             raise UserError(f"{where}{error}") from error
+        finally:
+            self._left -= time.monotonic() - began
 
 
 @lru_cache(4096)

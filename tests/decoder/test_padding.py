@@ -2,8 +2,18 @@
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from t2l_jax.decoder.padding import bucket, pad_leading, pad_rows, power_of_two, power_of_two_within, prompt_bucket
+from t2l_jax.decoder.padding import (
+    bucket,
+    check_tokens,
+    pad_leading,
+    pad_rows,
+    power_of_two,
+    power_of_two_within,
+    prompt_bucket,
+)
+from t2l_jax.errors import UserError
 
 
 def test_powers_of_two():
@@ -29,3 +39,11 @@ def test_leading_axes_are_filled_with_zeros():
     padded = pad_leading({"a": jnp.ones((2, 3)), "b": jnp.ones(2, int)}, 4)
     assert padded["a"].tolist() == [[1.0] * 3] * 2 + [[0.0] * 3] * 2
     assert padded["b"].tolist() == [1, 1, 0, 0]
+
+
+@pytest.mark.parametrize("token", [-1, 10, 2**31 - 1])
+def test_a_token_outside_the_vocabulary_is_refused(token):
+    check_tokens(np.array([0, 9], np.int32), 10)
+    check_tokens(np.zeros((2, 0), np.int32), 10)
+    with pytest.raises(UserError, match="outside the vocabulary of 10"):
+        check_tokens(np.array([[3, token]], np.int32), 10)
