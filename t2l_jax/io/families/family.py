@@ -17,13 +17,12 @@ from t2l_jax.decoder.model import Activation
 from t2l_jax.errors import UserError
 from t2l_jax.io.families.rope import Fraction, Rope, Theta
 from t2l_jax.lora import PROJECTIONS
-from t2l_jax.schema import Count, Schema, Several, shown
+from t2l_jax.schema import Count, Schema, Several, Width, shown
 
 # Far above every model, and small enough that nothing of this size is a burden.
 Depth = Annotated[int, Field(ge=1, le=2**12)]
 Heads = Annotated[int, Field(ge=1, le=2**12)]
 HeadDim = Annotated[int, Field(ge=2, le=2**12, multiple_of=2)]
-Width = Annotated[int, Field(ge=1, le=2**20)]
 Epsilon = Annotated[float, Field(ge=0, le=1)]
 
 ACTIVATIONS: dict[str, Activation] = {

@@ -37,7 +37,7 @@ _LENGTH_DEPENDENT = ("dynamic", "longrope", "su")
 
 
 class Rope(Schema):
-    """One such dictionary. A key that is null is absent."""
+    """One such dictionary. A key that is null is absent, where transformers takes it so."""
 
     model_config = ConfigDict(extra="allow")
 
