@@ -115,7 +115,9 @@ class TemplateProcess:
         while not self._ready:  # until then, it is what imports print, or why they fail
             start = process.stdout.readline()
             if not start:
-                raise UserError(f"cannot be rendered: its process does not start (status {process.wait()}): {said:.200}")
+                raise UserError(
+                    f"cannot be rendered: its process does not start (status {process.wait()}): {said:.200}"
+                )
             self._ready = start == template_child.READY
             said = " ".join(start.decode(errors="replace").split()) or said
         process.stdin.write(line)

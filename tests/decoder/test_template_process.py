@@ -1,20 +1,30 @@
 """The process that renders chat templates: what it is blamed for, and what others may do to it."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 
 from t2l_jax.decoder.template_process import TemplateProcess
 from t2l_jax.errors import UserError
 
-TEMPLATE = "{{ messages[0].content }}"
-LOOP = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+STUB = """
+import json, os, resource, sys
+{at_import}
+class PreTrainedTokenizerBase:
+    def apply_chat_template(self, turns, **_):
+        {at_render}
+        return turns[0]["content"]
+"""
 FORKED = """
 import os, sys
 from t2l_jax.decoder.template_process import PROCESS
+
+os.environ["PYTHONPATH"] = sys.argv[1]
 
 def rendered(who):
     for number in range(200):
@@ -39,44 +49,54 @@ assert PROCESS._process is process
 
 @pytest.fixture
 def process():
-    process = TemplateProcess()
+    process = TemplateProcess(seconds=0.4)
     yield process
     process.close()
 
 
-def rendered(process, *texts, template=TEMPLATE):
+@pytest.fixture(autouse=True)
+def stub(monkeypatch, tmp_path):
+    """In place of transformers, which takes longer to import: it renders the first turn, or does worse."""
+
+    def write(at_import="", at_render="pass"):
+        text = STUB.format(at_import=at_import, at_render=at_render)
+        (tmp_path / "transformers" / "tokenization_utils_base.py").write_text(text)
+
+    (tmp_path / "transformers").mkdir()
+    (tmp_path / "transformers" / "__init__.py").touch()
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")  # a stub written in the same second would not be seen
+    write()
+    return write
+
+
+def rendered(process, *texts):
     conversations = [[{"role": "user", "content": text}] for text in texts]
-    return process.render(template, {}, conversations, answered=False)
+    return [reply["text"] for reply in process.render("", {}, conversations, answered=False)]
 
 
-def test_a_fork_has_a_process_of_its_own():
-    run = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", FORKED], capture_output=True, text=True, timeout=120, check=False
-    )
+def test_a_fork_has_a_process_of_its_own(tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, "-W", "ignore", "-c", FORKED, str(tmp_path)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment)
     assert (run.returncode, run.stderr) == (0, "")
 
 
 def test_a_process_that_was_ended_between_requests_is_started_again(process):
-    assert rendered(process, "a") == [{"text": "a"}]
+    assert rendered(process, "a") == ["a"]
     process._process.kill()
     process._process.wait()
-    assert rendered(process, "b", "c") == [{"text": "b"}, {"text": "c"}]
+    assert rendered(process, "b", "c") == ["b", "c"]
 
 
-def sitecustomize(monkeypatch, folder, text):
-    (folder / "sitecustomize.py").write_text(text)
-    monkeypatch.setenv("PYTHONPATH", str(folder))
+def test_what_imports_print_is_no_reply(process, stub):
+    stub(at_import="print('[1]', flush=True); print('x', end='', flush=True); print('later')", at_render="print('{}')")
+    assert rendered(process, "a") == ["a"]
+    assert rendered(process, "b", "c") == ["b", "c"]
 
 
-def test_what_imports_print_is_no_reply(monkeypatch, tmp_path, process):
-    late = "import atexit, sys\nprint('[1]')\nsys.stdout.write('x')\nsys.stdout.flush()\nprint('later')\n"
-    sitecustomize(monkeypatch, tmp_path, late)
-    assert rendered(process, "a") == [{"text": "a"}]
-
-
-def test_a_process_that_does_not_start_says_why(monkeypatch, tmp_path, process):
-    (tmp_path / "transformers.py").write_text("raise ImportError('broken')")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+def test_a_process_that_does_not_start_says_why(monkeypatch, tmp_path, process, stub):
+    stub(at_import="raise ImportError('broken')")
     with pytest.raises(UserError, match=r"its process does not start \(status 1\): ImportError: broken$"):
         rendered(process, "a")
     monkeypatch.setattr(sys, "executable", str(tmp_path / "none"))
@@ -85,58 +105,63 @@ def test_a_process_that_does_not_start_says_why(monkeypatch, tmp_path, process):
         rendered(process, "a")
 
 
-def test_limits_that_the_system_does_not_set_are_left_out(monkeypatch, tmp_path, process):
-    """macOS has none of memory; and a lower one may be set already."""
-    refuse = "import resource\ndef refuse(*_): raise ValueError\nresource.setrlimit = refuse\n"
-    sitecustomize(monkeypatch, tmp_path, refuse)
-    assert rendered(process, "a") == [{"text": "a"}]
-    process.close()
-    lower = "import resource\nresource.setrlimit(resource.RLIMIT_AS, (900 << 20, 900 << 20))\n"
-    sitecustomize(monkeypatch, tmp_path, lower)
-    assert rendered(process, "a") == [{"text": "a"}]
+@pytest.mark.parametrize(
+    ("before", "limit"),
+    [
+        ("", 1 << 30),
+        ("resource.setrlimit(resource.RLIMIT_AS, (1 << 29, 1 << 29))", 1 << 29),
+        ("def refuse(*_): raise ValueError\nresource.setrlimit = refuse", None),  # as on macOS
+    ],
+)
+def test_memory_is_limited_as_far_as_the_system_allows(process, stub, before, limit):
+    stub(before, "return str(resource.getrlimit(resource.RLIMIT_AS)[0])")
+    own = resource.getrlimit(resource.RLIMIT_AS)[0]
+    assert rendered(process, "a") == [str(own if limit is None else limit)]
 
 
 @pytest.mark.parametrize("blocked", [True, False])
-def test_the_limit_of_time_holds_whatever_the_parent_does_with_its_signal(blocked):
-    process = TemplateProcess(seconds=0.2)
+def test_the_limit_of_time_holds_whatever_the_parent_does_with_its_signal(process, stub, blocked):
+    stub(at_render="while True: pass")
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGPROF] if blocked else [])
     handler = signal.getsignal(signal.SIGPROF) if blocked else signal.signal(signal.SIGPROF, signal.SIG_IGN)
+    killer = threading.Timer(60, lambda: process._process.kill())  # so that the test ends without the limit, too
+    killer.start()
     try:
-        with pytest.raises(UserError, match=r"does not end within 0\.2 seconds"):
-            rendered(process, "a", template=LOOP)
+        with pytest.raises(UserError, match=r"does not end within 0\.4 seconds"):
+            rendered(process, "a")
     finally:
+        killer.cancel()
         signal.signal(signal.SIGPROF, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-def test_the_limit_of_time_is_for_all_conversations_of_a_request():
+def test_the_limit_of_time_is_for_all_conversations_of_a_request(process, stub):
     """Each of them alone takes less."""
-    process = TemplateProcess(seconds=0.5)
-    slow = "{% for i in range(99999) %}{% endfor %}"
-    assert rendered(process, "a", template=slow) == [{"text": ""}]
-    with pytest.raises(UserError, match=r"does not end within 0\.5 seconds"):
-        rendered(process, *["a"] * 2000, template=slow)
+    stub(at_render="sum(range(10 ** 5))")
+    assert rendered(process, "a") == ["a"]
+    with pytest.raises(UserError, match=r"does not end within 0\.4 seconds"):
+        rendered(process, *["a"] * 5000)
 
 
 @pytest.mark.parametrize(
-    "change", ["request['name'] = 'another'", "request['conversations'].pop()", "print('[1]', file=out)"]
+    ("change", "reason"),
+    [
+        ("request['name'] = 'another'", "cannot be rendered: its process answers something else"),
+        ("request['conversations'].pop()", "cannot be rendered: its process answers something else"),
+        ("print('[1]', file=out)", "cannot be rendered: its process answers something else"),
+        ("os.kill(os.getpid(), 9)", r"ends its process \(status -9\), as one does that needs over 1 GB of memory"),
+    ],
 )
-def test_a_reply_to_something_else_is_refused_and_the_process_ended(monkeypatch, tmp_path, process, change):
-    sitecustomize(
-        monkeypatch,
-        tmp_path,
-        "import json, os\nloads, out = json.loads, os.fdopen(os.dup(1), 'w', 1)\n"
-        f"def changed(line):\n    request = loads(line)\n    {change}\n    return request\njson.loads = changed\n",
-    )
-    with pytest.raises(UserError, match="its process answers something else"):
+def test_after_a_wrong_reply_or_none_the_next_request_gets_another_process(process, stub, change, reason):
+    stub(f"""
+loads, out = json.loads, os.fdopen(os.dup(1), "w", 1)
+def changed(line):
+    request = loads(line)
+    {change}
+    return request
+json.loads = changed
+""")
+    with pytest.raises(UserError, match=f"^{reason}"):
         rendered(process, "a")
-    assert process._process is None
-
-
-def test_a_template_that_ends_its_process_is_blamed(process):
-    process.start()
-    started = process._process
-    with pytest.raises(UserError, match=r"^ends its process \(status -9\)"):
-        os.kill(started.pid, signal.SIGSTOP)
-        kill = f"sleep 0.5; kill -9 {started.pid}"
-        rendered(process, "a")
+    stub()
+    assert rendered(process, "b") == ["b"]
