@@ -75,7 +75,7 @@ class TemplateProcess:
                 pass  # leaving it closes the pipes and waits
 
     def forget(self) -> None:
-        """In a fork of this process: leave the pipes to the parent, which still uses them, and start anew when needed."""
+        """In a fork of this process: leave the pipes to the parent, and start another process when it is needed."""
         process, self._process = self._process, None
         self._lock = threading.Lock()  # the old one may be held by a thread that is not here
         if process is None:

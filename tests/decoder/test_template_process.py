@@ -101,7 +101,7 @@ def test_a_process_that_does_not_start_says_why(monkeypatch, tmp_path, process, 
         rendered(process, "a")
     monkeypatch.setattr(sys, "executable", str(tmp_path / "none"))
     process.start()
-    with pytest.raises(UserError, match="its process does not start: .*No such file"):
+    with pytest.raises(UserError, match=r"its process does not start: .*No such file"):
         rendered(process, "a")
 
 
