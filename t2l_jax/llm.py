@@ -19,6 +19,7 @@ from t2l_jax.decoder import Decoder, DecoderConfig, logits
 from t2l_jax.decoder.chat_template import as_they_are, end_of_turn, render, tokenize
 from t2l_jax.decoder.generation import GREEDY, Params, Sampling, generate_tokens, stream
 from t2l_jax.decoder.padding import check_tokens
+from t2l_jax.decoder.template_process import PROCESS
 from t2l_jax.errors import UserError
 from t2l_jax.io.base import load_base, load_stop_ids, load_tokenizer
 from t2l_jax.io.locations import ModelFiles, resolve
@@ -50,6 +51,7 @@ class LLM:
     @classmethod
     def from_files(cls, files: ModelFiles, dtype: Any = jnp.float32) -> "LLM":
         """The base model in these files, its tokenizer and the tokens that end its answers."""
+        PROCESS.start()  # while the tokenizer is read
         tokenizer = load_tokenizer(files)
         stops = set(load_stop_ids(files, tokenizer.eos_token_id))
         if tokenizer.chat_template:

@@ -84,7 +84,8 @@ def _replies(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Turns],
 
 def _text(tokenizer: PreTrainedTokenizerBase, reply: Reply) -> str:
     if "error" in reply:
-        raise UserError(f"the chat template of {_name(tokenizer)} refuses the prompt: {reply['error']}")
+        reason = " ".join(reply["error"].split())
+        raise UserError(f"the chat template of {_name(tokenizer)} refuses the prompt: {reason}")
     try:
         reply["text"].encode()
     except UnicodeEncodeError as error:

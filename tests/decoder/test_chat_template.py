@@ -75,6 +75,7 @@ def test_many_conversations_are_rendered_as_each_alone(tokenizer):
     ("template", "reason"),
     [
         ("{{ raise_exception('no') }}", "no"),
+        (r"{{ raise_exception('a\nb\r\nc') }}", "TemplateError: a b c$"),
         ("{{ 1 / 0 }}", "division by zero"),
         ("{% include 'x' %}", "no loader"),
         ("{% for i in range(10 ** 9) %}{% endfor %}x", "Range too big"),
