@@ -126,8 +126,8 @@ def level() -> str:
             return name
         if status != UNCONFINED:
             raise UserError(
-                f"--run-code: a program of one line did not pass, twice, at the level {name!r}: this machine is too busy "
-                "or out of memory; try again later, or leave --run-code out"
+                f"--run-code: a program of one line did not pass, twice, at the level {name!r}: this machine is "
+                "too busy or out of memory; try again later, or leave --run-code out"
             )
     raise UserError(
         "--run-code: this system cannot confine programs, which takes Linux on x86-64 or ARM64 and a kernel with "
