@@ -17,6 +17,7 @@ from t2l_jax.data.tasks import Example, Task
 from t2l_jax.decoder.chat_template import render, render_turns
 from t2l_jax.decoder.generation import NewTokens
 from t2l_jax.errors import UserError
+from t2l_jax.evaluation import sandbox
 from t2l_jax.evaluation.choices import choices
 from t2l_jax.evaluation.engine import Answerer, Question
 from t2l_jax.evaluation.metrics import CODE_PASS, NUMERIC_MATCH
@@ -216,6 +217,8 @@ class Planner:
         answerer = self.answerers[question.weights]
         content = [answerer.identity, question.adapter, question.limit, question.choices, task.metric]
         content += [example.accepted, example.test, example.entry_point, task.name, method, mode, wording, number]
+        if task.metric == CODE_PASS:
+            content += [sandbox.SCORING, sandbox.level()]
         digest.update(json.dumps(content).encode())
         return Row(split, task, method, mode, wording, number, question, digest.hexdigest()[:32])
 

@@ -2,8 +2,9 @@
 
 Program and test run apart (`confined/`), joined by two pipes over which plain data goes. The verdict is the exit status
 of the test's process, which the program cannot reach: it passes only if its function gives right values. At every level
-a filter of system calls (seccomp) leaves no other processes, sockets, signals, tracing or mounts. Memory (1 GiB), time,
-open files and threads are limited. Nothing outlives a call of `passes`, and no files are left, as none are made. The
+a filter of system calls (seccomp) leaves no other processes, sockets, signals, tracing or mounts. Memory (1 GiB), time
+and open files are limited, threads by that memory alone where they would be counted with all others of the user (an
+ordinary one, without namespaces). Nothing outlives a call of `passes`, and no files are left, as none are made. The
 levels differ in what else stands before a program's files:
 
 | level | a program reads | and writes | what hides the rest |
@@ -35,6 +36,7 @@ from t2l_jax.errors import UserError
 from t2l_jax.evaluation.confined.wire import PASSED, UNCONFINED
 
 SECONDS = 10
+SCORING = 2  # raise it with whatever changes a program's score: answers scored by another version are asked again
 LEVELS = {
     "namespaces": "programs ran in namespaces of their own, behind a filter of system calls",
     "landlock": "programs ran behind Landlock and a filter of system calls: this system refused namespaces",
@@ -111,11 +113,22 @@ def passes(program: Program, seconds: int = SECONDS) -> bool:
 
 @cache
 def level() -> str:
-    """The strongest of LEVELS that this system allows. Raises UserError if it allows none."""
+    """The strongest of LEVELS that this system allows. Raises UserError if it allows none, or if one cannot be tried.
+
+    A probe that is too slow on a busy machine says nothing about the system, so it leads to no weaker level.
+    """
     probe = Program("def one(): return 1", "", "def check(one): assert one() == 1", "one")
     for name in LEVELS:
-        if _run(probe, SECONDS, name) == PASSED:
+        status = _run(probe, SECONDS, name)
+        if status not in (PASSED, UNCONFINED):
+            status = _run(probe, SECONDS, name)
+        if status == PASSED:
             return name
+        if status != UNCONFINED:
+            raise UserError(
+                f"--run-code: a program of one line did not pass, twice, at the level {name!r}: this machine is "
+                "too busy or out of memory; try again later, or leave --run-code out"
+            )
     raise UserError(
         "--run-code: this system cannot confine programs, which takes Linux on x86-64 or ARM64 and a kernel with "
         "seccomp; run the evaluation on another system, or leave --run-code out"
@@ -126,7 +139,7 @@ def _run(program: Program, seconds: int, level: str) -> int:
     """The exit status of the test's process, or another one if it was ended."""
     packages = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
     process = subprocess.Popen(
-        [*_python(), "-I", "-S", "-c", _START, _ROOT, level, str(seconds), *packages],
+        [sys.executable, "-I", "-S", "-c", _START, _ROOT, level, str(seconds), *packages],
         env={"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
         cwd="/",
         stdin=subprocess.PIPE,
@@ -143,7 +156,3 @@ def _run(program: Program, seconds: int, level: str) -> int:
             end.cancel()
             process.kill()
     return process.returncode
-
-
-def _python() -> list[str]:
-    return [sys.executable]

@@ -38,8 +38,10 @@ def check(folder: Path, settings: dict[str, Any]) -> None:
 
 
 def claim(folder: Path, settings: dict[str, Any]) -> None:
-    """Write the settings to the folder, after another `check`."""
+    """Write the settings to the folder, after another `check`. A line that a kill truncated is removed, to append."""
     check(folder, settings)
+    if (folder / PREDICTIONS_FILE).exists():
+        drop_partial_line(folder / PREDICTIONS_FILE)
     if not (folder / SETTINGS_FILE).exists():
         atomic_write(folder / SETTINGS_FILE, json.dumps(settings, indent=2) + "\n")
 
@@ -52,16 +54,15 @@ class Record(Schema):
 
 
 def read_predictions(folder: Path) -> dict[str, dict[str, Any]]:
-    """The records by key. A last line that a kill truncated is removed from the file, to be answered again.
+    """The records by key. A last line that a kill truncated is left out.
 
     Raises UserError that names the line if another one is no record with a score from 0 to 1.
     """
     path = folder / PREDICTIONS_FILE
     if not path.exists():
         return {}
-    drop_partial_line(path)
     records = {}
-    for number, fields in read_jsonl(path):
+    for number, fields in read_jsonl(path, partial=True):
         try:
             key = checked(Record, fields, f"{path}, line {number}").key
         except UserError as error:

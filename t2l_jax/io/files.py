@@ -207,14 +207,17 @@ def refuse_existing(path: Path, *, empty_folder: bool = True) -> None:
             raise UserError(f"{path} exists already and is not overwritten: choose another path, or delete it first")
 
 
-def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_jsonl(path: str | Path, *, partial: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (line number from 1, object) for every non-blank line of a JSONL file.
 
+    With `partial`, a last line without its newline, which a killed process may have left, is passed over.
     Raises UserError with file and line if a line is not UTF-8, not JSON, or not an object.
     """
     path = Path(path)
     with os_errors_explained(path, "read"), open_file(path) as file:
         for number, line in enumerate(file, 1):
+            if partial and not line.endswith(b"\n"):
+                return
             if line.strip(b" \t\n\r\v\f\xef\xbb\xbf"):
                 yield number, _object(parse_json(line, f"{path}, line {number}"), f"{path}, line {number}")
 

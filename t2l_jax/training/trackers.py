@@ -10,11 +10,12 @@ import math
 import secrets
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 from t2l_jax.errors import UserError
-from t2l_jax.io.files import atomic_write, drop_partial_line, os_errors_explained, read_json, read_jsonl
+from t2l_jax.io.files import atomic_write, os_errors_explained, read_json, read_jsonl
 from t2l_jax.schema import Index, Schema, checked
 from t2l_jax.training.curves import draw_curves
 from t2l_jax.training.tensorboard import EventFile
@@ -97,7 +98,8 @@ class Curves:
 
     def _draw(self) -> None:
         began = time.perf_counter()
-        draw_curves(read_records(self._folder / METRICS_FILE), self._folder / "curves.png")
+        with suppress(UserError):  # no picture is worth the end of a run
+            draw_curves(read_records(self._folder / METRICS_FILE), self._folder / "curves.png")
         self._drawn = time.perf_counter()
         self._took = self._drawn - began
 
@@ -145,14 +147,14 @@ class Record(Schema, extra="allow"):
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl. A last line that a kill truncated is removed from the file.
+    """The records of a metrics.jsonl. A last line that a kill truncated is left out.
 
     Raises UserError that names the line if another one is no record.
     """
     if not path.exists():
         return []
-    drop_partial_line(path)
-    return [checked(Record, fields, f"{path}, line {n}").model_dump() for n, fields in read_jsonl(path)]
+    lines = read_jsonl(path, partial=True)
+    return [checked(Record, fields, f"{path}, line {n}").model_dump() for n, fields in lines]
 
 
 def import_wandb() -> Any:

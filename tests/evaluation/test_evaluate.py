@@ -246,8 +246,11 @@ def test_code_is_run_only_when_asked(model, tmp_path, monkeypatch):
     for level, note in sandbox.LEVELS.items():
         monkeypatch.setattr(sandbox, "level", lambda level=level: level)
         assert note in evaluate.evaluate(model, replace(config, run_code=True), tmp_path / "b")
-    assert [line["score"] for line in lines(tmp_path / "b") if line["task"] == "task6"] == [1.0]
-    assert len(ran) == 1
+    assert [line["score"] for line in lines(tmp_path / "b") if line["task"] == "task6"] == [1.0] * 3
+    assert len(ran) == 3  # programs are scored again behind other walls; other answers stay
+    assert len(lines(tmp_path / "b")) == 4
+    evaluate.evaluate(model, replace(config, run_code=True), tmp_path / "b")
+    assert len(ran) == 3
 
 
 @pytest.mark.parametrize(

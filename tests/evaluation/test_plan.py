@@ -9,7 +9,7 @@ from tiny_published import save_base
 
 from t2l_jax.data.tasks import Example, Task
 from t2l_jax.errors import UserError
-from t2l_jax.evaluation import plan
+from t2l_jax.evaluation import plan, sandbox
 from t2l_jax.evaluation.engine import Answerer
 from t2l_jax.evaluation.metrics import CODE_PASS
 from t2l_jax.evaluation.plan import METHODS, EvaluationConfig, Planner, few_shot, misalign, random_text
@@ -133,7 +133,19 @@ def test_prompts_with_fewer_examples_than_there_should_be_are_noted(llm, monkeyp
     assert notes(task) == ["a: 4 prompts hold fewer than 3 examples (more than 20 tokens)"]
 
 
-def test_a_program_may_be_as_long_as_any_answer(llm):
+def test_keys_of_programs_follow_the_walls_and_the_scoring(llm, monkeypatch):
+    code = replace(make_task("a"), metric=CODE_PASS)
+    keys = {}
+    for version, level in ((1, "filter"), (1, "landlock"), (2, "filter")):
+        monkeypatch.setattr(sandbox, "SCORING", version)
+        monkeypatch.setattr(sandbox, "level", lambda level=level: level)
+        for task in (code, make_task("a")):
+            keys.setdefault(task.metric, set()).update(row.key for row in rows(llm, ("base",), tasks=[task]))
+    assert [len(keys[metric]) for metric in (CODE_PASS, make_task("a").metric)] == [6, 2]
+
+
+def test_a_program_may_be_as_long_as_any_answer(llm, monkeypatch):
+    monkeypatch.setattr(sandbox, "level", lambda: "filter")
     code = Task("c", ("d",), (), (Example("def f():", "one", ("one",)),), metric=CODE_PASS)
     (row,) = rows(llm, ("base",), tasks=[code])
     assert row.question.limit == 16

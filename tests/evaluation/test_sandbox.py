@@ -1,6 +1,8 @@
 """Right and wrong programs, what may cross between test and program, and attempts to cheat or to do harm."""
 
 import os
+import shlex
+import signal
 import socket
 import subprocess
 import sys
@@ -17,7 +19,7 @@ from sandbox_attempts import BEFORE, CHEATS, HARM, READS
 
 from t2l_jax.errors import UserError
 from t2l_jax.evaluation import sandbox
-from t2l_jax.evaluation.confined.wire import PASSED, UNCONFINED
+from t2l_jax.evaluation.confined.wire import FAILED, PASSED, UNCONFINED
 from t2l_jax.evaluation.sandbox import LEVELS, Program, passes, program
 
 PROMPT = 'from typing import List\n\ndef add(a: int, b: int) -> int:\n    """ Add. """\n'
@@ -208,7 +210,10 @@ def user(request, monkeypatch, tmp_path_factory):
     here = ["unshare", "--mount", "sh", "-ec", AS_NOBODY, "sh", str(place), sys.base_prefix, sandbox._ROOT]
     if subprocess.run([*here, "-ISc", "pass"], check=False).returncode:
         pytest.skip("an ordinary user cannot be tried: mounts or setpriv are refused")
-    monkeypatch.setattr(sandbox, "_python", lambda: here)
+    python = tmp_path_factory.mktemp("python") / "python"
+    python.write_text(f'#!/bin/sh\nexec {shlex.join(here)} "$@"\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
     monkeypatch.setattr(sandbox, "_ROOT", str(place / "root"))
 
 
@@ -282,6 +287,27 @@ def test_no_attempt_succeeds(level, user, outside, tmp_path, monkeypatch):
     assert not any(str(mark) in line for line in command_lines())
 
 
+@pytest.fixture
+def crowd():
+    """Seventy tasks of the ordinary user."""
+    sleepers = "for n in $(seq 70); do sleep 600 & done; echo; wait"
+    user = None if os.getuid() else 65534
+    with subprocess.Popen(["/bin/sh", "-c", sleepers], user=user, stdout=-1, start_new_session=True, cwd="/") as shell:
+        assert shell.stdout.readline() == b"\n"
+        yield
+        os.killpg(shell.pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("user", ["as we are" if os.getuid() else "ordinary user"], indirect=True)
+@pytest.mark.parametrize("level", LEVELS)
+def test_what_else_a_user_runs_leaves_a_program_its_threads(level, user, crowd, monkeypatch):
+    if sandbox._run(body("return a + b"), 5, level) == UNCONFINED:
+        pytest.skip(f"this system refuses {level}")
+    monkeypatch.setattr(sandbox, "level", lambda: level)
+    pool = "from concurrent.futures import ThreadPoolExecutor as T\n"
+    assert passes(body(f"{pool}return T(1).submit(lambda: a + b).result()"))
+
+
 def test_what_has_no_end_is_ended():
     """Those that sleep take three seconds, so all run side by side."""
     sleeping = ["import time; time.sleep(60)", "import signal\nsignal.pthread_sigmask(0, range(1, 65))\nsignal.pause()"]
@@ -316,6 +342,19 @@ def test_the_next_level_is_taken_where_one_is_refused(monkeypatch):
     assert sandbox.level.__wrapped__() in ("landlock", "filter")
     refused.add("landlock")
     assert sandbox.level.__wrapped__() == "filter"
+
+
+def test_a_slow_probe_is_repeated_and_leads_to_no_weaker_level(monkeypatch):
+    def level(*statuses):
+        left = iter(statuses)
+        monkeypatch.setattr(sandbox, "_run", lambda *_: next(left))
+        return sandbox.level.__wrapped__()
+
+    assert level(FAILED, PASSED) == "namespaces"
+    assert level(FAILED, UNCONFINED, -9, PASSED) == "landlock"
+    for twice in (FAILED, FAILED), (FAILED, -9), (UNCONFINED, FAILED, FAILED):
+        with pytest.raises(UserError, match=r"did not pass, twice, at the level '(namespaces|landlock)'.*too busy"):
+            level(*twice)
 
 
 def test_an_unreadable_test_is_not_passed():

@@ -20,7 +20,11 @@ def test_records_come_back_without_a_half_line(tmp_path):
     with (tmp_path / store.PREDICTIONS_FILE).open("a") as file:
         file.write('{"key": "cut", "sco')
     assert store.read_predictions(tmp_path) == {"k": RECORD, "other": {**RECORD, "key": "other", "score": 1}}
-    assert (tmp_path / store.PREDICTIONS_FILE).read_text().count("\n") == 2
+    assert (tmp_path / store.PREDICTIONS_FILE).read_text().endswith("sco")  # reading changes nothing
+    (tmp_path / store.SETTINGS_FILE).write_text("{}")
+    store.claim(tmp_path, {})
+    store.append(tmp_path, [{**RECORD, "key": "new"}])
+    assert list(store.read_predictions(tmp_path)) == ["k", "other", "new"]
 
 
 @pytest.mark.parametrize("score", ["{}", "NaN", "1e18", "-0.1", "1.5", '"1"', "null", "true", "[1]", "1" + "0" * 400])

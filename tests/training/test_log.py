@@ -1,5 +1,6 @@
 """What a run writes down, read back by other means: tensorboardX's own protocol buffers, a stand-in for wandb."""
 
+import math
 import signal
 import struct
 import sys
@@ -48,10 +49,11 @@ def test_rates_count_tokens_supervised_ones_and_padding(tmp_path):
 @pytest.mark.parametrize(
     "line", ["{}", '{"step": "1"}', '{"step": -1}', '{"step": 1, "loss": "low"}', '{"step": 1, "loss": {}}', "[1]", "x"]
 )
-def test_a_line_that_is_no_record_is_refused_and_half_a_line_removed(tmp_path, line):
+def test_a_line_that_is_no_record_is_refused_and_half_a_line_left_out(tmp_path, line):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "loss": null, "exact": 0}\n{"step": 2, "lo')
     assert read_records(path) == [{"step": 1, "loss": None, "exact": 0.0}]
+    assert path.read_text().endswith('"lo')  # reading changes nothing
     path.write_text('{"step": 1}\n' + line + "\n")
     with pytest.raises(UserError, match=r"metrics\.jsonl, line 2: "):
         read_records(path)
@@ -153,12 +155,24 @@ def test_what_cannot_be_written_is_explained(tmp_path):
         (tmp_path / "metrics.jsonl").rmdir()
 
 
-def test_everything_is_closed_though_the_curves_cannot_be_drawn(tmp_path, wandb_runs, monkeypatch):
+def test_a_line_that_cannot_be_drawn_ends_no_run(tmp_path, monkeypatch):
+    monkeypatch.setattr("t2l_jax.training.trackers.DRAWINGS_SHARE", math.inf)
+    path = tmp_path / "metrics.jsonl"
+    with RunLog(tmp_path, 0, OBJECTIVE) as log:
+        path.write_text("no record\n")
+        log.validation(1, {"seen/exact": 0.5})
+        assert not (tmp_path / "curves.png").exists()
+        path.write_text('{"step": 1, "seen/exact": 0.5}\n{"step": 2, "se')  # as a line that is being written
+        log.validation(3, {})
+    assert path.read_text().startswith('{"step": 1, "seen/exact": 0.5}\n{"step": 2, "se')
+
+
+def test_everything_is_closed_though_one_tracker_fails(tmp_path, wandb_runs, monkeypatch):
     def fail(*_):
-        raise UserError("no space left")
+        raise MemoryError
 
     monkeypatch.setattr("t2l_jax.training.trackers.draw_curves", fail)
-    with pytest.raises(UserError, match="no space left"), RunLog(tmp_path, 0, OBJECTIVE, WITH_WANDB):
+    with pytest.raises(MemoryError), RunLog(tmp_path, 0, OBJECTIVE, WITH_WANDB):
         pass
     assert wandb_runs[0].ended == 0
 

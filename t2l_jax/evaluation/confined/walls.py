@@ -12,13 +12,13 @@ tomorrow's. Files are hidden by namespaces, or by Landlock where a system refuse
 import ctypes
 import os
 import resource
+import signal
 import struct
 import sys
 from contextlib import suppress
 
 MEMORY = 1 << 30  # bytes of address space
 FOLDER_BYTES = 16 << 20  # all files together
-SIGKILL = 9
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _FIRST_USER = 1_900_000_000  # nobody's, and another one for each process, which root takes
 
@@ -70,7 +70,10 @@ def confine(level: str, seconds: int, packages: list[str]) -> None:
         _show_only(shown)
         _go_on_as_child()
     _leave_root(user)
-    _limit(seconds)
+    limits = {"CPU": seconds, "AS": MEMORY, "FSIZE": FOLDER_BYTES, "CORE": 0, "NOFILE": 64}
+    if level == "namespaces" or os.getuid() == user:
+        limits["NPROC"] = 64  # threads; else those of all other programs of this user would count
+    _limit(limits)
     _checked(_LIBC.capset(struct.pack("Ii", 0x20080522, 0), bytes(24)))
     _checked(_LIBC.prctl(38, 1, 0, 0, 0))  # PR_SET_NO_NEW_PRIVS
     if level == "landlock":
@@ -81,7 +84,7 @@ def confine(level: str, seconds: int, packages: list[str]) -> None:
 
 def bind_to_parent() -> None:
     """End when the parent does, and be closed to inspection."""
-    _checked(_LIBC.prctl(1, SIGKILL, 0, 0, 0))  # PR_SET_PDEATHSIG
+    _checked(_LIBC.prctl(1, signal.SIGKILL, 0, 0, 0))  # PR_SET_PDEATHSIG
     _checked(_LIBC.prctl(4, 0, 0, 0, 0))  # PR_SET_DUMPABLE
 
 
@@ -158,9 +161,8 @@ def _leave_root(user: int) -> None:
         os.setegid(0)
 
 
-def _limit(seconds: int) -> None:
-    kinds = {"CPU": seconds, "AS": MEMORY, "FSIZE": FOLDER_BYTES, "CORE": 0, "NOFILE": 64, "NPROC": 64}
-    for kind, limit in kinds.items():
+def _limit(limits: dict[str, int]) -> None:
+    for kind, limit in limits.items():
         number = getattr(resource, f"RLIMIT_{kind}")
         hard = resource.getrlimit(number)[1]
         limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
