@@ -227,9 +227,13 @@ def _fill(param: Array, tensor: Tensor, slot: Slot) -> Array:
 
 
 def _largest(rows: np.ndarray) -> float:
-    """The largest magnitude of floating-point numbers; NaN if one of them is. Bits are compared: that is fastest."""
-    bits = rows.view(f"u{rows.itemsize}")
-    return float(((bits << 1).max() >> 1).view(rows.dtype))
+    """The largest magnitude of floating-point numbers; NaN if one of them is.
+
+    Bits are compared: as integers with a sign for the positive numbers, as such without for the negative ones.
+    """
+    unsigned, signed = f"u{rows.itemsize}", f"i{rows.itemsize}"
+    positive, negative = int(rows.view(signed).max()), int(rows.view(unsigned).max()) & np.iinfo(signed).max
+    return float(np.array(max(positive, negative), unsigned).view(rows.dtype))
 
 
 @partial(jax.jit, donate_argnums=0, static_argnames=("transposed", "sharding"))
