@@ -380,7 +380,7 @@ def read_recipe(file: str | None) -> "Recipe":
         line = error.lineno if isinstance(error, SyntaxError) else [1, *own][-1]
         known = isinstance(error, UserError)
         what = str(error) if known else traceback.format_exception_only(error)[-1].strip()  # str(error) may fail, too
-        raise UserError(f"{path}, line {line}: {what}") from error
+        raise UserError(f"{path}, line {line}: {what:.500}") from error
     if not isinstance(recipe, Recipe):
         raise UserError(f"{path}: a recipe file must define RECIPE, an instance of t2l_jax.training.recipe.Recipe")
     return recipe

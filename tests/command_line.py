@@ -27,6 +27,7 @@ def assert_refused(capsys, message, *arguments):
     status, out, err = run(capsys, *arguments)
     assert err.startswith("t2l: error: "), err
     assert err.count("\n") == 1
+    assert len(err) < 2000
     assert message in err
     assert (status, out) == (2, "")
     assert snapshot(Path()) == before

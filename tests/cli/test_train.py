@@ -85,6 +85,7 @@ RECIPE = (
         (RECIPE + "lora=LoraConfig(rslora='no'))", "lora: field rslora: must be a valid boolean, got 'no'"),
         (RECIPE + "batch=BatchConfig(tasks=2.0))", "batch: field tasks: must be a valid integer, got 2.0"),
         (RECIPE + "hypernet=HypernetConfig(dropout=float('nan')))", "hypernet: field dropout: must be a finite number"),
+        (RECIPE + f"{'x' * 9999}=1)", "TypeError: Recipe.__init__() got an unexpected keyword argument 'xxx"),
         (RECIPE + "hypernet=HypernetConfig(latent=2**40))", "hypernet: field latent: must be at most"),
         (RECIPE + "loop=LoopConfig(seed=10**5000))", "loop: field seed: "),
         (
