@@ -156,7 +156,7 @@ def choose(count: int, seed: int, only: str | None) -> list[tuple[str, int]]:
 
 def campaign(count: int, seed: int, workers: int, only: str | None = None) -> Tally:
     """Read `count` inputs. Progress goes to stderr."""
-    from fuzz.kinds import make_good
+    from fuzz.good import make_good
 
     tally, inputs = Tally(), iter(list(enumerate(choose(count, seed, only))))
     with tempfile.TemporaryDirectory() as place:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from fuzz import campaign, kinds
+from fuzz import good as good_files
 
 SHORT = 8  # inputs of each kind
 
@@ -13,7 +14,7 @@ SHORT = 8  # inputs of each kind
 @pytest.fixture(scope="module")
 def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("fuzz") / "good"
-    kinds.make_good(folder)
+    good_files.make_good(folder)
     return folder
 
 
