@@ -85,7 +85,7 @@ class EvaluationConfig:
     """How to answer with labels or options: pick the likeliest (label accuracy), or score the generated text."""
     run_code: bool = False
     """Include code tasks and run the programs that the model writes for them, confined as well as this system can: see
-    evaluation/sandbox.py."""
+    docs/safety.md."""
     max_new_tokens: NewTokens = 256
     """Maximum number of tokens per answer. Except for programs, tasks with shorter reference answers are limited to
     the longest of them. The table notes reference answers that exceed the limit."""

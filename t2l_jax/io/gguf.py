@@ -18,6 +18,7 @@ from t2l_jax.io.families import BY_ARCHITECTURE, Family
 from t2l_jax.io.families.config import decoder_config
 from t2l_jax.io.families.family import TOP_NAMES, Gguf, Heads, with_attention, with_layers
 from t2l_jax.io.gguf_header import GgufTensor, read_index
+from t2l_jax.io.tensor import all_finite
 from t2l_jax.schema import Schema, checked, shown
 
 # GGUF key after the architecture's name -> config.json attribute, for every family.
@@ -176,7 +177,7 @@ def _with_rope_factors(config: DecoderConfig, tensor: GgufTensor | None) -> Deco
     """Llama 3.1's scaling comes as one divisor per frequency: accept those that its published numbers give."""
     if tensor is None:
         return config
-    if len(tensor.shape) != 1 or not np.isfinite(factors := tensor.read(0, tensor.shape[0])).all():
+    if len(tensor.shape) != 1 or not all_finite(factors := tensor.read(0, tensor.shape[0])):
         raise UserError(f"{tensor.file}: {_ROPE_FACTORS} must be a list of finite numbers")
     if np.all(factors == 1):
         return config

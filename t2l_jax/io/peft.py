@@ -28,7 +28,8 @@ from t2l_jax.decoder import DecoderConfig
 from t2l_jax.errors import UserError
 from t2l_jax.io.adapter_config import AdapterConfig
 from t2l_jax.io.files import atomic_folder, check_name, os_errors_explained, read_file
-from t2l_jax.io.safetensors_header import load_tensors
+from t2l_jax.io.safetensors_header import load_float32
+from t2l_jax.io.tensor import all_finite
 from t2l_jax.lora import PROJECTIONS, Adapter, LoraModule, LoraSpec
 
 CONFIG_FILE = "adapter_config.json"
@@ -208,13 +209,7 @@ def read_weights(path: Path) -> dict[str, np.ndarray]:
     with os_errors_explained(path, "read"):
         if not path.exists() and path.with_suffix(".bin").exists():
             raise UserError(f"{path} is missing and {path.stem}.bin, a pickle, is not read: save it as safetensors")
-    tensors = {}
-    for name, stored in load_tensors(path).items():
-        with np.errstate(over="ignore"):
-            tensors[name] = stored.astype(np.float32, copy=False)
-        if not all_finite(tensors[name]):
-            raise UserError(f"{path}: the tensor {name} is not finite, or too large for float32: make it again")
-    return tensors
+    return load_float32(path)
 
 
 def _read_pairs(path: Path) -> Pairs:
@@ -302,11 +297,6 @@ def _number_of_layers(pairs: Pairs) -> int:
     if missing := max(present) + 1 - len(present):
         raise UserError(f"it adapts layer {max(present)}, and {missing} layers below are missing: name its base model")
     return len(present)
-
-
-def all_finite(array: np.ndarray) -> bool:
-    """Whether an array has no NaN and no infinity; without a second array as large, as np.isfinite makes."""
-    return array.size == 0 or (math.isfinite(array.max()) and math.isfinite(array.min()))
 
 
 def _module_path(layer: int, module: str) -> str:

@@ -22,8 +22,9 @@ from t2l_jax.hypernet import HypernetConfig, Variables
 from t2l_jax.io.encoder_adapter import adapted, copy_adapter, is_adapter
 from t2l_jax.io.files import atomic_folder, read_file, read_json
 from t2l_jax.io.locations import resolve
-from t2l_jax.io.peft import WEIGHTS_FILE, all_finite
-from t2l_jax.io.safetensors_header import load_tensors
+from t2l_jax.io.peft import WEIGHTS_FILE
+from t2l_jax.io.safetensors_header import load_float32
+from t2l_jax.io.tensor import all_finite
 from t2l_jax.lora import Adapter, LoraModule, LoraSpec
 from t2l_jax.schema import Count, Schema, checked
 
@@ -85,7 +86,7 @@ def save_model(
     with np.errstate(over="ignore"):
         tensors = {name: np.ascontiguousarray(np.asarray(leaf).astype(dtype)) for name, leaf in flat.items()}
     for name, tensor in tensors.items():
-        if not np.isfinite(tensor).all():
+        if not all_finite(tensor):
             raise UserError(
                 f"{folder}: the weights {name} are not finite, or too large for {tensor.dtype}: not written"
             )
@@ -164,18 +165,12 @@ def load_model(folder: Path) -> tuple[ModelConfig, Variables]:
     if config.encoder_adapter and not (is_adapter(own) and (own / WEIGHTS_FILE).is_file()):
         raise UserError(f"{own}: the text encoder's adapter is missing: fetch the whole folder again")
     path = folder / "model.safetensors"
-    tensors = load_tensors(path)
+    tensors = load_float32(path)
     for name in sorted(shapes.keys() | tensors.keys()):
         shape = tensors[name].shape if name in tensors else "missing"
         if shapes.get(name) != shape:
             raise UserError(f"{path}: tensor {name} is {shape}, its config.json asks for {shapes.get(name, 'none')}")
-    loaded = {}
-    for name, stored in tensors.items():
-        with np.errstate(over="ignore"):
-            tensor = stored.astype(np.float32)
-        if not all_finite(tensor):
-            raise UserError(f"{path}: tensor {name} is not finite, or too large for float32: fetch the model again")
-        loaded[name] = jnp.asarray(tensor)
+    loaded = {name: jnp.asarray(tensor) for name, tensor in tensors.items()}
     return config, _with_adapters(unflatten_dict(loaded, sep="/"), config.lora)
 
 

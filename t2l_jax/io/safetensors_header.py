@@ -14,7 +14,7 @@ from pydantic import Field, Strict
 
 from t2l_jax.errors import UserError
 from t2l_jax.io.files import open_file, os_errors_explained, parse_json
-from t2l_jax.io.tensor import PlainTensor
+from t2l_jax.io.tensor import PlainTensor, all_finite
 from t2l_jax.schema import Count, Schema, Size, checked, shown
 
 DTYPES = {
@@ -52,6 +52,19 @@ def load_tensors(file: Path) -> dict[str, np.ndarray]:
         values = np.frombuffer(data, tensor.dtype, math.prod(tensor.shape), offset)
         arrays[tensor.name] = values.reshape(tensor.shape)
     return arrays
+
+
+def load_float32(file: Path) -> dict[str, np.ndarray]:
+    """`load_tensors` in float32. Raises UserError for a tensor with numbers that are not finite in it, too."""
+    tensors = {}
+    for name, stored in load_tensors(file).items():
+        with np.errstate(over="ignore"):
+            tensors[name] = stored.astype(np.float32, copy=False)
+        if not all_finite(tensors[name]):
+            raise UserError(
+                f"{file}: tensor {name} is not finite, or too large for float32; download the file or make it again"
+            )
+    return tensors
 
 
 def _read_header(stream: BinaryIO, file: Path) -> list[PlainTensor]:
