@@ -49,9 +49,9 @@ class Condition:
 class TaskEncoderConfig:
     """How the task embedding z is encoded.
 
-    `linear` projects z, a sentence embedding or a one-hot task identity. The others use a codebook of learned vectors:
-    `discrete` picks one with a straight-through gradient, `vq` picks the nearest (van den Oord et al., arXiv
-    1711.00937; its loss is sown into the collection "losses"), `softmax` mixes them.
+    `linear`, the paper's, projects z, a sentence embedding or a one-hot task identity. The others are our own, with a
+    codebook of learned vectors: `discrete` picks one with a straight-through gradient, `vq` picks the nearest (van den
+    Oord et al., arXiv 1711.00937; its loss is sown into the collection "losses"), `softmax` mixes them.
     """
 
     dim: Width = 384
@@ -81,7 +81,17 @@ class HypernetConfig:
     rotary_rows: bool = False
     """S only: encode the row by rotation instead of a row embedding."""
     init: Literal["sft", "reconstruction"] = "sft"
-    """Initialisation of the head. sft: adapters initially leave the base model unchanged; reconstruction: random."""
+    """Initial weights of the head. sft: zero, so that an adapter begins as the head's bias; reconstruction: random."""
+    head_bias: Literal["separate", "shared", "none"] = "separate"
+    """Bias of the head. separate: one for A and one for B, which begin as a LoRA does (L: trained, M and S: fixed);
+    shared: M and S add one trained bias to both A and B, as the original does; none: for standardised outputs."""
+    standardised: bool = False
+    """The head writes z-scores: each weight's mean over a library of LoRAs is added after scaling by its deviation."""
+    linear_init: Literal["lecun", "uniform"] = "lecun"
+    """Initial weights of the linear layers. lecun: normal of variance 1/inputs, bias zero; uniform: weights and bias in
+    ±1/sqrt(inputs), as in the original."""
+    embedding_init: Literal["narrow", "unit"] = "narrow"
+    """Initial embeddings of layer, module, side and row. narrow: variance 1/width; unit: variance 1 (the original)."""
     offset: Literal["none", "frozen", "learned"] = "none"
     """Adapter added to every output: none, frozen (from --offset-init or --init-from) or learned."""
 
@@ -89,6 +99,29 @@ class HypernetConfig:
         check_fields(self, "hypernet")
         if self.latent % 4:
             raise UserError(f"hypernet.latent must be a multiple of 4, got {self.latent}")
+
+
+STD_EPSILON = 1e-10  # added to the deviations of standardised outputs, as in the original
+
+
+def uniform(fan_in: int) -> Any:
+    """The initialiser U(±1/sqrt(fan_in)), PyTorch's for a linear layer's weights and for its bias."""
+    bound = 1 / math.sqrt(fan_in)
+    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+def linear(config: HypernetConfig, fan_in: int, width: int, **options: Any) -> nn.Dense:
+    """A linear layer of `fan_in` inputs."""
+    if config.linear_init == "uniform":
+        options |= {"kernel_init": uniform(fan_in), "bias_init": uniform(fan_in)}
+    return nn.Dense(width, **options)
+
+
+def table(config: HypernetConfig, rows: int, width: int) -> nn.Embed:
+    """A table of embeddings, each of which is normalised where it is read."""
+    if config.embedding_init == "unit":
+        return nn.Embed(rows, width, embedding_init=nn.initializers.normal(1.0))
+    return nn.Embed(rows, width)
 
 
 def lift(function: Any, module: nn.Module, *args: Any, in_axes: Any = 0) -> Any:
@@ -101,24 +134,25 @@ def lift(function: Any, module: nn.Module, *args: Any, in_axes: Any = 0) -> Any:
 class TaskEncoder(nn.Module):
     """z -> the task part of the query."""
 
-    config: TaskEncoderConfig
-    width: int
+    config: HypernetConfig
 
     @nn.compact
     def __call__(self, z: Float[Array, " z"]) -> Float[Array, " e"]:
-        kind, size = self.config.kind, self.config.codebook
+        kind, size, width = self.config.task.kind, self.config.task.codebook, self.config.latent // 2
+        outputs = size if kind in ("discrete", "softmax") else width
+        projected = linear(self.config, len(z), outputs, name="linear")(z)
         norm = nn.LayerNorm(epsilon=1e-5, name="norm")
         if kind == "linear":
-            return norm(nn.Dense(self.width, name="linear")(z))
-        codebook = self.param("codebook", nn.initializers.normal(1.0), (size, self.width))
+            return norm(projected)
+        codebook = self.param("codebook", nn.initializers.normal(1.0), (size, width))
         if kind == "vq":
-            latent = nn.Dense(self.width, name="linear")(z)
+            latent = projected
             nearest = codebook[jnp.argmin(jnp.sum((codebook - latent[None]) ** 2, axis=-1))]
             pull = jnp.mean((nearest - jax.lax.stop_gradient(latent)) ** 2)
             commit = jnp.mean((jax.lax.stop_gradient(nearest) - latent) ** 2)
             self.sow("losses", "vq", pull + 0.25 * commit)
             return norm(latent + jax.lax.stop_gradient(nearest - latent))
-        weights = jax.nn.softmax(nn.Dense(size, name="linear")(z))
+        weights = jax.nn.softmax(projected)
         if kind == "discrete":
             choice = jax.nn.one_hot(jnp.argmax(weights), size)
             weights = weights + jax.lax.stop_gradient(choice - weights)
@@ -128,18 +162,18 @@ class TaskEncoder(nn.Module):
 class Mlp(nn.Module):
     """(LN or dropout,) Linear(D -> 4D), SiLU, dropout, Linear(4D -> width), SiLU (, dropout)."""
 
+    config: HypernetConfig
     width: int
-    hidden: int
-    dropout: float
     first: Literal["norm", "drop"] = "norm"
     last_drop: bool = True
 
     @nn.compact
     def __call__(self, x: Float[Array, " d"], train: bool) -> Float[Array, " w"]:
-        drop = partial(nn.Dropout, self.dropout, deterministic=not train)
+        hidden = 4 * self.config.latent
+        drop = partial(nn.Dropout, self.config.dropout, deterministic=not train)
         x = nn.LayerNorm(epsilon=1e-5, name="norm")(x) if self.first == "norm" else drop()(x)
-        x = drop()(nn.silu(nn.Dense(self.hidden, name="up")(x)))
-        x = nn.silu(nn.Dense(self.width, name="down")(x))
+        x = drop()(nn.silu(linear(self.config, len(x), hidden, name="up")(x)))
+        x = nn.silu(linear(self.config, hidden, self.width, name="down")(x))
         return drop()(x) if self.last_drop else x
 
 
@@ -151,20 +185,20 @@ class Query(nn.Module):
     train: bool
 
     def setup(self) -> None:
-        width, hidden, drop = self.config.latent, 4 * self.config.latent, self.config.dropout
-        self.depth = nn.Embed(self.spec.num_layers, width // 4)
+        config, spec, width = self.config, self.spec, self.config.latent
+        self.depth = table(config, spec.num_layers, width // 4)
         self.depth_norm = nn.LayerNorm(epsilon=1e-5)
-        self.type = nn.Embed(len(self.spec.modules), width // 4)
+        self.type = table(config, len(spec.modules), width // 4)
         self.type_norm = nn.LayerNorm(epsilon=1e-5)
-        self.mixer = Mlp(width, hidden, drop, first="drop")
-        self.mlp1 = Mlp(width, hidden, drop)
-        self.mlp2 = Mlp(width, hidden, drop)
-        self.mlp3 = Mlp(self.config.head_in, hidden, drop, last_drop=False)
-        if self.config.head != "L":
-            self.side = nn.Embed(2 * len(self.spec.modules), width)
+        self.mixer = Mlp(config, width, first="drop")
+        self.mlp1 = Mlp(config, width)
+        self.mlp2 = Mlp(config, width)
+        self.mlp3 = Mlp(config, config.head_in, last_drop=False)
+        if config.head != "L":
+            self.side = table(config, 2 * len(spec.modules), width)
             self.side_norm = nn.LayerNorm(epsilon=1e-5)
-        if self.config.head == "S" and not self.config.rotary_rows:
-            self.row = nn.Embed(self.spec.rank, width)
+        if config.head == "S" and not config.rotary_rows:
+            self.row = table(config, spec.rank, width)
             self.row_norm = nn.LayerNorm(epsilon=1e-5)
 
     def __call__(self, task: Float[Array, " e"], module: Int[Array, ""], layer: Int[Array, ""]) -> Float[Array, "..."]:
@@ -209,9 +243,11 @@ def rotate_by(u: Float[Array, " D"], position: Int[Array, ""]) -> Float[Array, "
 class Head(nn.Module):
     """The linear read-out of one module: the transformed query -> (A [r, i], B [o, r]).
 
-    For SFT it starts with zero weights and a bias that is a LoRA's own initialisation, so that the adapted model is
-    the base model exactly and A has somewhere to go from. In L the bias is trained. In M and S one output serves A and
-    B (and, in S, every row), so the start is a constant beside it; A's is divided by sqrt(2) and sqrt(2 r).
+    With init "sft" the weights are zero, and every adapter begins as the bias. A separate bias is a LoRA's own
+    initialisation, with which the adapted model is the base model exactly and A has somewhere to go from: trained in L,
+    a constant in M and S, whose one output serves A and B. The shared bias is that output's own, the original's: M
+    begins with B = Aᵀ, as far as the widths go, and S with equal rows besides. In M and S a bias is divided by sqrt(2)
+    and sqrt(2 r).
     """
 
     config: HypernetConfig
@@ -220,12 +256,9 @@ class Head(nn.Module):
 
     @nn.compact
     def __call__(self, h: Float[Array, "*q h"]) -> tuple[Float[Array, "r i"], Float[Array, "o r"]]:
-        rank, d_in, d_out = self.rank, self.module.d_in, self.module.d_out
-        widest = max(d_in, d_out)
-        outputs = {"L": rank * (d_in + d_out), "M": rank * widest, "S": widest}[self.config.head]
-        zero = self.config.init == "sft"
-        init = nn.initializers.zeros if zero else nn.initializers.lecun_normal()
-        kernel = self.param("kernel", init, (h.shape[-1], outputs))
+        rank, d_in, d_out, widest = self.rank, self.module.d_in, self.module.d_out, self._widest
+        outputs = rank * (d_in + d_out) if self.config.head == "L" else self._rows * widest
+        kernel = self.param("kernel", self._kernel_init(h.shape[-1]), (h.shape[-1], outputs))
         if self.config.head == "L":
             # B's weights are transposed, not the many B's that come out.
             kernel_b = kernel[:, rank * d_in :].reshape(-1, rank, d_out).swapaxes(1, 2).reshape(-1, d_out * rank)
@@ -236,24 +269,38 @@ class Head(nn.Module):
             b = h[1] @ by_row[:, :, :d_out].swapaxes(1, 2).reshape(-1, d_out * rank)
         else:
             a, b = h[0] @ kernel[:, :d_in], (h[1] @ kernel[:, :d_out]).T
-        a, b = a.reshape(rank, d_in), b.reshape(d_out, rank)
-        return (a + self._bias_a(), b + self._bias_b()) if zero else (a, b)
+        bias_a, bias_b = self._bias(h.shape[-1])
+        return a.reshape(rank, d_in) + bias_a, b.reshape(d_out, rank) + bias_b
 
-    def _bias_a(self) -> Float[Array, "r i"]:
-        rank, d_in = self.rank, self.module.d_in
-        bound = 1 / math.sqrt(d_in * {"L": 1, "M": 2, "S": 2 * rank}[self.config.head])
+    @property
+    def _widest(self) -> int:
+        return max(self.module.d_in, self.module.d_out)
 
-        def start(key: PRNGKeyArray) -> Float[Array, "r i"]:
-            return jax.random.uniform(key, (rank, d_in), jnp.float32, -bound, bound)
+    @property
+    def _rows(self) -> int:
+        """How many rows of A or Bᵀ one output of M or S holds."""
+        return 1 if self.config.head == "S" else self.rank
 
-        if self.config.head == "L":
-            return self.param("bias_a", start)
-        return self.variable("constants", "bias_a", lambda: start(self.make_rng("params"))).value
+    def _kernel_init(self, fan_in: int) -> Any:
+        if self.config.init == "sft":
+            return nn.initializers.zeros
+        return uniform(fan_in) if self.config.linear_init == "uniform" else nn.initializers.lecun_normal()
 
-    def _bias_b(self) -> Float[Array, "o r"] | float:
-        if self.config.head != "L":
-            return 0.0
-        return self.param("bias_b", nn.initializers.zeros, (self.rank, self.module.d_out)).T
+    def _bias(self, fan_in: int) -> tuple[Float[Array, "ra i"] | float, Float[Array, "o rb"] | float]:
+        """The biases of A and B; in S the shared one has a single row."""
+        kind, head, module = self.config.head_bias, self.config.head, self.module
+        if kind == "none":
+            return 0.0, 0.0
+        lora = uniform(module.d_in * {"L": 1, "M": 2, "S": 2 * self.rank}[head])
+        if kind == "shared" and head != "L":
+            init = lora if self.config.init == "sft" else uniform(fan_in)
+            bias = self.param("bias", init, (self._rows, self._widest))
+            return bias[:, : module.d_in], bias[:, : module.d_out].T
+        shape = (self.rank, module.d_in)
+        if head != "L":
+            return self.variable("constants", "bias_a", lambda: lora(self.make_rng("params"), shape)).value, 0.0
+        bias_b = self.param("bias_b", nn.initializers.zeros, (self.rank, module.d_out))
+        return self.param("bias_a", lora, shape), bias_b.T
 
 
 class Hypernet(nn.Module):
@@ -266,7 +313,7 @@ class Hypernet(nn.Module):
     @nn.compact
     def __call__(self, condition: Condition) -> Adapter:
         z: Any = condition.z
-        task = TaskEncoder(self.config.task, self.config.latent // 2, name="task")(z)
+        task = TaskEncoder(self.config, name="task")(z)
         query = Query(self.config, self.spec, self.train, name="query")
         modules, layers = jnp.arange(len(self.spec.modules)), jnp.arange(self.spec.num_layers)
 
@@ -280,7 +327,18 @@ class Hypernet(nn.Module):
             a, b = lift(Head.__call__, head, hidden[index])
             weights[module.name] = {"a": a, "b": b}
         adapter = Adapter(weights, self.spec)
+        if self.config.standardised:
+            adapter = jax.tree.map(
+                lambda score, std, mean: score * (std + STD_EPSILON) + mean, adapter, *self._library()
+            )
         return adapter if self.config.offset == "none" else jax.tree.map(jnp.add, adapter, self._offset())
+
+    def _library(self) -> tuple[Adapter, Adapter]:
+        """Deviation and mean of each weight over a library of LoRAs; 1 and 0 until they are set."""
+        fresh = init_adapter(jax.random.key(0), self.spec)
+        std = self.variable("constants", "std", lambda: jax.tree.map(jnp.ones_like, fresh))
+        mean = self.variable("constants", "mean", lambda: jax.tree.map(jnp.zeros_like, fresh))
+        return std.value, mean.value
 
     def _offset(self) -> Adapter:
         """The adapter that is added to every output: weights under "params" (learned) or "constants" (frozen)."""

@@ -158,9 +158,15 @@ def torch_adapter(config: HypernetConfig, variables: Variables, z: np.ndarray | 
             x = silu(linear(p["mixer"]["down"], silu(linear(p["mixer"]["up"], query))))
             x = x + mlp(p["mlp1"], x)
             a, b = torch_read_out(config, head["kernel"], torch_heads(config, p, x, m), module)
-            if config.init == "sft":
+            if config.head_bias == "shared" and config.head != "L":
+                a = a + head["bias"][:, : module.d_in]  # one row for all, in S
+                b = b + head["bias"][:, : module.d_out].T
+            elif config.head_bias != "none":
                 a = a + (head["bias_a"] if config.head == "L" else constants[f"head_{module.name}"]["bias_a"])
                 b = b + (head["bias_b"].T if config.head == "L" else 0)
+            if config.standardised:
+                std, mean = (constants[name].weights[module.name] for name in ("std", "mean"))
+                a, b = a * std["a"][layer] + mean["a"][layer], b * std["b"][layer] + mean["b"][layer]
             if config.offset != "none":
                 offset = (params if config.offset == "learned" else constants)["offset"].weights[module.name]
                 a, b = a + offset["a"][layer], b + offset["b"][layer]
@@ -180,17 +186,49 @@ def test_heads_are_the_papers(config):
         assert_close(adapters[index], torch_adapter(config, variables, z[index]))
 
 
+@pytest.mark.parametrize("standardised", [False, True], ids=["plain", "standardised"])
+@pytest.mark.parametrize("bias", ["shared", "none"])
 @pytest.mark.parametrize("head", ["L", "M", "S"])
-def test_for_reconstruction_heads_are_the_papers_without_bias(head):
-    config = replace(TINY, head=head, init="reconstruction")
+def test_heads_for_reconstruction_are_the_papers(head, bias, standardised):
+    config = replace(TINY, head=head, head_bias=bias, init="reconstruction", standardised=standardised)
     variables, z = random_variables(config), embeddings(2)
-    assert variables.keys() == {"params"}
-    assert all(variables["params"][f"head_{module.name}"].keys() == {"kernel"} for module in MODULES)
     assert_close(made(config, SPEC, variables, z)[1], torch_adapter(config, variables, z[1]))
 
 
+@pytest.mark.parametrize("head", ["L", "M", "S"])
+def test_a_head_without_bias_has_only_a_kernel(head):
+    variables = random_variables(replace(TINY, head=head, head_bias="none"))
+    assert variables.keys() == {"params"}
+    assert all(variables["params"][f"head_{module.name}"].keys() == {"kernel"} for module in MODULES)
+
+
+@pytest.mark.parametrize("head", ["M", "S"])
+def test_a_shared_bias_begins_with_b_like_a(head):
+    """And within the bounds of PyTorch's LoRA, divided by sqrt(2) and sqrt(2 r); S with equal rows."""
+    config = replace(TINY, head=head, head_bias="shared")
+    adapter = made(config, SPEC, init(jax.random.key(0), config, SPEC), embeddings(1))[0]
+    for module in MODULES:
+        a, b = (np.asarray(adapter.weights[module.name][side]) for side in "ab")
+        narrow = min(module.d_in, module.d_out)
+        np.testing.assert_array_equal(a[:, :, :narrow], b[:, :narrow].swapaxes(1, 2))
+        bound = 1 / math.sqrt(module.d_in * (2 if head == "M" else 2 * SPEC.rank))
+        assert 0.8 * bound < np.abs(a).max() <= bound
+        assert (np.ptp(a, axis=1).max() == 0) == (head == "S")
+
+
+def test_layers_can_begin_as_in_pytorch():
+    config = replace(TINY, linear_init="uniform", embedding_init="unit", init="reconstruction", head_bias="none")
+    params = init(jax.random.key(0), config, SPEC)["params"]
+    layers = {"task": params["task"]["linear"], "up": params["query"]["mlp1"]["up"], "head": params["head_q_proj"]}
+    for layer in layers.values():
+        bound = 1 / math.sqrt(layer["kernel"].shape[0])
+        for leaf in layer.values():
+            assert 0.7 * bound < np.abs(leaf).max() <= bound
+    assert 0.6 < np.std(params["query"]["depth"]["embedding"]) < 1.4
+
+
 @pytest.mark.parametrize("kind", ["discrete", "vq", "softmax"])
-def test_task_encoders_are_the_papers(kind):
+def test_task_encoders_are_as_documented(kind):
     config = with_task(TINY, kind=kind)
     variables = random_variables(config)
     adapters = made(config, SPEC, variables, embeddings(3))
@@ -309,7 +347,7 @@ def test_the_loss_of_vector_quantisation_is_the_papers():
     config = with_task(TINY, kind="vq")
     variables, z = random_variables(config), jnp.asarray(embeddings(1)[0])
     task = variables["params"]["task"]
-    _, sown = TaskEncoder(config.task, config.latent // 2).apply({"params": task}, z, mutable=["losses"])
+    _, sown = TaskEncoder(config).apply({"params": task}, z, mutable=["losses"])
     found = z @ task["linear"]["kernel"] + task["linear"]["bias"]
     nearest = min(np.mean((code - found) ** 2) for code in np.asarray(task["codebook"]))
     np.testing.assert_allclose(jax.tree.leaves(sown), [1.25 * nearest], rtol=1e-5)
@@ -342,7 +380,10 @@ def test_dropout_is_drawn_per_key(head):
 def test_dropout_is_drawn_per_query(head):
     """With queries that all ask the same and heads that all answer alike, only dropout can tell them apart."""
     square = tuple(LoraModule(name, 12, 12) for name in ("q_proj", "k_proj", "o_proj"))
-    config, spec = replace(HEADS[head], dropout=0.5, init="reconstruction"), replace(SPEC, modules=square)
+    config, spec = (
+        replace(HEADS[head], dropout=0.5, init="reconstruction", head_bias="none"),
+        replace(SPEC, modules=square),
+    )
     params = init(jax.random.key(0), config, spec)["params"]
     for name in {"depth", "type", "side", "row"} & params["query"].keys():
         params["query"][name] = jax.tree.map(jnp.zeros_like, params["query"][name])

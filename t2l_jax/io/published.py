@@ -33,6 +33,7 @@ DEFAULT_MODEL = "smollm2-family"
 MODEL_FOLDER = "model"  # in a run folder
 IDENTITIES_FILE = "tasks.json"  # in a one-hot run: the tasks in the order of the entries of z
 ENCODER_FOLDER = "encoder"  # in a published folder: the text encoder's adapter
+ADAPTERS = ("offset", "mean", "std")  # variables of the hypernetwork that are adapters
 PromptModes = Literal["instance", "instruction", "both"]  # see data/prompts.py
 
 
@@ -202,6 +203,6 @@ def _without_adapters(variables: Variables) -> dict[str, Any]:
 
 def _with_adapters(tree: dict[str, Any], spec: LoraSpec) -> Variables:
     return {
-        group: {name: Adapter(leaf, spec) if name == "offset" else leaf for name, leaf in members.items()}
+        group: {name: Adapter(leaf, spec) if name in ADAPTERS else leaf for name, leaf in members.items()}
         for group, members in tree.items()
     }

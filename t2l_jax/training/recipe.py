@@ -94,8 +94,8 @@ class Recipe:
 
     trainee: TraineeName = "hypernet"
     """What to train: a hypernetwork on descriptions (hypernet) or on one-hot task identities (one-hot), one LoRA for
-    all tasks (multitask), or one LoRA per task (oracles: set --batch.tasks to the number of tasks, so that each is
-    trained in every step)."""
+    all tasks (multitask), or one LoRA per task (oracles: all start from one A; oracles-seeds: each from its own. Set
+    --batch.tasks to the number of tasks, so that each is trained in every step)."""
     init_from: str | None = None
     """Initialise from trained weights of the same shape: a published hypernetwork (smollm2-family, a folder, hf: or
     pypi:; also pass its text encoder with --encoder) or, for multitask, a PEFT folder."""

@@ -22,6 +22,7 @@ from t2l_jax.training.recipe import Recipe
 from t2l_jax.training.trainees import (
     TRAINEES,
     LoraTable,
+    SeededLoraTable,
     OneHotHypernetwork,
     Release,
     SharedLora,
@@ -83,13 +84,14 @@ def test_the_hypernetworks_own_loss_is_the_mean_over_tasks():
     assert extra > 0
 
 
-def test_a_table_has_an_adapter_per_task():
-    trainee = LoraTable(4, SPEC)
+@pytest.mark.parametrize(("table", "starts"), [(LoraTable, 1), (SeededLoraTable, 4)], ids=["one seed", "seeds"])
+def test_a_table_has_an_adapter_per_task(table, starts):
+    trainee = table(4, SPEC)
     variables = trainee.init(jax.random.key(0))
     table = variables["params"]
     assert table.batch_shape == (4,)
     a = table.weights["q_proj"]["a"]
-    assert not np.allclose(a[0], a[1])
+    assert len(np.unique(a.reshape(4, -1), axis=0)) == starts
     assert not table.weights["q_proj"]["b"].any()
     adapters, extra = trainee.adapters(variables, TASKS)
     for place, task in enumerate(IDS):

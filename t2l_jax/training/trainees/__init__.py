@@ -2,9 +2,18 @@
 
 from t2l_jax.training.trainees.base import Release, Trainee
 from t2l_jax.training.trainees.hypernetworks import OneHotHypernetwork, TextHypernetwork
-from t2l_jax.training.trainees.loras import LoraTable, SharedLora
+from t2l_jax.training.trainees.loras import LoraTable, SeededLoraTable, SharedLora
 
-__all__ = ["TRAINEES", "LoraTable", "OneHotHypernetwork", "Release", "SharedLora", "TextHypernetwork", "Trainee"]
+__all__ = [
+    "TRAINEES",
+    "LoraTable",
+    "OneHotHypernetwork",
+    "Release",
+    "SeededLoraTable",
+    "SharedLora",
+    "TextHypernetwork",
+    "Trainee",
+]
 
 # Name in recipes and on the command line -> class.
 TRAINEES: dict[str, type[Trainee]] = {
@@ -12,4 +21,5 @@ TRAINEES: dict[str, type[Trainee]] = {
     "one-hot": OneHotHypernetwork,
     "multitask": SharedLora,
     "oracles": LoraTable,
+    "oracles-seeds": SeededLoraTable,
 }

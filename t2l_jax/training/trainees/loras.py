@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import PRNGKeyArray
+from jaxtyping import Array, Key, PRNGKeyArray
 
 from t2l_jax.decoder import DecoderConfig
 from t2l_jax.hypernet import Condition, HypernetConfig, Variables
@@ -23,7 +23,10 @@ ADAPTERS_FOLDER = "adapters"  # of a run folder
 
 @dataclass(frozen=True)
 class LoraTable(Trainee):
-    """A table [N] with one LoRA per task, all trained in one program: the task-specific "oracles"."""
+    """A table [N] with one LoRA per task, all trained in one program: the task-specific "oracles".
+
+    All start from the same A, as runs of one seed would, so that the factors of different tasks are comparable.
+    """
 
     num_tasks: int
     spec: LoraSpec
@@ -35,8 +38,11 @@ class LoraTable(Trainee):
         return cls(num_tasks, spec)
 
     def init(self, key: PRNGKeyArray) -> Variables:
-        keys = jax.random.split(key, self.num_tasks)
-        return {"params": jax.vmap(lambda key: init_adapter(key, self.spec))(keys)}
+        return {"params": jax.vmap(lambda key: init_adapter(key, self.spec))(self._keys(key))}
+
+    def _keys(self, key: PRNGKeyArray) -> Key[Array, " N"]:
+        """The key of each task's A."""
+        return jnp.broadcast_to(key, self.num_tasks)
 
     def adapters(
         self, variables: Variables, conditions: Condition, key: PRNGKeyArray | None = None
@@ -48,6 +54,14 @@ class LoraTable(Trainee):
         target = folder / ADAPTERS_FOLDER
         save_peft(variables["params"], target, base_model=release.base_name, names=release.tasks, replace=True)
         return target
+
+
+@dataclass(frozen=True)
+class SeededLoraTable(LoraTable):
+    """A table of LoRAs each of which starts from an A of its own, as runs of different seeds would."""
+
+    def _keys(self, key: PRNGKeyArray) -> Key[Array, " N"]:
+        return jax.random.split(key, self.num_tasks)
 
 
 @dataclass(frozen=True)
