@@ -22,9 +22,9 @@ from t2l_jax.training.recipe import Recipe
 from t2l_jax.training.trainees import (
     TRAINEES,
     LoraTable,
-    SeededLoraTable,
     OneHotHypernetwork,
     Release,
+    SeededLoraTable,
     SharedLora,
     TextHypernetwork,
     Trainee,
