@@ -24,7 +24,7 @@ import yaml
 
 from experiments.tools import results
 from t2l_jax.data.tasks import load_tasks
-from t2l_jax.data.yaml_file import read_yaml
+from t2l_jax.io.yaml_file import read_yaml
 from t2l_jax.evaluation import report
 from t2l_jax.evaluation.bootstrap import REPLICATES
 from t2l_jax.evaluation.store import read_predictions

@@ -13,7 +13,7 @@ from typing import Annotated, Any, TypeVar
 import datasets
 from pydantic import Field
 
-from t2l_jax.data.yaml_file import MAX_BYTES, parse_yaml
+from t2l_jax.io.yaml_file import MAX_BYTES, parse_yaml
 from t2l_jax.errors import Unreachable, UserError
 from t2l_jax.io.files import open_file, os_errors_explained
 from t2l_jax.io.locations import HTTP_ERROR, cache_folder

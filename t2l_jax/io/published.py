@@ -4,6 +4,7 @@ If its text encoder has a LoRA adapter, the subfolder `encoder` holds it, and th
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
 from pathlib import Path
@@ -26,7 +27,7 @@ from t2l_jax.io.peft import WEIGHTS_FILE
 from t2l_jax.io.safetensors_header import load_float32
 from t2l_jax.io.tensor import all_finite
 from t2l_jax.lora import Adapter, LoraModule, LoraSpec
-from t2l_jax.schema import Count, Schema, checked
+from t2l_jax.schema import Count, Schema, Texts, checked
 
 PRETRAINED = Path(str(files("t2l_jax"))) / "pretrained"
 DEFAULT_MODEL = "smollm2-family"
@@ -60,6 +61,12 @@ class ModelConfig:
         return checked(cls, {**data, "lora": {**data["lora"], "modules": modules}}, where)
 
 
+class Identities(Schema):
+    """The layout of IDENTITIES_FILE."""
+
+    tasks: Texts
+
+
 class _Modules(Schema):
     modules: dict[str, Annotated[tuple[Count, Count], Strict(False)]]
 
@@ -83,7 +90,7 @@ def save_model(
     Raises UserError if a weight is not finite in `dtype`.
     """
     config = replace(config, encoder_adapter=encoder_adapter is not None)
-    flat = flatten_dict(_without_adapters(variables), sep="/")
+    flat = tensors_of(variables)
     with np.errstate(over="ignore"):
         tensors = {name: np.ascontiguousarray(np.asarray(leaf).astype(dtype)) for name, leaf in flat.items()}
     for name, tensor in tensors.items():
@@ -161,7 +168,7 @@ def load_model(folder: Path) -> tuple[ModelConfig, Variables]:
     if "hypernet" not in data:
         raise UserError(f"{path}: not the config of a t2l_jax model; give a folder that t2l train wrote")
     config = ModelConfig.from_dict(data, str(path))
-    shapes = _shapes(config)
+    shapes = tensor_shapes(config)
     own = folder / ENCODER_FOLDER
     if config.encoder_adapter and not (is_adapter(own) and (own / WEIGHTS_FILE).is_file()):
         raise UserError(f"{own}: the text encoder's adapter is missing: fetch the whole folder again")
@@ -171,8 +178,7 @@ def load_model(folder: Path) -> tuple[ModelConfig, Variables]:
         shape = tensors[name].shape if name in tensors else "missing"
         if shapes.get(name) != shape:
             raise UserError(f"{path}: tensor {name} is {shape}, its config.json asks for {shapes.get(name, 'none')}")
-    loaded = {name: jnp.asarray(tensor) for name, tensor in tensors.items()}
-    return config, _with_adapters(unflatten_dict(loaded, sep="/"), config.lora)
+    return config, with_tensors(tensors, config.lora)
 
 
 def model_folder(location: str | Path | None) -> Path:
@@ -187,21 +193,24 @@ def pretrained_models() -> list[Path]:
     return sorted(path.parent for path in PRETRAINED.glob("*/config.json"))
 
 
-def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every tensor of a model."""
     wanted = jax.eval_shape(lambda: hypernet.init(jax.random.key(0), config.hypernet, config.lora))
-    return {name: leaf.shape for name, leaf in flatten_dict(_without_adapters(wanted), sep="/").items()}
+    return {name: leaf.shape for name, leaf in tensors_of(wanted).items()}
 
 
-def _without_adapters(variables: Variables) -> dict[str, Any]:
-    """Offset adapters as plain dicts, for flattening."""
-    return {
+def tensors_of(variables: Variables) -> dict[str, Any]:
+    """The leaves of the variables by their names in a file, `params/query/depth/embedding`."""
+    plain = {
         group: {name: leaf.weights if isinstance(leaf, Adapter) else leaf for name, leaf in members.items()}
         for group, members in variables.items()
     }
+    return flatten_dict(plain, sep="/")
 
 
-def _with_adapters(tree: dict[str, Any], spec: LoraSpec) -> Variables:
+def with_tensors(tensors: Mapping[str, np.ndarray], spec: LoraSpec) -> Variables:
+    """The inverse of `tensors_of`."""
+    tree = unflatten_dict({name: jnp.asarray(tensor) for name, tensor in tensors.items()}, sep="/")
     return {
         group: {name: Adapter(leaf, spec) if name in ADAPTERS else leaf for name, leaf in members.items()}
         for group, members in tree.items()

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from t2l_jax.data.tasks import load_tasks
-from t2l_jax.data.yaml_file import MAX_BYTES, parse_yaml
+from t2l_jax.io.yaml_file import MAX_BYTES, parse_yaml
 from t2l_jax.errors import UserError
 
 
