@@ -1,4 +1,4 @@
-"""`t2l generate | train | evaluate | publish | chat | embed | models | import | export`: thin commands over the library."""
+"""`t2l generate | train | evaluate | publish | chat | embed | models | import | export`: thin commands."""
 
 import inspect
 import os

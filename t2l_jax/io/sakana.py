@@ -19,7 +19,6 @@ from pydantic import Field
 
 from t2l_jax.errors import UserError
 from t2l_jax.hypernet import HypernetConfig, TaskEncoderConfig
-from t2l_jax.io import sakana_layout
 from t2l_jax.io.adapter_config import AdapterConfig
 from t2l_jax.io.files import atomic_folder, check_name, refuse_existing
 from t2l_jax.io.locations import HUB_NAME
@@ -41,8 +40,8 @@ from t2l_jax.schema import Count, Positive, Schema, Several, Text, Width, checke
 
 WEIGHTS_FILE, ARGS_FILE = "hypermod.pt", "args.yaml"
 LAST_TOKEN = "last-token:"  # before the base model's location, where the original embeds with the base model itself
-# Text encoders whose first token the original reads, as do their own files. It reads the first token of every model with
-# "gte" in its name, and knows no pooling for other encoders (but for SFR's, which it gives a prompt and 16 bits).
+# Text encoders whose first token the original reads, as do their own files. It reads the first token of every model
+# with "gte" in its name, and knows no pooling for others (but for SFR's, which it gives a prompt and 16 bits).
 ENCODERS = ("Alibaba-NLP/gte-large-en-v1.5", "Alibaba-NLP/gte-base-en-v1.5")
 
 Tensors = Mapping[str, np.ndarray]
@@ -142,13 +141,13 @@ def _refuse_forms(args: Args, where: str) -> None:
     """Raise UserError for what the flags ask for and no graph of ours computes."""
     if args.autoreg_gen and not args.shared_AB_head:
         raise UserError(
-            f"{where}: autoreg_gen without shared_AB_head: rows of A and B from one output of the head, a form that the "
-            "paper does not have, and is not imported"
+            f"{where}: autoreg_gen without shared_AB_head: rows of A and B from one output of the head, a form that "
+            "the paper does not have, and is not imported"
         )
     if args.writes_delta and args.pred_z_score:
         raise UserError(
-            f"{where}: pred_z_score with factorized false: the original cannot generate adapters from z-scores of delta "
-            "W either; train with one of them"
+            f"{where}: pred_z_score with factorized false: the original cannot generate adapters from z-scores of "
+            "delta W either; train with one of them"
         )
 
 
@@ -171,8 +170,8 @@ def _module_order(theirs: Tensors, weights: Path) -> list[str]:
     groups = list(dict.fromkeys(key.split(".")[0] for key in theirs))
     if len(heads) > 1 and groups[-1] != "heads":
         raise UserError(
-            f"{weights}: its tensors were put in another order, so which row of {TYPES} belongs to which module is lost: "
-            "give the file as the original wrote it"
+            f"{weights}: its tensors were put in another order, so which row of {TYPES} belongs to which module is "
+            "lost: give the file as the original wrote it"
         )
     if sides and sides != heads:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Published hypernetworks of ours as checkpoints of the original Text-to-LoRA; the layout is described in `sakana.py`."""
+"""Published hypernetworks of ours as checkpoints of the original Text-to-LoRA, whose layout `sakana.py` describes."""
 
 import json
 from collections import OrderedDict

@@ -1,7 +1,7 @@
 """The layout of the original's state dict, next to ours: one table, read in both directions.
 
-The original is SakanaAI/text-to-lora. Its linear weights are [out, in], ours [in, out]. Its modules stand in an order of
-their own (see `sakana.py`); the rows of `layer_type_encoder` follow that order, and so do the keys of the heads.
+The original is SakanaAI/text-to-lora. Its linear weights are [out, in], ours [in, out]. Its modules stand in an order
+of their own (see `sakana.py`); the rows of `layer_type_encoder` follow that order, and so do the keys of the heads.
 
 Axes: L layers, M modules, r rank, D latent width.
 """
@@ -93,7 +93,7 @@ def to_ours(entries: Sequence[Entry], theirs: Tensors, shapes: Shapes) -> dict[s
 
 def to_theirs(entries: Sequence[Entry], ours: Tensors) -> dict[str, np.ndarray]:
     """The original's tensors, in its order."""
-    theirs = {}
+    theirs: dict[str, np.ndarray] = {}
     for entry in entries:
         if not entry.ours:
             theirs |= {key: np.zeros(entry.shape, np.float32) for key in entry.theirs}

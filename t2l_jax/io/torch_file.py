@@ -1,7 +1,8 @@
 """A PyTorch state dict (`torch.save`), read without running what is in it.
 
-Such a file is a ZIP archive of tensors beside a pickle, and a pickle is a program. So its instructions are listed before
-torch sees it: it may name tensors, their types of storage and nothing else. Then torch's weights-only loader reads it.
+Such a file is a ZIP archive of tensors beside a pickle, and a pickle is a program. So its instructions are listed
+before torch sees it: it may name tensors, their types of storage and nothing else. Then torch's weights-only loader
+reads it.
 """
 
 import pickletools
