@@ -126,7 +126,7 @@ def test_one_hot_identities_are_read_by_an_evaluation(tmp_path):
     one_hot = find_baselines(None, None, tmp_path / "ours").one_hot
     assert one_hot.tasks == tuple(TASKS)  # after n_train_ds
     assert one_hot.model.config.encoder is None
-    with pytest.raises(UserError, match="give its run folder, whose .* names them"):
+    with pytest.raises(UserError, match=r"give its run folder, whose .* names them"):
         export_sakana(tmp_path / "ours" / "model", tmp_path / "back")
 
 
