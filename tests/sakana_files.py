@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 
+BASE = "org/gemma-2-2b-it"  # one whose chat template is known
 LAYERS, RANK, LATENT, HEAD_IN, WIDTH_Z = 2, 2, 8, 6, 5
 WIDTHS = {"q_proj": (8, 8), "v_proj": (8, 4), "up_proj": (8, 12), "down_proj": (12, 8)}
 ORDER = ("v_proj", "down_proj", "q_proj")  # of a set: not that of PROJECTIONS
@@ -21,7 +22,7 @@ TASKS = [f"lol_{index:03d}" for index in range(WIDTH_Z)]
 State = OrderedDict[str, torch.Tensor]
 
 ARGS: dict[str, Any] = {
-    "exp_setup": "hyper_lora", "training_task": "sft", "model_dir": "org/tiny", "target_modules": sorted(ORDER),
+    "exp_setup": "hyper_lora", "training_task": "sft", "model_dir": BASE, "target_modules": sorted(ORDER),
     "emb_model": "Alibaba-NLP/gte-large-en-v1.5", "use_one_hot_task_emb": False, "train_ds_names": [*TASKS, "lol_999"],
     "n_train_ds": WIDTH_Z, "hypernet_latent_size": LATENT, "head_in_size": HEAD_IN, "encoder_type": "linear",
     "shared_AB_head": False, "autoreg_gen": False, "learnable_pos_emb": False, "pred_z_score": True,
@@ -46,7 +47,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "L, flag vq": {"encoder_type": "vq"},
 }
 ADAPTER = {
-    "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": "org/tiny", "r": RANK, "lora_alpha": 4,
+    "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": BASE, "r": RANK, "lora_alpha": 4,
     "use_rslora": True, "target_modules": ["q_proj", "down_proj", "v_proj"], "bias": "none", "lora_dropout": 0.05,
     "fan_in_fan_out": False, "layers_to_transform": None, "loftq_config": {}, "rank_pattern": {}, "use_dora": False,
 }  # fmt: skip

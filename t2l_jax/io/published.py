@@ -1,6 +1,7 @@
 """A published hypernetwork: a folder of `config.json`, `model.safetensors` and a model card (`README.md`).
 
-If its text encoder has a LoRA adapter, the subfolder `encoder` holds it, and the config says so.
+If its text encoder has a LoRA adapter, the subfolder `encoder` holds it, and the config says so; likewise the file
+`chat_template.jinja`, if it was trained with prompts that the base model's own chat template does not write.
 """
 
 import json
@@ -21,7 +22,7 @@ from t2l_jax import hypernet
 from t2l_jax.errors import UserError
 from t2l_jax.hypernet import HypernetConfig, Variables
 from t2l_jax.io.encoder_adapter import adapted, copy_adapter, is_adapter
-from t2l_jax.io.files import atomic_folder, read_file, read_json
+from t2l_jax.io.files import atomic_folder, open_file, os_errors_explained, read_file, read_json
 from t2l_jax.io.locations import resolve
 from t2l_jax.io.peft import WEIGHTS_FILE
 from t2l_jax.io.safetensors_header import load_float32
@@ -34,6 +35,8 @@ DEFAULT_MODEL = "smollm2-family"
 MODEL_FOLDER = "model"  # in a run folder
 IDENTITIES_FILE = "tasks.json"  # in a one-hot run: the tasks in the order of the entries of z
 ENCODER_FOLDER = "encoder"  # in a published folder: the text encoder's adapter
+TEMPLATE_FILE = "chat_template.jinja"  # in a published folder
+MAX_TEMPLATE = 1 << 20  # bytes
 ADAPTERS = ("offset", "mean", "std")  # variables of the hypernetwork that are adapters
 PromptModes = Literal["instance", "instruction", "both"]  # see data/prompts.py
 
@@ -49,6 +52,7 @@ class ModelConfig:
     base_name: str  # public name of the base LLM, written into exported adapters
     prompt: PromptModes = "instance"  # the prompt modes it was trained with
     encoder_adapter: bool = False  # whether the text encoder has an adapter, in ENCODER_FOLDER
+    chat_template: bool = False  # whether it has a chat template in place of the base model's, in TEMPLATE_FILE
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "lora": self.lora.to_dict()}
@@ -82,14 +86,16 @@ def save_model(
     card: str,
     dtype: Any = np.float16,
     encoder_adapter: Path | None = None,
+    chat_template: str | None = None,
 ) -> None:
     """Write a published folder atomically, with weights in `dtype`.
 
-    `encoder_adapter` is the folder of the text encoder's adapter, which is copied into the published folder.
+    `encoder_adapter` is the folder of the text encoder's adapter, which is copied into the published folder;
+    `chat_template` is the template to write prompts with, if it is not the base model's own.
 
     Raises UserError if a weight is not finite in `dtype`.
     """
-    config = replace(config, encoder_adapter=encoder_adapter is not None)
+    config = replace(config, encoder_adapter=encoder_adapter is not None, chat_template=chat_template is not None)
     flat = tensors_of(variables)
     with np.errstate(over="ignore"):
         tensors = {name: np.ascontiguousarray(np.asarray(leaf).astype(dtype)) for name, leaf in flat.items()}
@@ -104,6 +110,8 @@ def save_model(
         (partial / "README.md").write_text(card)
         if encoder_adapter is not None:
             copy_adapter(encoder_adapter, partial / ENCODER_FOLDER)
+        if chat_template is not None:
+            (partial / TEMPLATE_FILE).write_text(chat_template)
 
 
 def model_card(config: ModelConfig, training: str) -> str:
@@ -143,7 +151,7 @@ def publish(folder: Path, out: Path, *, encoder: Path | None = None, alpha: floa
             raise UserError(f"{encoder}: adapts {adapted(encoder)}, the model reads {config.encoder}: give another one")
         changed, own = replace(changed, encoder_adapter=True), encoder
     card = read_file(folder / "README.md").decode(errors="replace") if (folder / "README.md").exists() else ""
-    weights = read_file(folder / "model.safetensors")
+    weights, template = read_file(folder / "model.safetensors"), load_template(folder, config)
     training = [part for part in card.split("\n\n") if part.startswith(("Trained", "Published"))]
     if changed.lora.alpha != config.lora.alpha:
         training.append(f"Published with alpha {alpha:g}; before it was {config.lora.alpha:g}.")
@@ -153,6 +161,8 @@ def publish(folder: Path, out: Path, *, encoder: Path | None = None, alpha: floa
         (partial / "README.md").write_text(model_card(changed, "\n\n".join(training)))
         if own is not None:
             copy_adapter(own, partial / ENCODER_FOLDER)
+        if template is not None:
+            (partial / TEMPLATE_FILE).write_text(template)
     return changed
 
 
@@ -179,6 +189,21 @@ def load_model(folder: Path) -> tuple[ModelConfig, Variables]:
         if shapes.get(name) != shape:
             raise UserError(f"{path}: tensor {name} is {shape}, its config.json asks for {shapes.get(name, 'none')}")
     return config, with_tensors(tensors, config.lora)
+
+
+def load_template(folder: Path, config: ModelConfig) -> str | None:
+    """The chat template of a published folder with this configuration; None if prompts are the base model's own."""
+    if not config.chat_template:
+        return None
+    path = folder / TEMPLATE_FILE
+    with os_errors_explained(path, "read"), open_file(path) as file:
+        text = file.read(MAX_TEMPLATE + 1)
+    try:
+        if len(text) <= MAX_TEMPLATE:
+            return text.decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text (byte {error.start}): fetch the whole folder again") from error
+    raise UserError(f"{path}: has more than {MAX_TEMPLATE:,} bytes, too much for a chat template")
 
 
 def model_folder(location: str | Path | None) -> Path:

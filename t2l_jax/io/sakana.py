@@ -9,6 +9,7 @@ order of the heads in the state dict, from which it is recovered.
 
 import json
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,6 +33,7 @@ from t2l_jax.io.published import (
     tensor_shapes,
     with_tensors,
 )
+from t2l_jax.io.sakana_chat import template_for
 from t2l_jax.io.sakana_layout import TYPES, check, layout, to_ours
 from t2l_jax.io.torch_file import load_state_dict
 from t2l_jax.io.yaml_file import read_yaml
@@ -107,12 +109,20 @@ def import_sakana(folder: Path, out: Path) -> ModelConfig:
     refuse_existing(out)
     found = read_sakana(folder)
     card = model_card(found.config, "Trained with the authors' code, SakanaAI/text-to-lora, and imported.")
+    template = template_for(found.config.base_name)
+    if template is None:
+        warnings.warn(
+            f"the chat template that the authors trained {found.config.base_name} with is not known: prompts will be "
+            "written with the base model's own, which may cost some accuracy",
+            stacklevel=2,
+        )
+    variables = with_tensors(found.tensors, found.config.lora)
     with atomic_folder(out) as partial:
         target = partial if found.tasks is None else partial / MODEL_FOLDER
-        save_model(target, found.config, with_tensors(found.tensors, found.config.lora), card, np.float32)
+        save_model(target, found.config, variables, card, np.float32, chat_template=template)
         if found.tasks is not None:
             (partial / IDENTITIES_FILE).write_text(json.dumps({"tasks": list(found.tasks)}, indent=2) + "\n")
-    return found.config
+    return replace(found.config, chat_template=template is not None)
 
 
 def read_sakana(folder: Path) -> Checkpoint:

@@ -12,18 +12,20 @@ import pytest
 import torch
 from command_line import assert_refused, run
 from safetensors.numpy import load_file
-from sakana_files import ORDER, RANK, TASKS, VARIANTS, WIDTH_Z, Graph, args_of, random_state, save
-from tiny_published import snapshot
+from sakana_files import BASE, ORDER, RANK, TASKS, VARIANTS, WIDTH_Z, Graph, args_of, random_state, save
+from tiny_published import save_base, snapshot, tiny_config
 
 import t2l_jax
+from t2l_jax.decoder.template_process import PROCESS
 from t2l_jax.encoder.last_token import PREFIX
 from t2l_jax.encoder.load import SHORT_NAMES
 from t2l_jax.errors import UserError
 from t2l_jax.evaluation.weights import find_baselines
 from t2l_jax.hypernet import Condition
 from t2l_jax.io import sakana
-from t2l_jax.io.published import ModelConfig, load_model, save_model, tensor_shapes, with_tensors
+from t2l_jax.io.published import ModelConfig, load_model, publish, save_model, tensor_shapes, with_tensors
 from t2l_jax.io.sakana import import_sakana
+from t2l_jax.io.sakana_chat import template_for
 from t2l_jax.io.sakana_export import export_sakana
 from t2l_jax.lora import PROJECTIONS
 
@@ -71,7 +73,7 @@ def test_what_is_published(tmp_path):
     state = random_state(args)
     config = import_sakana(save(tmp_path / "theirs", args, state), tmp_path / "ours")
     assert config.encoder == "hf:Alibaba-NLP/gte-large-en-v1.5" == SHORT_NAMES["gte-large"]
-    assert (config.base, config.base_name, config.prompt) == ("hf:org/tiny", "org/tiny", "instruction")
+    assert (config.base, config.base_name, config.prompt) == (f"hf:{BASE}", BASE, "instruction")
     assert config.lora.names == ("q_proj", "v_proj", "down_proj")
     assert (config.lora.num_layers, config.lora.rank, config.lora.scale) == (2, RANK, 4 / RANK**0.5)
     stored = load_file(tmp_path / "ours" / "model.safetensors")
@@ -134,16 +136,91 @@ def test_one_hot_identities_are_read_by_an_evaluation(tmp_path):
 def test_without_a_text_encoder_the_base_model_embeds(given, tmp_path):
     args = args_of("L", emb_model=given)
     folder = save(tmp_path / "theirs", args, random_state(args))
-    assert import_sakana(folder, tmp_path / "ours").encoder == f"{PREFIX}hf:org/tiny"
+    assert import_sakana(folder, tmp_path / "ours").encoder == f"{PREFIX}hf:{BASE}"
     export_sakana(tmp_path / "ours", tmp_path / "back")
-    assert import_sakana(tmp_path / "back", tmp_path / "again").encoder == f"{PREFIX}hf:org/tiny"
+    assert import_sakana(tmp_path / "back", tmp_path / "again").encoder == f"{PREFIX}hf:{BASE}"
 
 
 def test_a_local_base_model_stays_where_it_is(tmp_path):
     (tmp_path / "base").mkdir()
     args = args_of("L", model_dir=str(tmp_path / "base"))
     config = import_sakana(save(tmp_path / "theirs", args, random_state(args)), tmp_path / "ours")
-    assert (config.base, config.base_name) == (str(tmp_path / "base"), "org/tiny")
+    assert (config.base, config.base_name) == (str(tmp_path / "base"), BASE)
+
+
+USER = [{"role": "user", "content": "u"}]
+ANSWERED = [*USER, {"role": "assistant", "content": "a"}]
+
+
+@pytest.mark.parametrize(
+    ("base", "prompt", "answer"),
+    [
+        ("mistralai/Mistral-7B-Instruct-v0.2", "<s> [INST] \n\nu [/INST]", " a</s>"),
+        (
+            "meta-llama/Llama-3.1-8B-Instruct",
+            "<s><|start_header_id|>system<|end_header_id|>\n\n<|eot_id|>"
+            "<|start_header_id|>user<|end_header_id|>\n\nu<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+            "a<|eot_id|>",
+        ),
+        (
+            "google/gemma-2-2b-it",
+            "<s><start_of_turn>system\n<end_of_turn>\n<start_of_turn>user\nu<end_of_turn>\n<start_of_turn>model\n",
+            "a<end_of_turn>\n",
+        ),
+    ],
+)
+def test_prompts_of_the_authors(base, prompt, answer):
+    template = template_for(base)
+    specials = {"bos_token": "<s>", "eos_token": "</s>"}
+    system = {"role": "system", "content": ""}
+    replies = PROCESS.render(template, specials, [[system, *USER], USER], answered=False)
+    assert replies[0] == {"text": prompt}
+    assert PROCESS.render(template, specials, [[system, *ANSWERED]], answered=True) == [{"text": prompt + answer}]
+    alone = prompt.replace("\n\nu [", "u [").replace("<|start_header_id|>system<|end_header_id|>\n\n<|eot_id|>", "")
+    assert replies[1] == {"text": alone.replace("<start_of_turn>system\n<end_of_turn>\n", "")}
+
+
+def test_the_template_stays_with_the_model(tmp_path):
+    args = args_of("L")
+    config = import_sakana(save(tmp_path / "theirs", args, random_state(args)), tmp_path / "ours")
+    assert config.chat_template
+    assert (tmp_path / "ours" / "chat_template.jinja").read_text() == template_for(BASE)
+    publish(tmp_path / "ours", tmp_path / "published", alpha=1.0)
+    assert load_model(tmp_path / "published")[0].chat_template
+    assert t2l_jax.load(tmp_path / "published").chat_template == template_for(BASE)
+    (tmp_path / "published" / "chat_template.jinja").write_text("other")
+    other = t2l_jax.load(tmp_path / "published")
+    assert other.fingerprint != t2l_jax.load(tmp_path / "ours").fingerprint
+    for damage, message in ((b"\xff", "not UTF-8 text"), (b"x" * 2**21, "too much for a chat template")):
+        (tmp_path / "published" / "chat_template.jinja").write_bytes(damage)
+        with pytest.raises(UserError, match=rf"chat_template\.jinja: .*{message}"):
+            t2l_jax.load(tmp_path / "published")
+    (tmp_path / "published" / "chat_template.jinja").unlink()
+    with pytest.raises(UserError, match=r"chat_template\.jinja cannot be read"):
+        t2l_jax.load(tmp_path / "published")
+
+
+def test_a_base_model_whose_template_is_not_known(tmp_path):
+    args = args_of("L", model_dir="org/tiny")
+    folder = save(tmp_path / "theirs", args, random_state(args), base_model_name_or_path="org/tiny")
+    with pytest.warns(UserWarning, match="the chat template that the authors trained org/tiny with is not known"):
+        config = import_sakana(folder, tmp_path / "ours")
+    assert not config.chat_template
+    assert not (tmp_path / "ours" / "chat_template.jinja").exists()
+    assert t2l_jax.load(tmp_path / "ours").chat_template is None
+
+
+def test_the_models_template_takes_the_place_of_the_tokenizers(tmp_path):
+    """Where the base model chats, and so in an evaluation."""
+    base = save_base(tmp_path / "base")
+    template = (
+        "{% for turn in messages %}say {{ turn.content }}{% endfor %}{% if add_generation_prompt %} red{% endif %}"
+    )
+    config = tiny_config(base)
+    zeros = {name: np.zeros(shape, np.float32) for name, shape in tensor_shapes(config).items()}
+    save_model(tmp_path / "m", config, with_tensors(zeros, config.lora), "", chat_template=template)
+    llm = t2l_jax.load(tmp_path / "m").load_base()
+    assert llm.tokenizer.decode(llm.render("blue")) == "say say blue red"
 
 
 def refused(tmp_path, message, args, state, **adapter):
@@ -171,7 +248,7 @@ def refused(tmp_path, message, args, state, **adapter):
         ({"mt_lora_path": "runs/mt"}, "heads.v_proj.bias is .* must not be there"),
         ({"training_task": "dpo"}, "args.yaml: field training_task"),
         ({"model_dir": "no folder"}, "field model_dir is 'no folder', no folder and no name on the hub"),
-        ({"model_dir": "org/other"}, "args.yaml is for org/other, adapter_config.json for org/tiny"),
+        ({"model_dir": "org/other"}, "args.yaml is for org/other, adapter_config.json for org/gemma"),
         ({"target_modules": ["q_proj"]}, r"args.yaml: field target_modules is \('q_proj',\), the heads .* v_proj"),
         ({"use_one_hot_task_emb": True, "n_train_ds": 3}, "train_ds_names has 3 tasks, hypermod.pt reads 5 one-hot"),
         ({"use_one_hot_task_emb": True, "train_ds_names": ["a"] * 5}, "train_ds_names has 1 tasks"),
@@ -363,7 +440,7 @@ def test_export_of_a_model_of_ours(tmp_path):
 def test_commands(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     save(Path("theirs"), args_of("L"), random_state(args_of("L")))
-    assert run(capsys, "import", "theirs", "--out", "ours")[:2] == (0, "hypernetwork for org/tiny written to ours\n")
+    assert run(capsys, "import", "theirs", "--out", "ours")[:2] == (0, f"hypernetwork for {BASE} written to ours\n")
     assert run(capsys, "export", "ours", "--format", "sakana", "--out", "back")[0] == 0
     assert sorted(path.name for path in Path("back").iterdir()) == ["adapter_config.json", "args.yaml", "hypermod.pt"]
     assert_refused(capsys, "ours exists already and is not overwritten", "import", "theirs", "--out", "ours")
