@@ -171,13 +171,7 @@ def load_model(folder: Path) -> tuple[ModelConfig, Variables]:
 
     Raises UserError if a file is missing or damaged, or if a tensor's shape does not match the config.
     """
-    path = folder / "config.json"
-    if not path.is_file() and (folder / MODEL_FOLDER / "config.json").exists():
-        raise UserError(f"{folder}: a run folder, no model: give {folder / MODEL_FOLDER}")
-    data = read_json(path)
-    if "hypernet" not in data:
-        raise UserError(f"{path}: not the config of a t2l_jax model; give a folder that t2l train wrote")
-    config = ModelConfig.from_dict(data, str(path))
+    config = read_config(folder)
     shapes = tensor_shapes(config)
     own = folder / ENCODER_FOLDER
     if config.encoder_adapter and not (is_adapter(own) and (own / WEIGHTS_FILE).is_file()):
@@ -189,6 +183,17 @@ def load_model(folder: Path) -> tuple[ModelConfig, Variables]:
         if shapes.get(name) != shape:
             raise UserError(f"{path}: tensor {name} is {shape}, its config.json asks for {shapes.get(name, 'none')}")
     return config, with_tensors(tensors, config.lora)
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """The configuration of a published folder. Raises UserError if it is missing or damaged."""
+    path = folder / "config.json"
+    if not path.is_file() and (folder / MODEL_FOLDER / "config.json").exists():
+        raise UserError(f"{folder}: a run folder, no model: give {folder / MODEL_FOLDER}")
+    data = read_json(path)
+    if "hypernet" not in data:
+        raise UserError(f"{path}: not the config of a t2l_jax model; give a folder that t2l train wrote")
+    return ModelConfig.from_dict(data, str(path))
 
 
 def load_template(folder: Path, config: ModelConfig) -> str | None:
