@@ -10,6 +10,7 @@ For the base models of the paper, with the user's text u (each \n is a line's en
                             the model's turn; its own template refuses a system turn
 
 The original supervises an answer with its header, whose tokens are always the same; here they end the prompt.
+Written from the code that calls them; the spaces of Mistral's are those of its own template, the only other source.
 """
 
 _MISTRAL = """\
