@@ -1,4 +1,4 @@
-"""`t2l generate | train | evaluate | publish | chat | embed | models`: thin commands over the library."""
+"""`t2l generate | train | evaluate | publish | chat | embed | models | import | export`: thin commands."""
 
 import inspect
 import os
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from io import TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Generic, NoReturn, TypeVar, Union
+from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, NoReturn, TypeVar, Union
 
 import tyro
 from tyro.conf import Positional, arg, subcommand
@@ -299,7 +299,53 @@ class Publish:
         print(f"hypernetwork for {config.base_name} published to {self.out}")
 
 
-Command = Publish | Generate | Train[Any] | Evaluate[Any] | Chat | Embed | Models
+@dataclass(frozen=True)
+class Import:
+    """Convert a checkpoint of the original Text-to-LoRA (SakanaAI/text-to-lora) to a hypernetwork of this package.
+
+    The folder holds hypermod.pt, args.yaml and adapter_config.json; no code in it is run. The result writes the same
+    adapters. A model that reads one-hot task identities becomes a run folder, for `t2l evaluate --one-hot`.
+
+    Examples:
+      t2l import train_outputs/sft/hyper_lora/20250601 --out model
+      t2l import train_outputs/sft/hyper_lora/20250601/checkpoints/it_10000 --out model
+    """
+
+    folder: Positional[Annotated[Path, arg(metavar="FOLDER")]]
+    """The original's run folder, or one of its checkpoints/it_N."""
+    out: Annotated[Path, arg(metavar="FOLDER")]
+    """Output folder."""
+
+    def run(self) -> None:
+        from t2l_jax.io.sakana import import_sakana
+
+        config = import_sakana(self.folder, self.out)
+        print(f"hypernetwork for {config.base_name} written to {self.out}")
+
+
+@dataclass(frozen=True)
+class Export:
+    """Convert a hypernetwork to a checkpoint of the original Text-to-LoRA (SakanaAI/text-to-lora).
+
+    Examples:
+      t2l export model --format sakana --out checkpoint
+    """
+
+    model: Positional[Annotated[str, arg(metavar="MODEL")]]
+    """Hypernetwork: a folder, hf:org/name or pypi:package==version; or the run folder of a one-hot one."""
+    out: Annotated[Path, arg(metavar="FOLDER")]
+    """Output folder: hypermod.pt, args.yaml and adapter_config.json."""
+    format: Literal["sakana"] = "sakana"
+    """Layout to write."""
+
+    def run(self) -> None:
+        from t2l_jax.io.sakana_export import export_sakana
+
+        config = export_sakana(self.model, self.out)
+        print(f"hypernetwork for {config.base_name} written to {self.out}")
+
+
+Command = Publish | Generate | Train[Any] | Evaluate[Any] | Chat | Embed | Models | Import | Export
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -333,7 +379,7 @@ def parse(arguments: Sequence[str]) -> Command:
     """Parse the arguments into a command; `train` with a recipe file takes its defaults from that recipe."""
     file = next((argument for argument in arguments if argument.endswith(".py")), None)
     commands: list[Any] = []
-    for kind in (Generate, Train, Evaluate, Publish, Chat, Embed, Models):
+    for kind in (Generate, Train, Evaluate, Publish, Chat, Embed, Models, Import, Export):
         name, text = kind.__name__.lower(), inspect.getdoc(kind) or ""
         chosen = arguments[:1] == [name]
         options: dict[str, Any] = {"description": text if chosen else text.split("\n")[0]}

@@ -49,10 +49,13 @@ class LLM:
         return cls.from_files(resolve(location), dtype)
 
     @classmethod
-    def from_files(cls, files: ModelFiles, dtype: Any = jnp.float32) -> "LLM":
-        """The base model in these files, its tokenizer and the tokens that end its answers."""
+    def from_files(cls, files: ModelFiles, dtype: Any = jnp.float32, chat_template: str | None = None) -> "LLM":
+        """The base model in these files, its tokenizer and the tokens that end its answers.
+
+        A `chat_template` takes the place of the tokenizer's own.
+        """
         PROCESS.start()  # while the tokenizer is read
-        tokenizer = load_tokenizer(files)
+        tokenizer = load_tokenizer(files, chat_template)
         stops = set(load_stop_ids(files, tokenizer.eos_token_id))
         if tokenizer.chat_template:
             stops.add(end_of_turn(tokenizer))  # what answers end with in training

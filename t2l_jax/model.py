@@ -20,7 +20,7 @@ from t2l_jax.io.base import check_separate, load_config
 from t2l_jax.io.files import read_file
 from t2l_jax.io.locations import ModelFiles, resolve
 from t2l_jax.io.peft import CONFIG_FILE, WEIGHTS_FILE
-from t2l_jax.io.published import ENCODER_FOLDER, ModelConfig, load_model, model_folder
+from t2l_jax.io.published import ENCODER_FOLDER, ModelConfig, load_model, load_template, model_folder
 from t2l_jax.llm import LLM
 from t2l_jax.lora import Adapter, LoraSpec
 
@@ -33,6 +33,7 @@ class Model:
     variables: Variables = field(repr=False)
     trust_remote_code: bool = False  # the text encoder's; consent is given where a model is loaded, never in its files
     encoder_adapter: Path | None = None  # the folder of its text encoder's adapter, if it has one
+    chat_template: str | None = None  # writes its prompts, if the base model's own does not
 
     @cached_property
     def encoder(self) -> Encoder:
@@ -60,13 +61,17 @@ class Model:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of configuration and weights, the encoder's adapter included: equal ones write equal adapters."""
+        """A hash of configuration and weights, the encoder's adapter included: equal ones write equal adapters.
+
+        And equal prompts for the base model.
+        """
         digest = hashlib.sha256(json.dumps(self.config.to_dict(), sort_keys=True).encode())
         for leaf in jax.tree.leaves(self.variables):
             digest.update(np.asarray(leaf).tobytes())
         if self.encoder_adapter is not None:
             for name in (CONFIG_FILE, WEIGHTS_FILE):
                 digest.update(read_file(self.encoder_adapter / name))
+        digest.update((self.chat_template or "").encode())
         return digest.hexdigest()
 
     def generate(self, descriptions: Sequence[str]) -> Adapter:
@@ -83,7 +88,7 @@ class Model:
         """The frozen base LLM that the adapters are for. Raises UserError if they do not fit it."""
         load_config(self.base).check_adapter(self.config.lora)
         check_separate(self.base, self.config.lora.names)
-        return LLM.from_files(self.base, dtype)
+        return LLM.from_files(self.base, dtype, self.chat_template)
 
 
 def load(location: str | Path | None = None, *, trust_remote_code: bool = False) -> Model:
@@ -95,7 +100,8 @@ def load(location: str | Path | None = None, *, trust_remote_code: bool = False)
     """
     folder = model_folder(location)
     config, variables = load_model(folder)
-    return Model(config, variables, trust_remote_code, folder / ENCODER_FOLDER if config.encoder_adapter else None)
+    adapter = folder / ENCODER_FOLDER if config.encoder_adapter else None
+    return Model(config, variables, trust_remote_code, adapter, load_template(folder, config))
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -114,4 +120,4 @@ def describe(location: str | Path) -> str:
   hypernetwork  {config.hypernet.head}, {count / 1e6:.1f} M parameters
   adapter       {", ".join(config.lora.names)}; rank {config.lora.rank}, scale {config.lora.scale:.3f}, \
 {config.lora.size / 1e6:.2f} M parameters
-  prompt        {config.prompt}"""
+  prompt        {config.prompt}{", in its own chat template" * config.chat_template}"""

@@ -24,11 +24,11 @@ import yaml
 
 from experiments.tools import results
 from t2l_jax.data.tasks import load_tasks
-from t2l_jax.data.yaml_file import read_yaml
 from t2l_jax.evaluation import report
 from t2l_jax.evaluation.bootstrap import REPLICATES
 from t2l_jax.evaluation.store import read_predictions
 from t2l_jax.io.files import atomic_folder, atomic_write, read_json
+from t2l_jax.io.yaml_file import read_yaml
 
 HELD_OUT = "held-out tasks"
 WITH_LABELS, WRITTEN = "tasks answered by a label", "tasks answered in writing"

@@ -27,8 +27,8 @@ from pydantic import Field
 from t2l_jax.data.benchmarks import BENCHMARKS, Benchmark, Code
 from t2l_jax.data.rows import Source, load_rows
 from t2l_jax.data.tasks import MAX_TRAIN_DESCRIPTIONS, Example, Task, load_each, task_name
-from t2l_jax.data.yaml_file import read_yaml
 from t2l_jax.errors import UserError
+from t2l_jax.io.yaml_file import read_yaml
 from t2l_jax.schema import Schema, Several, Text, Texts, checked
 
 METADATA = "metadata.yaml"

@@ -13,10 +13,10 @@ from typing import Annotated, Any, TypeVar
 import datasets
 from pydantic import Field
 
-from t2l_jax.data.yaml_file import MAX_BYTES, parse_yaml
 from t2l_jax.errors import Unreachable, UserError
 from t2l_jax.io.files import open_file, os_errors_explained
 from t2l_jax.io.locations import HTTP_ERROR, cache_folder
+from t2l_jax.io.yaml_file import MAX_BYTES, parse_yaml
 from t2l_jax.schema import Schema, Several, Text
 
 FORMATS = ("arrow", "csv", "json", "parquet", "text")

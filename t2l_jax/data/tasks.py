@@ -16,9 +16,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from t2l_jax.data.yaml_file import read_yaml
 from t2l_jax.errors import Unreachable, UserError
 from t2l_jax.io.files import check_name, os_errors_explained, read_jsonl
+from t2l_jax.io.yaml_file import read_yaml
 from t2l_jax.schema import Schema, Several, Text, Texts, checked
 
 # The original's registry has about 200 descriptions per task, 128 of them for training.

@@ -20,11 +20,11 @@ from t2l_jax.hypernet import Condition
 from t2l_jax.io.files import os_errors_explained, read_json
 from t2l_jax.io.locations import cache_folder
 from t2l_jax.io.peft import CONFIG_FILE, digest, load_peft
-from t2l_jax.io.published import IDENTITIES_FILE, MODEL_FOLDER
+from t2l_jax.io.published import IDENTITIES_FILE, MODEL_FOLDER, Identities
 from t2l_jax.llm import LLM
 from t2l_jax.lora import Adapter, add_deltas, dense_delta, stack
 from t2l_jax.model import Model, load
-from t2l_jax.schema import Schema, Texts, checked
+from t2l_jax.schema import checked
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,6 @@ class OneHot:
 
     model: Model
     tasks: tuple[str, ...]
-
-
-class Identities(Schema):
-    """The layout of IDENTITIES_FILE."""
-
-    tasks: Texts
 
 
 @dataclass(frozen=True)

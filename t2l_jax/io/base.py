@@ -243,11 +243,19 @@ def _write(param: Array, rows: Array, corner: tuple[ArrayLike, ...], *, transpos
     return jax.lax.with_sharding_constraint(jax.lax.dynamic_update_slice(param, block, corner), sharding)
 
 
-def load_tokenizer(files: ModelFiles) -> PreTrainedTokenizerBase:
-    """The model's tokenizer, with its chat template. Reads no weights and runs no code of the model.
+def load_tokenizer(files: ModelFiles, chat_template: str | None = None) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, with its own chat template or the given one.
 
-    A tokenizer converted from GGUF, which takes several seconds, is cached.
+    Reads no weights and runs no code of the model. A tokenizer converted from GGUF, which takes several seconds, is
+    cached.
     """
+    tokenizer = _own_tokenizer(files)
+    if chat_template is not None:
+        tokenizer.chat_template = chat_template
+    return tokenizer
+
+
+def _own_tokenizer(files: ModelFiles) -> PreTrainedTokenizerBase:
     path = files.path
     if path.is_dir() and any((path / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
         return _read_tokenizer(path)

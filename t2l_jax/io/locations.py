@@ -28,7 +28,8 @@ HTTP_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]  # of httpx or httpx2,
 # No pickles, no code, and no GGUF unless named: GGUF repositories hold one file per quantisation.
 _HUB_WANTED = ["*.safetensors", "flax_model*", "*.json", "*.jinja", "*.txt", "tokenizer.model", "README.md"]
 _HUB_UNWANTED = ["original/*", "consolidated*", "onnx/*"]
-_HUB = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?(?::([\w./-]+\.gguf))?")
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB = re.compile(rf"({HUB_NAME.pattern})(?:@([\w./-]+))?(?::([\w./-]+\.gguf))?")
 
 
 @dataclass(frozen=True)

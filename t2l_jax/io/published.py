@@ -1,9 +1,11 @@
 """A published hypernetwork: a folder of `config.json`, `model.safetensors` and a model card (`README.md`).
 
-If its text encoder has a LoRA adapter, the subfolder `encoder` holds it, and the config says so.
+If its text encoder has a LoRA adapter, the subfolder `encoder` holds it, and the config says so; likewise the file
+`chat_template.jinja`, if it was trained with prompts that the base model's own chat template does not write.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
 from pathlib import Path
@@ -20,19 +22,21 @@ from t2l_jax import hypernet
 from t2l_jax.errors import UserError
 from t2l_jax.hypernet import HypernetConfig, Variables
 from t2l_jax.io.encoder_adapter import adapted, copy_adapter, is_adapter
-from t2l_jax.io.files import atomic_folder, read_file, read_json
+from t2l_jax.io.files import atomic_folder, open_file, os_errors_explained, read_file, read_json
 from t2l_jax.io.locations import resolve
 from t2l_jax.io.peft import WEIGHTS_FILE
 from t2l_jax.io.safetensors_header import load_float32
 from t2l_jax.io.tensor import all_finite
 from t2l_jax.lora import Adapter, LoraModule, LoraSpec
-from t2l_jax.schema import Count, Schema, checked
+from t2l_jax.schema import Count, Schema, Texts, checked
 
 PRETRAINED = Path(str(files("t2l_jax"))) / "pretrained"
 DEFAULT_MODEL = "smollm2-family"
 MODEL_FOLDER = "model"  # in a run folder
 IDENTITIES_FILE = "tasks.json"  # in a one-hot run: the tasks in the order of the entries of z
 ENCODER_FOLDER = "encoder"  # in a published folder: the text encoder's adapter
+TEMPLATE_FILE = "chat_template.jinja"  # in a published folder
+MAX_TEMPLATE = 1 << 20  # bytes
 ADAPTERS = ("offset", "mean", "std")  # variables of the hypernetwork that are adapters
 PromptModes = Literal["instance", "instruction", "both"]  # see data/prompts.py
 
@@ -48,6 +52,7 @@ class ModelConfig:
     base_name: str  # public name of the base LLM, written into exported adapters
     prompt: PromptModes = "instance"  # the prompt modes it was trained with
     encoder_adapter: bool = False  # whether the text encoder has an adapter, in ENCODER_FOLDER
+    chat_template: bool = False  # whether it has a chat template in place of the base model's, in TEMPLATE_FILE
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "lora": self.lora.to_dict()}
@@ -58,6 +63,12 @@ class ModelConfig:
         widths = checked(_Widths, data, where).lora.modules
         modules = tuple(LoraModule(name, *pair) for name, pair in widths.items())
         return checked(cls, {**data, "lora": {**data["lora"], "modules": modules}}, where)
+
+
+class Identities(Schema):
+    """The layout of IDENTITIES_FILE."""
+
+    tasks: Texts
 
 
 class _Modules(Schema):
@@ -75,15 +86,17 @@ def save_model(
     card: str,
     dtype: Any = np.float16,
     encoder_adapter: Path | None = None,
+    chat_template: str | None = None,
 ) -> None:
     """Write a published folder atomically, with weights in `dtype`.
 
-    `encoder_adapter` is the folder of the text encoder's adapter, which is copied into the published folder.
+    `encoder_adapter` is the folder of the text encoder's adapter, which is copied into the published folder;
+    `chat_template` is the template to write prompts with, if it is not the base model's own.
 
     Raises UserError if a weight is not finite in `dtype`.
     """
-    config = replace(config, encoder_adapter=encoder_adapter is not None)
-    flat = flatten_dict(_without_adapters(variables), sep="/")
+    config = replace(config, encoder_adapter=encoder_adapter is not None, chat_template=chat_template is not None)
+    flat = tensors_of(variables)
     with np.errstate(over="ignore"):
         tensors = {name: np.ascontiguousarray(np.asarray(leaf).astype(dtype)) for name, leaf in flat.items()}
     for name, tensor in tensors.items():
@@ -97,6 +110,8 @@ def save_model(
         (partial / "README.md").write_text(card)
         if encoder_adapter is not None:
             copy_adapter(encoder_adapter, partial / ENCODER_FOLDER)
+        if chat_template is not None:
+            (partial / TEMPLATE_FILE).write_text(chat_template)
 
 
 def model_card(config: ModelConfig, training: str) -> str:
@@ -136,7 +151,7 @@ def publish(folder: Path, out: Path, *, encoder: Path | None = None, alpha: floa
             raise UserError(f"{encoder}: adapts {adapted(encoder)}, the model reads {config.encoder}: give another one")
         changed, own = replace(changed, encoder_adapter=True), encoder
     card = read_file(folder / "README.md").decode(errors="replace") if (folder / "README.md").exists() else ""
-    weights = read_file(folder / "model.safetensors")
+    weights, template = read_file(folder / "model.safetensors"), load_template(folder, config)
     training = [part for part in card.split("\n\n") if part.startswith(("Trained", "Published"))]
     if changed.lora.alpha != config.lora.alpha:
         training.append(f"Published with alpha {alpha:g}; before it was {config.lora.alpha:g}.")
@@ -146,6 +161,8 @@ def publish(folder: Path, out: Path, *, encoder: Path | None = None, alpha: floa
         (partial / "README.md").write_text(model_card(changed, "\n\n".join(training)))
         if own is not None:
             copy_adapter(own, partial / ENCODER_FOLDER)
+        if template is not None:
+            (partial / TEMPLATE_FILE).write_text(template)
     return changed
 
 
@@ -154,14 +171,8 @@ def load_model(folder: Path) -> tuple[ModelConfig, Variables]:
 
     Raises UserError if a file is missing or damaged, or if a tensor's shape does not match the config.
     """
-    path = folder / "config.json"
-    if not path.is_file() and (folder / MODEL_FOLDER / "config.json").exists():
-        raise UserError(f"{folder}: a run folder, no model: give {folder / MODEL_FOLDER}")
-    data = read_json(path)
-    if "hypernet" not in data:
-        raise UserError(f"{path}: not the config of a t2l_jax model; give a folder that t2l train wrote")
-    config = ModelConfig.from_dict(data, str(path))
-    shapes = _shapes(config)
+    config = read_config(folder)
+    shapes = tensor_shapes(config)
     own = folder / ENCODER_FOLDER
     if config.encoder_adapter and not (is_adapter(own) and (own / WEIGHTS_FILE).is_file()):
         raise UserError(f"{own}: the text encoder's adapter is missing: fetch the whole folder again")
@@ -171,8 +182,33 @@ def load_model(folder: Path) -> tuple[ModelConfig, Variables]:
         shape = tensors[name].shape if name in tensors else "missing"
         if shapes.get(name) != shape:
             raise UserError(f"{path}: tensor {name} is {shape}, its config.json asks for {shapes.get(name, 'none')}")
-    loaded = {name: jnp.asarray(tensor) for name, tensor in tensors.items()}
-    return config, _with_adapters(unflatten_dict(loaded, sep="/"), config.lora)
+    return config, with_tensors(tensors, config.lora)
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """The configuration of a published folder. Raises UserError if it is missing or damaged."""
+    path = folder / "config.json"
+    if not path.is_file() and (folder / MODEL_FOLDER / "config.json").exists():
+        raise UserError(f"{folder}: a run folder, no model: give {folder / MODEL_FOLDER}")
+    data = read_json(path)
+    if "hypernet" not in data:
+        raise UserError(f"{path}: not the config of a t2l_jax model; give a folder that t2l train wrote")
+    return ModelConfig.from_dict(data, str(path))
+
+
+def load_template(folder: Path, config: ModelConfig) -> str | None:
+    """The chat template of a published folder with this configuration; None if prompts are the base model's own."""
+    if not config.chat_template:
+        return None
+    path = folder / TEMPLATE_FILE
+    with os_errors_explained(path, "read"), open_file(path) as file:
+        text = file.read(MAX_TEMPLATE + 1)
+    try:
+        if len(text) <= MAX_TEMPLATE:
+            return text.decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text (byte {error.start}): fetch the whole folder again") from error
+    raise UserError(f"{path}: has more than {MAX_TEMPLATE:,} bytes, too much for a chat template")
 
 
 def model_folder(location: str | Path | None) -> Path:
@@ -187,21 +223,24 @@ def pretrained_models() -> list[Path]:
     return sorted(path.parent for path in PRETRAINED.glob("*/config.json"))
 
 
-def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every tensor of a model."""
     wanted = jax.eval_shape(lambda: hypernet.init(jax.random.key(0), config.hypernet, config.lora))
-    return {name: leaf.shape for name, leaf in flatten_dict(_without_adapters(wanted), sep="/").items()}
+    return {name: leaf.shape for name, leaf in tensors_of(wanted).items()}
 
 
-def _without_adapters(variables: Variables) -> dict[str, Any]:
-    """Offset adapters as plain dicts, for flattening."""
-    return {
+def tensors_of(variables: Variables) -> dict[str, Any]:
+    """The leaves of the variables by their names in a file, `params/query/depth/embedding`."""
+    plain = {
         group: {name: leaf.weights if isinstance(leaf, Adapter) else leaf for name, leaf in members.items()}
         for group, members in variables.items()
     }
+    return flatten_dict(plain, sep="/")
 
 
-def _with_adapters(tree: dict[str, Any], spec: LoraSpec) -> Variables:
+def with_tensors(tensors: Mapping[str, np.ndarray], spec: LoraSpec) -> Variables:
+    """The inverse of `tensors_of`."""
+    tree = unflatten_dict({name: jnp.asarray(tensor) for name, tensor in tensors.items()}, sep="/")
     return {
         group: {name: Adapter(leaf, spec) if name in ADAPTERS else leaf for name, leaf in members.items()}
         for group, members in tree.items()

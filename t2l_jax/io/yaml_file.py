@@ -1,9 +1,11 @@
 """YAML from outside, as the plain data that a schema checks: mappings, lists, texts and nulls.
 
-The files of tasks hold nothing else, so no tag is ever converted: a number, a date or a boolean becomes a `NotText`,
-which no field takes. Aliases are followed as far as a file may be said to write their content out.
+The files of tasks hold nothing else, so no tag is converted: a number, a date or a boolean becomes a `NotText`, which
+no field takes. Files of settings are read with `typed`, which converts plain numbers and booleans. Aliases are followed
+as far as a file may be said to write their content out.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,10 @@ EXPANSION = 10  # what aliases stand for may make a file at most this many times
 
 _TAG = "tag:yaml.org,2002:"
 _RESOLVER = yaml.resolver.Resolver()  # the tag of a scalar without one
+# Booleans and numbers as every writer of YAML writes them; what else stands for one (yes, 1:30, 0o7) is not converted.
+_BOOLEANS = {"true": True, "false": False}
+_INTEGER = re.compile(r"[-+]?(0|[1-9]\d{0,17})")
+_FLOAT = re.compile(r"[-+]?\d{1,17}\.\d{0,17}([eE][-+]\d{1,3})?")
 
 
 class NotText:
@@ -30,24 +36,24 @@ class NotText:
         return self._written
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file.
+def read_yaml(path: Path, *, typed: bool = False) -> dict[str, Any]:
+    """The mapping in a YAML file; with `typed`, plain numbers and booleans are converted.
 
     Raises UserError if it cannot be read, is no mapping, names a key twice, or is larger, deeper or more often
     repeated by its aliases than a task's description can be.
     """
     with os_errors_explained(path, "read"), open_file(path) as file:
-        return parse_yaml(file.read(MAX_BYTES + 1), str(path))
+        return parse_yaml(file.read(MAX_BYTES + 1), str(path), typed=typed)
 
 
-def parse_yaml(data: bytes, where: str) -> dict[str, Any]:
+def parse_yaml(data: bytes, where: str, *, typed: bool = False) -> dict[str, Any]:
     """The mapping in the text of a YAML file; errors as in `read_yaml`, with `where` as the file's name."""
     if len(data) > MAX_BYTES:
-        raise UserError(f"{where}: larger than {MAX_BYTES:,} bytes, which no description of a task is")
+        raise UserError(f"{where}: larger than {MAX_BYTES:,} bytes, too much for a file of descriptions or settings")
     loader = yaml.CSafeLoader(data)
     try:
         node = loader.get_single_node()
-        fields = None if node is None else _Reader(EXPANSION * len(data)).plain(node)
+        fields = None if node is None else _Reader(EXPANSION * len(data), typed).plain(node)
     except yaml.YAMLError as error:
         raise UserError(f"{where}: not YAML: {' '.join(str(error).split())}") from error
     except UserError as error:
@@ -62,8 +68,9 @@ def parse_yaml(data: bytes, where: str) -> dict[str, Any]:
 class _Reader:
     """Turns nodes into plain data, of which there may be `room` characters and items in all."""
 
-    def __init__(self, room: int) -> None:
+    def __init__(self, room: int, typed: bool) -> None:
         self._room = room
+        self._typed = typed
 
     def plain(self, node: Any, depth: int = 0) -> Any:
         line = node.start_mark.line + 1
@@ -76,6 +83,8 @@ class _Reader:
             if node.tag not in (f"{_TAG}str", _RESOLVER.resolve(yaml.ScalarNode, node.value, (True, False))):
                 tag = node.tag.replace(_TAG, "!!")[:80]
                 raise UserError(f"line {line}: {node.value[:80]!r} is no {tag}: remove the tag")
+            if self._typed and (value := _converted(node.tag, node.value)) is not None:
+                return value
             return {f"{_TAG}str": node.value, f"{_TAG}null": None}.get(node.tag, NotText(node.value))
         if node.tag not in (f"{_TAG}seq", f"{_TAG}map"):
             raise UserError(f"line {line}: not YAML without tags: remove {node.tag.replace(_TAG, '!!')[:80]}")
@@ -92,3 +101,12 @@ class _Reader:
                 raise UserError(f"line {line}: the key {key[:80]!r} is there twice")
             mapping[key] = self.plain(value, depth + 1)
         return mapping
+
+
+def _converted(tag: str, text: str) -> bool | int | float | None:
+    """A plain boolean or number, else None."""
+    if tag == f"{_TAG}bool":
+        return _BOOLEANS.get(text)
+    if tag == f"{_TAG}int" and _INTEGER.fullmatch(text):
+        return int(text)
+    return float(text) if tag == f"{_TAG}float" and _FLOAT.fullmatch(text) else None

@@ -4,8 +4,8 @@ import pytest
 import yaml
 
 from t2l_jax.data.tasks import load_tasks
-from t2l_jax.data.yaml_file import MAX_BYTES, parse_yaml
 from t2l_jax.errors import UserError
+from t2l_jax.io.yaml_file import MAX_BYTES, parse_yaml
 
 
 @pytest.mark.parametrize(
@@ -36,6 +36,19 @@ def test_no_scalar_is_converted(value):
     """No constructor runs, so none can fail or take its time: the value is there, but no field takes it."""
     other = parse_yaml(f"other: {value}\n".encode(), "f")["other"]
     assert not isinstance(other, str | int | float | bytes)
+
+
+@pytest.mark.parametrize("value", ["true", "false", "7", "-3", "0", "2.5", "1.0e-05", "-0.25", "~", "x"])
+def test_settings_have_plain_numbers_and_booleans(value):
+    found = parse_yaml(f"a: {value}\n".encode(), "f", typed=True)["a"]
+    expected = yaml.safe_load(value)
+    assert (type(found), found) == (type(expected), expected)
+
+
+@pytest.mark.parametrize("value", ["9" * 5000, "0x10", "010", "1:30", ".inf", ".nan", "2024-02-29", "yes", "1.0e+9999"])
+def test_what_else_stands_for_a_number_is_not_converted(value):
+    found = parse_yaml(f"a: {value}\n".encode(), "f", typed=True)["a"]
+    assert not isinstance(found, str | int | float)
 
 
 def bomb(levels, width=9):
