@@ -15,7 +15,7 @@ from t2l_jax.errors import UserError
 from t2l_jax.hypernet import Condition, HypernetConfig, Variables, write_adapters
 from t2l_jax.io.locations import resolve
 from t2l_jax.io.peft import digest, load_peft
-from t2l_jax.io.published import ENCODER_FOLDER, ModelConfig, load_model, model_folder
+from t2l_jax.io.published import ENCODER_FOLDER, ModelConfig, load_model, load_template, model_folder, read_config
 from t2l_jax.lora import Adapter, LoraSpec
 
 
@@ -51,6 +51,12 @@ def published_weights(location: str, model: ModelConfig, encoder_adapter: Path |
     return variables
 
 
+def published_template(location: str) -> str | None:
+    """The chat template of a published hypernetwork; None if its prompts are the base model's own."""
+    folder = model_folder(location)
+    return load_template(folder, read_config(folder))
+
+
 def with_offset(
     offset: Path, config: HypernetConfig, spec: LoraSpec, fresh: Variables, base: DecoderConfig
 ) -> Variables:
@@ -74,11 +80,12 @@ def adapter_at(location: str | Path, spec: LoraSpec, base: DecoderConfig) -> Ada
     return Adapter({name: {"a": pair["a"], "b": pair["b"] * scale} for name, pair in adapter.weights.items()}, spec)
 
 
-def weights_digest(variables: Variables) -> str:
-    """A hash of the weights, by which a resumed run checks that it started from the same ones."""
+def weights_digest(variables: Variables, chat_template: str | None = None) -> str:
+    """A hash of weights and chat template, by which a resumed run checks that it started from the same ones."""
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(variables):
         digest.update(np.asarray(leaf).tobytes())
+    digest.update((chat_template or "").encode())
     return digest.hexdigest()
 
 

@@ -46,7 +46,8 @@ def run(recipe: Recipe, folder: Path, wandb: str | None = None, *, trust_remote_
     mesh = recipe.compute.mesh(recipe.batch.tasks)
     files = resolve(recipe.base)
     encoder = load_encoder(recipe.encoder, trust_remote_code=trust_remote_code) if kind.reads_text else None
-    material = read_material(recipe, kind, load_tokenizer(files), encoder)
+    template = None if recipe.init_from is None else kind.chat_template(recipe.init_from)
+    material = read_material(recipe, kind, load_tokenizer(files, template), encoder)
     check_best(recipe.best, recipe.objective.kind, material.validation)
     config = load_config(files)
     base = FrozenBase(files, config, recipe.compute.decoder, recipe.compute.base_dtype(), mesh)
@@ -56,7 +57,7 @@ def run(recipe: Recipe, folder: Path, wandb: str | None = None, *, trust_remote_
         for table in task.examples.values():
             check_tokens(table.tokens, config.vocab_size)
     trainee = kind.make(recipe.hypernet, spec, encoder.dim if encoder else None, len(material.tasks))
-    release = _release(recipe, material, encoder)
+    release = _release(recipe, material, encoder, template)
     initial, began = _begin(recipe, trainee, release, base)
     objective = recipe.objective.build(base)
     if mesh.size < jax.device_count():
@@ -75,7 +76,7 @@ def _begin(recipe: Recipe, trainee: Trainee, release: Release, base: FrozenBase)
     """The initial variables (None for fresh ones), and a hash of their origin."""
     if recipe.init_from is not None:
         weights = trainee.begin_from(recipe.init_from, release, base.config)
-        return weights, weights_digest(weights)
+        return weights, weights_digest(weights, release.chat_template)
     if recipe.offset_init is not None:
         offset = resolve(recipe.offset_init).path
         fresh = trainee.init(jax.random.key(recipe.loop.seed))
@@ -84,14 +85,14 @@ def _begin(recipe: Recipe, trainee: Trainee, release: Release, base: FrozenBase)
     return None, None
 
 
-def _release(recipe: Recipe, material: Material, encoder: Encoder | None) -> Release:
+def _release(recipe: Recipe, material: Material, encoder: Encoder | None, template: str | None) -> Release:
     """The metadata to publish with the weights."""
     prompt = material.modes[0] if len(material.modes) == 1 else "both"
     tasks = tuple(task.name for task in material.tasks)
     sources, shape = ", ".join(recipe.tasks), recipe.batch
     training = f"""Trained with t2l_jax on {len(tasks)} tasks ({sources}), at most {recipe.loop.last} steps of
 {shape.tasks} tasks x {shape.rows} rows of {shape.length} tokens."""
-    return Release(recipe.base, recipe.base_name, encoder, prompt, tasks, training)
+    return Release(recipe.base, recipe.base_name, encoder, prompt, tasks, training, template)
 
 
 def _digest(tasks: Sequence[Task]) -> str:

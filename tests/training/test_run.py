@@ -114,6 +114,26 @@ def test_a_run_begins_from_a_published_model_and_goes_on_with_it_only(recipe, fi
         run(still, tmp_path / "second")
 
 
+def test_the_chat_template_of_the_model_that_a_run_begins_from(recipe, finished, tmp_path, monkeypatch):
+    """It writes the prompts, and is published with the new model."""
+    template = "{% for turn in messages %}say {{ turn.content }}{% endfor %}"
+    there = t2l_jax.load(finished / "model")
+    t2l_jax.io.published.save_model(tmp_path / "first", there.config, there.variables, "", chat_template=template)
+    templates, read = [], run_module.read_material
+
+    def read_material(recipe, kind, tokenizer, encoder):
+        templates.append(tokenizer.chat_template)
+        return read(recipe, kind, tokenizer, encoder)
+
+    monkeypatch.setattr(run_module, "read_material", read_material)
+    published = run(replace(recipe, init_from=str(tmp_path / "first")), tmp_path / "second")
+    assert templates == [template]
+    assert t2l_jax.load(published).chat_template == template
+    (tmp_path / "first" / "chat_template.jinja").write_text(template + "red")
+    with pytest.raises(UserError, match=r"another recipe \(read.init differs\)"):
+        run(replace(recipe, init_from=str(tmp_path / "first")), tmp_path / "second")
+
+
 def test_oracles_are_trained_each_on_its_own_task(recipe, tmp_path):
     """They begin equal in B; after three steps no two of them are."""
     out = run(replace(recipe, trainee="oracles"), tmp_path / "run")

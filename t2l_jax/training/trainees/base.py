@@ -31,6 +31,7 @@ class Release:
     prompt: Any  # one of published.PromptModes
     tasks: tuple[str, ...]  # names, in the order of `Condition.task`
     training: str  # a paragraph for the model card
+    chat_template: str | None = None  # in place of the base model's own
 
 
 class Trainee(ABC):
@@ -79,6 +80,11 @@ class Trainee(ABC):
     def begin_from(self, location: str, release: Release, base: DecoderConfig) -> Variables:
         """Load variables from a location. Raises UserError that names the first field that differs from the recipe."""
         raise UserError(f"init_from: {location} cannot be taken: this trainee begins with fresh variables")
+
+    @classmethod
+    def chat_template(cls, location: str) -> str | None:
+        """The chat template of what `begin_from` loads; None for the base model's own."""
+        return None
 
     def begin_as(self, offset: Path, fresh: Variables, base: DecoderConfig) -> Variables:
         """Fresh variables with which every output equals the adapter in a PEFT folder."""

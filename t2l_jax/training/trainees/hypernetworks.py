@@ -65,6 +65,10 @@ class TextHypernetwork(Trainee):
         adapter = None if release.encoder is None else release.encoder.adapter
         return initial.published_weights(location, self._model(release), adapter)
 
+    @classmethod
+    def chat_template(cls, location: str) -> str | None:
+        return initial.published_template(location)
+
     def begin_as(self, offset: Path, fresh: Variables, base: DecoderConfig) -> Variables:
         return initial.with_offset(offset, self.config, self.spec, fresh, base)
 
@@ -72,7 +76,14 @@ class TextHypernetwork(Trainee):
         model = self._model(release)
         adapter = folder / ENCODER_FOLDER if model.encoder_adapter else None  # the run's own copy
         card = model_card(model, release.training)
-        save_model(folder / MODEL_FOLDER, model, variables, card, encoder_adapter=adapter)
+        save_model(
+            folder / MODEL_FOLDER,
+            model,
+            variables,
+            card,
+            encoder_adapter=adapter,
+            chat_template=release.chat_template,
+        )
         return folder / MODEL_FOLDER
 
     def _model(self, release: Release) -> ModelConfig:
