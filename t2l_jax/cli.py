@@ -6,7 +6,7 @@ import runpy
 import sys
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, NoReturn, TypeVar, Union
@@ -18,7 +18,7 @@ import t2l_jax
 from t2l_jax.errors import Stopped, UserError
 
 if TYPE_CHECKING:  # importing it takes seconds, so only `t2l train` does
-    from t2l_jax.training.recipe import Recipe
+    from t2l_jax.training.recipe import BaseRecipe
 
 ModelLocation = Annotated[str | None, arg(metavar="MODEL")]
 Settings = TypeVar("Settings")
@@ -106,6 +106,41 @@ class Train(Generic[Settings]):
         assert isinstance(self.recipe, Recipe)
         written = run(self.recipe, self.out, self.wandb, trust_remote_code=self.trust_remote_code)
         print(f"written to {written}")
+
+
+@dataclass(frozen=True)
+class Reconstruct(Generic[Settings]):
+    """Train a hypernetwork to write the adapters of a library. Repeat the command to resume an interrupted run.
+
+    A library is a folder of PEFT folders, one per task; the base LLM is not needed. Descriptions come from the task
+    sources (--tasks) or from a description.txt in each adapter's folder.
+
+    Examples:
+      t2l train experiments/recipes/library.py --out runs/library
+      t2l reconstruct runs/library/adapters --tasks family --out runs/reconstruction
+      t2l reconstruct adapters/ --hypernet.head S --objective.loss factors --steps 500 --out runs/small
+      t2l train --init-from runs/reconstruction/model --tasks family --out runs/tuned
+    """
+
+    library: Positional[Annotated[Path, arg(metavar="LIBRARY")]]
+    """Folder of PEFT folders, one per task, such as the adapters/ of t2l train --trainee oracles."""
+    recipe: Annotated[Settings, arg(name="")]
+    file: Positional[Annotated[Path | None, arg(metavar="FILE.py")]] = None
+    """Recipe file: Python that defines RECIPE, a ReconstructionRecipe, and is executed. Default: the values shown."""
+    out: Path = Path("runs/latest")
+    """Run folder: metrics, curves, checkpoints and, at the end, model/. Resumes an earlier run."""
+    wandb: Annotated[str | None, arg(metavar="PROJECT")] = None
+    """Also log to this Weights & Biases project (pip install wandb)."""
+    trust_remote_code: bool = False
+    """Let the text encoder's own Python code run (gte-large needs it)."""
+
+    def run(self) -> None:
+        from t2l_jax.training.recipe import ReconstructionRecipe
+        from t2l_jax.training.run import run
+
+        assert isinstance(self.recipe, ReconstructionRecipe)
+        recipe = replace(self.recipe, library=str(self.library))
+        print(f"written to {run(recipe, self.out, self.wandb, trust_remote_code=self.trust_remote_code)}")
 
 
 @dataclass(frozen=True)
@@ -345,7 +380,7 @@ class Export:
         print(f"hypernetwork for {config.base_name} written to {self.out}")
 
 
-Command = Publish | Generate | Train[Any] | Evaluate[Any] | Chat | Embed | Models | Import | Export
+Command = Publish | Generate | Train[Any] | Reconstruct[Any] | Evaluate[Any] | Chat | Embed | Models | Import | Export
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -379,7 +414,7 @@ def parse(arguments: Sequence[str]) -> Command:
     """Parse the arguments into a command; `train` with a recipe file takes its defaults from that recipe."""
     file = next((argument for argument in arguments if argument.endswith(".py")), None)
     commands: list[Any] = []
-    for kind in (Generate, Train, Evaluate, Publish, Chat, Embed, Models, Import, Export):
+    for kind in (Generate, Train, Reconstruct, Evaluate, Publish, Chat, Embed, Models, Import, Export):
         name, text = kind.__name__.lower(), inspect.getdoc(kind) or ""
         chosen = arguments[:1] == [name]
         options: dict[str, Any] = {"description": text if chosen else text.split("\n")[0]}
@@ -389,7 +424,14 @@ def parse(arguments: Sequence[str]) -> Command:
             if chosen:
                 from t2l_jax.training.recipe import Recipe
 
-                typed, options["default"] = Train[Recipe], Train(read_recipe(file))
+                typed, options["default"] = Train[Recipe], Train(read_recipe(file, Recipe))
+        if kind is Reconstruct:
+            typed = Reconstruct[None]
+            if chosen:
+                from t2l_jax.training.recipe import ReconstructionRecipe
+
+                typed = Reconstruct[ReconstructionRecipe]
+                options["default"] = Reconstruct(tyro.MISSING, read_recipe(file, ReconstructionRecipe))
         if kind is Evaluate:
             typed = Evaluate[None]
             if chosen:
@@ -399,21 +441,19 @@ def parse(arguments: Sequence[str]) -> Command:
         commands.append(Annotated[typed, subcommand(name, **options)])
     union: Any = Union[tuple(commands)]  # noqa: UP007 (its members are known at run time only)
     command = tyro.cli(union, args=arguments, prog="t2l", description=t2l_jax.__doc__)
-    named = command.file if isinstance(command, Train) else None
+    named = command.file if isinstance(command, Train | Reconstruct) else None
     if named is not None and (file is None or named != Path(file)):
         raise UserError(f"{named}: a recipe is a Python file: give one whose name ends in .py")
     return command
 
 
-def read_recipe(file: str | None) -> "Recipe":
-    """The RECIPE that a recipe file defines; without a file, the default recipe.
+def read_recipe(file: str | None, kind: "type[BaseRecipe]") -> "BaseRecipe":
+    """The RECIPE that a recipe file defines; without a file, the default one of this class.
 
-    Raises UserError if the file does not exist, its code fails, or it defines no RECIPE.
+    Raises UserError if the file does not exist, its code fails, or it defines no RECIPE of this class.
     """
-    from t2l_jax.training.recipe import Recipe
-
     if file is None:
-        return Recipe()
+        return kind()
     path = Path(file)
     if not path.is_file():
         raise UserError(f"{path}: no such recipe file")
@@ -427,8 +467,10 @@ def read_recipe(file: str | None) -> "Recipe":
         known = isinstance(error, UserError)
         what = str(error) if known else traceback.format_exception_only(error)[-1].strip()  # str(error) may fail, too
         raise UserError(f"{path}, line {line}: {what:.500}") from error
-    if not isinstance(recipe, Recipe):
-        raise UserError(f"{path}: a recipe file must define RECIPE, an instance of t2l_jax.training.recipe.Recipe")
+    if type(recipe) is not kind:
+        raise UserError(
+            f"{path}: a recipe file of this command must define RECIPE, a {kind.__module__}.{kind.__name__}"
+        )
     return recipe
 
 

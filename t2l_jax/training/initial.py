@@ -18,6 +18,8 @@ from t2l_jax.io.peft import digest, load_peft
 from t2l_jax.io.published import ENCODER_FOLDER, ModelConfig, load_model, load_template, model_folder, read_config
 from t2l_jax.lora import Adapter, LoraSpec
 
+FORM = ("init", "head_bias", "standardised", "linear_init", "embedding_init")
+
 
 def published_weights(location: str, model: ModelConfig, encoder_adapter: Path | None) -> Variables:
     """The variables of a published hypernetwork, to initialise a run with configuration `model`.
@@ -57,8 +59,22 @@ def published_template(location: str) -> str | None:
     return load_template(folder, read_config(folder))
 
 
+def published_form(location: str, config: HypernetConfig) -> HypernetConfig:
+    """The configuration with the form of a published hypernetwork's outputs, which does not change its shape.
+
+    A run may go on from a model that was trained for another objective: its head keeps its bias and its constants.
+    """
+    there = load_model(model_folder(location))[0].hypernet
+    return replace(config, **{name: getattr(there, name) for name in FORM})
+
+
+def with_statistics(fresh: Variables, mean: Adapter, std: Adapter) -> Variables:
+    """Fresh variables of a hypernetwork with standardised outputs, for a library of this mean and deviation."""
+    return {**fresh, "constants": {**fresh["constants"], "mean": mean, "std": std}}
+
+
 def with_offset(
-    offset: Path, config: HypernetConfig, spec: LoraSpec, fresh: Variables, base: DecoderConfig
+    offset: Path, config: HypernetConfig, spec: LoraSpec, fresh: Variables, base: DecoderConfig | None
 ) -> Variables:
     """Fresh variables with an offset such that the hypernetwork outputs the PEFT folder's adapter for any input.
 
@@ -71,7 +87,7 @@ def with_offset(
     return {**fresh, place: {**fresh[place], "offset": added}}
 
 
-def adapter_at(location: str | Path, spec: LoraSpec, base: DecoderConfig) -> Adapter:
+def adapter_at(location: str | Path, spec: LoraSpec, base: DecoderConfig | None) -> Adapter:
     """A PEFT folder's adapter converted to `spec`; B absorbs a difference in scale."""
     adapter = load_peft(resolve(location).path, base)
     there = adapter.spec

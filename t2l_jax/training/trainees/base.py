@@ -45,8 +45,14 @@ class Trainee(ABC):
     takes_new_tasks: ClassVar[bool] = False  # it can be validated on tasks it was not trained on
     takes_any_split: ClassVar[bool] = False  # it may be trained on held-out tasks
     takes_offset: ClassVar[bool] = False  # a fixed or learned adapter can be added to its outputs
+    reconstructs: ClassVar[bool] = False  # it can be trained on a library of adapters
     begins_from: ClassVar[str] = ""  # kind of location for `init_from`; empty: fresh variables only
     spec: LoraSpec  # of the adapters
+
+    @classmethod
+    def form(cls, net: HypernetConfig, location: str) -> HypernetConfig:
+        """The recipe's `hypernet` with what the weights at a location, to begin from, decide."""
+        return net
 
     @classmethod
     @abstractmethod
@@ -77,7 +83,7 @@ class Trainee(ABC):
     ) -> tuple[Adapter, Extra]:
         """Adapters [T] and the trainee's own loss. With a key, dropout is active."""
 
-    def begin_from(self, location: str, release: Release, base: DecoderConfig) -> Variables:
+    def begin_from(self, location: str, release: Release, base: DecoderConfig | None) -> Variables:
         """Load variables from a location. Raises UserError that names the first field that differs from the recipe."""
         raise UserError(f"init_from: {location} cannot be taken: this trainee begins with fresh variables")
 
@@ -86,7 +92,7 @@ class Trainee(ABC):
         """The chat template of what `begin_from` loads; None for the base model's own."""
         return None
 
-    def begin_as(self, offset: Path, fresh: Variables, base: DecoderConfig) -> Variables:
+    def begin_as(self, offset: Path, fresh: Variables, base: DecoderConfig | None) -> Variables:
         """Fresh variables with which every output equals the adapter in a PEFT folder."""
         raise UserError(f"offset_init: {offset} cannot be used: this trainee has no offset")
 

@@ -35,7 +35,12 @@ class TextHypernetwork(Trainee):
     reads_text = True
     takes_new_tasks = True
     takes_offset = True
+    reconstructs = True
     begins_from = "a published hypernetwork"
+
+    @classmethod
+    def form(cls, net: HypernetConfig, location: str) -> HypernetConfig:
+        return initial.published_form(location, net)
 
     @classmethod
     def make(cls, net: HypernetConfig, spec: LoraSpec, dim: int | None, num_tasks: int) -> "TextHypernetwork":
@@ -61,7 +66,7 @@ class TextHypernetwork(Trainee):
         adapters, sown = jax.vmap(one)(conditions, keys)
         return adapters, sum((jnp.mean(leaf) for leaf in jax.tree.leaves(sown)), start=jnp.zeros((), jnp.float32))
 
-    def begin_from(self, location: str, release: Release, base: DecoderConfig) -> Variables:
+    def begin_from(self, location: str, release: Release, base: DecoderConfig | None) -> Variables:
         adapter = None if release.encoder is None else release.encoder.adapter
         return initial.published_weights(location, self._model(release), adapter)
 
@@ -69,7 +74,7 @@ class TextHypernetwork(Trainee):
     def chat_template(cls, location: str) -> str | None:
         return initial.published_template(location)
 
-    def begin_as(self, offset: Path, fresh: Variables, base: DecoderConfig) -> Variables:
+    def begin_as(self, offset: Path, fresh: Variables, base: DecoderConfig | None) -> Variables:
         return initial.with_offset(offset, self.config, self.spec, fresh, base)
 
     def publish(self, folder: Path, variables: Variables, release: Release) -> Path:
@@ -126,7 +131,7 @@ class OneHotHypernetwork(TextHypernetwork):
         z = jax.nn.one_hot(conditions.task, self.config.task.dim)
         return super().adapters(variables, replace(conditions, z=z, task=None), key)
 
-    def begin_from(self, location: str, release: Release, base: DecoderConfig) -> Variables:
+    def begin_from(self, location: str, release: Release, base: DecoderConfig | None) -> Variables:
         return Trainee.begin_from(self, location, release, base)
 
     def publish(self, folder: Path, variables: Variables, release: Release) -> Path:

@@ -86,7 +86,7 @@ class SharedLora(Trainee):
         tasks: Any = conditions.task
         return variables["params"][jnp.zeros_like(tasks)], jnp.zeros((), jnp.float32)
 
-    def begin_from(self, location: str, release: Release, base: DecoderConfig) -> Variables:
+    def begin_from(self, location: str, release: Release, base: DecoderConfig | None) -> Variables:
         return {"params": stack([initial.adapter_at(location, self.spec, base)])}
 
     def publish(self, folder: Path, variables: Variables, release: Release) -> Path:

@@ -1,0 +1,135 @@
+"""Prepares a run of reconstruction: a library of adapters, and the descriptions of its tasks."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from t2l_jax.data.batches import stack_conditions, take
+from t2l_jax.data.sources import read_tasks
+from t2l_jax.data.tasks import evenly
+from t2l_jax.encoder import Encoder
+from t2l_jax.errors import UserError
+from t2l_jax.hypernet import Condition
+from t2l_jax.io.library import Library, open_library
+from t2l_jax.io.locations import cache_folder
+from t2l_jax.sharding import task_mesh
+from t2l_jax.training.loop import Batches
+from t2l_jax.training.objectives import Reconstruction, TargetBatch
+from t2l_jax.training.prepared import Prepared
+from t2l_jax.training.recipe import ReconstructionRecipe
+from t2l_jax.training.trainees import Trainee
+
+SEEN, HELD_OUT = "seen", "held-out tasks"  # validation sets
+VALIDATION_TASKS = 64  # of each set, evenly spaced
+
+
+@dataclass(frozen=True)
+class Wordings:
+    """Descriptions of one task: those to train on, and one for validation."""
+
+    train: tuple[str, ...]
+    unseen: str
+
+
+@dataclass(frozen=True)
+class TargetSampler:
+    """Draws tasks of a library, and one condition of each. The batch of step n is a function of (seed, n) alone."""
+
+    library: Library
+    rows: np.ndarray  # the training tasks' places in the library
+    conditions: Sequence[Condition]  # [n] of each training task
+    count: int
+    seed: int
+
+    def draw(self, step: int) -> TargetBatch:
+        """The batch of a step: different tasks, all equally likely."""
+        random = np.random.default_rng([self.seed, step])
+        chosen = np.sort(random.choice(len(self.rows), self.count, replace=False))
+        picked = []
+        for index in chosen:
+            own = self.conditions[index]
+            picked.append(take(own, int(random.integers(len(jax.tree.leaves(own)[0])))))
+        return TargetBatch(stack_conditions(picked), self.library[self.rows[chosen]])
+
+
+def prepare_reconstruction(recipe: ReconstructionRecipe, kind: type[Trainee], encoder: Encoder | None) -> Prepared:
+    """Check and pack the library, and embed the descriptions of its tasks. The base LLM is not read."""
+    objective, loop = recipe.objective, recipe.loop
+    scale = {"alpha": recipe.alpha, "rslora": recipe.rslora}
+    library = open_library(Path(recipe.library), cache_folder() / "libraries", canonical=objective.canonical, **scale)
+    wordings = read_wordings(library, recipe.tasks, recipe.wordings) if kind.reads_text else None
+    train, others = split(len(library), recipe.held_out)
+    names = [entry.name for entry in library.entries]
+
+    def conditions(rows: np.ndarray, places: Sequence[int], unseen: bool) -> list[Condition]:
+        if wordings is None or encoder is None:
+            return kind.conditions([()] * len(rows), places, None)
+        texts = [(wordings[row].unseen,) if unseen else wordings[row].train for row in rows]
+        embedded = encoder.embed([text for own in texts for text in own], cache_folder() / "embeddings")
+        z = np.split(embedded, np.cumsum([len(own) for own in texts])[:-1])
+        return kind.conditions(texts, places, z)
+
+    count = min(recipe.batch_tasks, len(train))
+    if count % recipe.accumulate:
+        raise UserError(f"accumulate: {count} tasks cannot be cut into {recipe.accumulate} equal parts: use a divisor")
+    sampler = TargetSampler(library, train, conditions(train, range(len(train)), False), count, loop.seed)
+    sets = {HELD_OUT: others} if kind.takes_new_tasks and len(others) else {}
+    validation: dict[str, list[TargetBatch]] = {}
+    for name, rows in (sets | {SEEN: train}).items():
+        some = np.asarray(evenly(list(rows), VALIDATION_TASKS))
+        places = [int(np.searchsorted(train, row)) if name == SEEN else -1 for row in some]
+        firsts = [take(own, 0) for own in conditions(some, places, True)]
+        validation[name] = [TargetBatch(stack_conditions(firsts), library[some])]
+    recipe.best.metric(tuple(validation), Reconstruction)
+    statistics = library.statistics() if objective.scores or recipe.hypernet.standardised else None
+    std = statistics[1] if statistics is not None and objective.scores else None
+    texts = json.dumps([] if wordings is None else [[own.train, own.unseen] for own in wordings])
+    return Prepared(
+        spec=library.spec,
+        tasks=tuple(names[row] for row in train),
+        batches=Batches(sampler.draw, validation),
+        mesh=task_mesh(count // recipe.accumulate),
+        accumulate=recipe.accumulate,
+        objective=lambda: Reconstruction(std, objective),
+        prompt=recipe.prompt,
+        training=f"""Trained with t2l_jax to reconstruct {len(train)} LoRA adapters (loss {objective.loss}), at most \
+{loop.last} steps of
+{count} adapters.""",
+        read={"library": library.digest, "descriptions": hashlib.sha256(texts.encode()).hexdigest()},
+        statistics=statistics,
+    )
+
+
+def split(count: int, held_out: int) -> tuple[np.ndarray, np.ndarray]:
+    """Places of the training tasks and of `held_out` evenly spaced others. Raises UserError if fewer than two train."""
+    if count - held_out < 2:
+        raise UserError(f"held_out: of {count} adapters {held_out} are held out, and at least two must be trained on")
+    others = np.asarray(evenly(range(count), held_out), int)
+    return np.setdiff1d(np.arange(count), others), others
+
+
+def read_wordings(library: Library, sources: Sequence[str], most: int | None) -> list[Wordings]:
+    """The descriptions of each adapter's task: those of the task source that has it, or its folder's own.
+
+    Raises UserError that names the tasks without any.
+    """
+    known = {task.name: task for source in sources for tasks in read_tasks(source).values() for task in tasks}
+    wordings, missing = [], []
+    for entry in library.entries:
+        if task := known.get(entry.name):
+            wordings.append(Wordings(task.descriptions[:most], task.held_out_wording()))
+        elif entry.descriptions:
+            wordings.append(Wordings(entry.descriptions[:most], entry.descriptions[-1]))
+        else:
+            missing.append(entry.name)
+    if missing:
+        raise UserError(
+            f"{len(missing)} of {len(library)} tasks of the library, such as {missing[0]}, have no description: "
+            "name the task source that holds them with --tasks, or write a description.txt into the adapter's folder"
+        )
+    return wordings

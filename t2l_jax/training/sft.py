@@ -1,0 +1,59 @@
+"""Prepares a run of supervised fine-tuning: tasks and the frozen base LLM."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from t2l_jax.data.tasks import Task
+from t2l_jax.decoder.padding import check_tokens
+from t2l_jax.encoder import Encoder
+from t2l_jax.io.base import check_separate, load_config, load_tokenizer
+from t2l_jax.io.locations import resolve
+from t2l_jax.training.loop import Batches
+from t2l_jax.training.material import check_best, read_material
+from t2l_jax.training.objectives import FrozenBase
+from t2l_jax.training.prepared import Prepared
+from t2l_jax.training.recipe import Recipe
+from t2l_jax.training.trainees import Trainee
+
+
+def prepare_sft(recipe: Recipe, kind: type[Trainee], encoder: Encoder | None) -> Prepared:
+    """Read tasks, tokenizer and configuration of the base LLM; its weights are loaded with the objective."""
+    mesh = recipe.compute.mesh(recipe.batch.tasks)
+    files = resolve(recipe.base)
+    template = None if recipe.init_from is None else kind.chat_template(recipe.init_from)
+    material = read_material(recipe, kind, load_tokenizer(files, template), encoder)
+    check_best(recipe.best, recipe.objective.kind, material.validation)
+    config = load_config(files)
+    base = FrozenBase(files, config, recipe.compute.decoder, recipe.compute.base_dtype(), mesh)
+    spec = config.lora_spec(**asdict(recipe.lora))
+    check_separate(files, spec.names)
+    for task in material.sampler.tasks:
+        for table in task.examples.values():
+            check_tokens(table.tokens, config.vocab_size)
+    shape = recipe.batch
+    return Prepared(
+        spec=spec,
+        tasks=tuple(task.name for task in material.tasks),
+        batches=Batches(material.sampler.draw, material.validation),
+        mesh=mesh,
+        accumulate=recipe.compute.accumulate,
+        objective=lambda: recipe.objective.build(base),
+        prompt=material.modes[0] if len(material.modes) == 1 else "both",
+        training=f"""Trained with t2l_jax on {len(material.tasks)} tasks ({", ".join(recipe.tasks)}), at most \
+{recipe.loop.last} steps of
+{shape.tasks} tasks x {shape.rows} rows of {shape.length} tokens.""",
+        read={"tasks": _digest(material.tasks), "base": files.identity},
+        base=config,
+        chat_template=template,
+    )
+
+
+def _digest(tasks: Sequence[Task]) -> str:
+    """A hash of the training data, by which a resumed run checks that it is unchanged."""
+    digest = hashlib.sha256()
+    for task in tasks:
+        content = [task.name, task.descriptions, [(example.input, example.output) for example in task.train]]
+        digest.update(json.dumps(content).encode())
+    return digest.hexdigest()
