@@ -280,7 +280,7 @@ def _model_config(args: Args, adapter: AdapterConfig, net: HypernetConfig, spec:
             f"{run / ARGS_FILE}: field emb_model is {shown(args.emb_model)}, which the original reads in a way that no "
             f"text encoder here does; {', '.join(ENCODERS)} and the base model itself are known"
         )
-    return ModelConfig(net, spec, encoder, base, name, "instruction")
+    return ModelConfig(net, spec, encoder, base, name, "definition")
 
 
 def _tasks(args: Args, net: HypernetConfig, run: Path) -> tuple[str, ...]:

@@ -8,13 +8,14 @@ import pytest
 from tiny_recipe import make_recipe, write_task
 
 from t2l_jax.data.batches import BatchConfig
+from t2l_jax.data.prompts import PromptConfig
 from t2l_jax.data.tasks import Example, Task
 from t2l_jax.decoder.chat_template import render
 from t2l_jax.errors import UserError
 from t2l_jax.io.base import load_tokenizer
 from t2l_jax.io.locations import resolve
 from t2l_jax.training import BestConfig
-from t2l_jax.training.material import Reader, check_best, prompt_modes, read_material
+from t2l_jax.training.material import Reader, check_best, read_material
 from t2l_jax.training.objectives import Sft
 from t2l_jax.training.trainees import TRAINEES, LoraTable, OneHotHypernetwork, TextHypernetwork
 
@@ -48,17 +49,9 @@ def tokenizer(smollm2):
     return load_tokenizer(resolve(smollm2))
 
 
-def test_prompt_modes():
-    assert [prompt_modes(share) for share in (0.0, 0.4, 1.0)] == [
-        ("instance",),
-        ("instance", "instruction"),
-        ("instruction",),
-    ]
-
-
 def test_every_task_has_its_own_embeddings_and_tables(tokenizer, tmp_path):
     tasks = [make_task(number, wordings=number + 1) for number in range(3)]
-    modes = prompt_modes(0.5)
+    modes = PromptConfig().modes(0.5)
     found = reader(tokenizer, modes, tmp_path).training_tasks(tasks, (1.0, 2.0, 3.0), 64)
     assert [(task.name, task.weight) for task in found] == [("t0", 1.0), ("t1", 2.0), ("t2", 3.0)]
     for number, task in enumerate(found):
@@ -96,7 +89,7 @@ def test_validation_batches_share_the_tasks_evenly_and_are_filled_up(tokenizer, 
 def test_each_mode_that_is_trained_is_validated(tokenizer, tmp_path):
     splits = {"seen": [make_task(1)], "unseen tasks": [make_task(2)]}
     shape = BatchConfig(1, 1, 64)
-    found = reader(tokenizer, prompt_modes(0.5), tmp_path).validation_batches(splits, shape, {"t1": 0})
+    found = reader(tokenizer, PromptConfig().modes(0.5), tmp_path).validation_batches(splits, shape, {"t1": 0})
     assert list(found) == ["seen, instance", "seen, instruction", "unseen tasks, instance", "unseen tasks, instruction"]
     (batch,) = found["unseen tasks, instruction"]
     start = tokenizer.decode(batch.tokens[0, 0][np.isin(batch.segments[0, 0], (1, 2))])
