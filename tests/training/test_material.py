@@ -170,6 +170,48 @@ def test_what_the_base_model_reads_in_each_prompt_mode(recipe, share, modes):
             assert texts(batch, 0) == answers
 
 
+def paper_forms(recipe, folder, **prompts):
+    """The recipe with a task of its own, whose second example has two answers and a long input."""
+    write_task(folder, "first", ["say the first word"])
+    fields = {"name": "first", "descriptions": ["say the first word"], "definition": "answer with the first word"}
+    (folder / "first" / "task.yaml").write_text(json.dumps(fields))
+    long = {"input": "one two " * 40 + "red", "output": "one", "outputs": ["one", "two"]}
+    for split in ("train", "test"):
+        with (folder / "first" / f"{split}.jsonl").open("a") as file:
+            file.write(json.dumps(long) + "\n")
+    form = PromptConfig(**prompts)
+    return replace(recipe, tasks=(str(folder),), prompts=form, batch=replace(recipe.batch, tasks=1, rows=2))
+
+
+def test_definitions_joined_answers_and_cut_prompts(recipe, tmp_path):
+    """Training and validation batches alike hold the form that the recipe says."""
+    whole = paper_forms(recipe, tmp_path / "tasks", instruction="definition", answers="joined")
+    whole = replace(whole, instruction_share=1.0, batch=replace(whole.batch, too_long="cut"))
+    material = read(whole)
+    tokenizer = load_tokenizer(resolve(recipe.base))
+    assert list(material.validation) == ["seen"]
+    for batch in (material.sampler.draw(0), *material.validation["seen"]):
+        texts, answers = set(), set()
+        for row in range(2):
+            members = batch.segments[0, row]
+            for member in set(members.tolist()) - {0}:
+                here = members == member
+                texts.add(tokenizer.decode(batch.tokens[0, row][here]))
+                answers.add(tokenizer.decode(batch.targets[0, row][here & (batch.weights[0, row] > 0)]))
+        assert "system user answer with the first word one two red assistant one" in texts
+        (cut,) = (text for text in texts if "system" not in text)
+        assert cut.startswith(("one two one", "two one two"))
+        assert len(tokenizer(cut)["input_ids"]) == 48
+        assert any("one" in answer and "two" in answer for answer in answers)
+    with pytest.warns(UserWarning, match="longer than a row of 48 tokens and left out"):
+        read(replace(whole, batch=replace(whole.batch, too_long="drop")))
+
+
+def test_a_recipe_with_definitions_refuses_a_task_without(recipe):
+    with pytest.raises(UserError, match="task first: has no definition"):
+        read(replace(recipe, prompts=PromptConfig(instruction="definition"), instruction_share=0.5))
+
+
 def test_tasks_that_fit_in_no_row_are_left_out_and_named(recipe, tmp_path):
     write_task(tmp_path, "first", ["say the first word"])
     write_task(tmp_path, "long", ["say the last word"])
