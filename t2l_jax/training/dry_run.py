@@ -6,20 +6,20 @@ D is the base LLM's width, b the bytes of an activation (2 in bfloat16, 4 in flo
     base LLM          b for each of its parameters, which are frozen
     trained           16 for each parameter: float32 weights, gradients, and Adam's two moments
     adapters          12 for each weight of each task's adapter: float32 A and B, their gradients, and one copy
-    kept activations  for each token and layer b times (D + what the seven projections return), and a byte for each entry
+    kept activations  for each token and layer b times (D + what the seven projections return), and a byte for an entry
                       of the masks of LoRA dropout; without rematerialisation twice the former, and 6 b for each pair of
-                      a token and one that it may see, in each attention head
-    working space     what one layer recomputes: 12 for each such pair; 3 b times (D + 3 MLP widths) for each token; and
+                      a token and one of its row, in each attention head (9 in 16 pairs of rows that go in blocks)
+    working space     what one layer recomputes: 12 for each such pair; 2 b times (D + 3 MLP widths) for each token; and
                       the logits of a chunk of answer tokens with their gradients, 12 for each entry
 
 With n devices that divide the tasks, a device holds 1/n of the adapters, activations and working space, and all of the
-rest. It is an estimate: what the compiler keeps beside it depends on the machine.
+rest. It is an estimate: what the compiler keeps and shares depends on the machine. On a CPU the compiler's own figures
+are 0.7 to 1 times the sum (tests/training/test_dry_run.py).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -29,6 +29,7 @@ from t2l_jax.data.rows import on_this_machine
 from t2l_jax.data.selection import select_tasks
 from t2l_jax.data.sources import BUILT_IN, read_mixture
 from t2l_jax.decoder import DecoderConfig
+from t2l_jax.decoder.attention import CAUSAL_BLOCKS
 from t2l_jax.encoder import last_token
 from t2l_jax.encoder.load import SHORT_NAMES
 from t2l_jax.errors import UserError
@@ -71,10 +72,7 @@ def dry_run(recipe: Recipe) -> str:
         ("base LLM", f"{found.base_parameters:,} parameters{note}"),
         ("trained", f"{found.trained:,} parameters"),
         ("an adapter", f"{lora.size:,} weights ({', '.join(lora.names)}; rank {lora.rank}; {lora.num_layers} layers)"),
-        (
-            "a step",
-            f"{shape.tasks} tasks x {shape.rows} rows x {shape.length} tokens: {found.tokens:,} tokens, padding included",
-        ),
+        ("a step", f"{shape.tasks} tasks x {shape.rows} rows x {shape.length} tokens = {found.tokens:,} with padding"),
     ]
     lines += ["", "Sizes", *_aligned(numbers)]
     kinds = ("bfloat16", "float32") if recipe.compute.precision == "auto" else (recipe.compute.precision,)
@@ -109,6 +107,8 @@ def memory(recipe: Recipe, found: Sizes, width: int) -> dict[str, int]:
     widths = base.projection_widths().values()
     heads = base.attention.num_heads * base.attention.head_dim
     pairs = tokens * recipe.batch.length * base.attention.num_heads
+    if recipe.batch.length >= recipe.compute.decoder(base).long_row:
+        pairs = pairs * (CAUSAL_BLOCKS + 1) // (2 * CAUSAL_BLOCKS)
     kept = width * (base.width + sum(out for _, out in widths))
     masks = (2 * base.width + heads + base.mlp_width) * bool(getattr(recipe.objective, "lora_dropout", 0))
     activations = base.num_layers * tokens * (kept + masks)
@@ -120,7 +120,7 @@ def memory(recipe: Recipe, found: Sizes, width: int) -> dict[str, int]:
         "trained: weights, gradients, Adam": 16 * found.trained,
         "adapters": 12 * tasks * found.spec.size,
         "kept activations": activations,
-        "working space": 12 * pairs + 3 * width * tokens * (base.width + 3 * base.mlp_width) + logits,
+        "working space": 12 * pairs + 2 * width * tokens * (base.width + 3 * base.mlp_width) + logits,
     }
 
 
@@ -174,6 +174,8 @@ def _models(recipe: Recipe, kind: type[Trainee]) -> Iterator[tuple[str, ...]]:
         files = cached(location)
         if files is not None:
             yield role, location, f"here, {_bytes(size_of(files))}"
+            if role == "text encoder" and is_adapter(files.path):
+                wanted.append(("its base", adapted(files.path)))
             continue
         base, encoder_facts = known_base(location), ENCODERS.get(location)
         size = 2 * _count(parameter_shapes(base).values()) if base else encoder_facts and encoder_facts.size
@@ -195,11 +197,11 @@ def _sources(sources: Sequence[str]) -> Iterator[tuple[str, ...]]:
             yield "tasks", source, "a folder of tasks, here"
 
 
-def _count(shapes: Any) -> int:
+def _count(shapes: Iterable[tuple[int, ...]]) -> int:
     return sum(int(np.prod(shape, dtype=np.int64)) for shape in shapes)
 
 
-def _bytes(count: float) -> str:
+def _bytes(count: int) -> str:
     return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
 
