@@ -59,6 +59,21 @@ def prepare(text: str, where: str) -> str:
     return f"{text}." if text[-1].isalpha() else text
 
 
+def embed_instances(encoder: "Encoder", texts: Sequence[str], cache: Path | None = None) -> Float32[np.ndarray, "n d"]:
+    """The z of each instance, the input of an example. Equal texts are embedded once; long ones lose their end.
+
+    Raises UserError that names by its number an instance that is empty.
+    """
+    if isinstance(texts, str):
+        raise TypeError("instances are a sequence of texts: put the one text into a list")
+    for number, text in enumerate(texts, 1):
+        if not text.strip():
+            raise UserError(f"instance {number} is empty: the adapter is made from its text, so give one")
+    heads = [text.strip()[:MAX_CHARACTERS] for text in texts]
+    places = {text: place for place, text in enumerate(dict.fromkeys(heads))}
+    return encoder.embed(list(places), cache)[np.asarray([places[text] for text in heads], int)]
+
+
 def prepare_all(texts: Sequence[str]) -> list[str]:
     """`prepare` of each text, which an error calls by its number."""
     if isinstance(texts, str):

@@ -90,7 +90,7 @@ def copied(whole, tmp_path):
 def one_hot(folder, model, tasks):
     """The run folder of a hypernetwork that reads the identities of these tasks."""
     net = replace(NET, task=TaskEncoderConfig(dim=len(tasks)))
-    save_published(folder / "model", replace(model.config, hypernet=net, encoder=None))
+    save_published(folder / "model", replace(model.config, hypernet=net, encoder=None, reads="identity"))
     (folder / "tasks.json").write_text(json.dumps({"tasks": tasks}))
     return find_baselines(None, None, folder).one_hot
 

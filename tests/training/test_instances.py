@@ -1,0 +1,205 @@
+"""Hypernetworks conditioned on an example's input: what they read, their batches, a whole run, and going on with it."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import tiny_training
+from tiny_published import snapshot
+from tiny_recipe import make_recipe
+from tiny_training import curves
+
+import t2l_jax
+from t2l_jax.data.batches import BatchConfig, Sampler
+from t2l_jax.encoder import load_encoder
+from t2l_jax.errors import UserError
+from t2l_jax.hypernet import Condition, HypernetConfig, TaskEncoderConfig, write_adapters
+from t2l_jax.lora import merge
+from t2l_jax.training import LoopConfig
+from t2l_jax.training.recipe import Recipe, ReconstructionRecipe
+from t2l_jax.training.run import run
+from t2l_jax.training.trainees import InstanceHypernetwork, InstanceTextHypernetwork
+
+NET = replace(tiny_training.NET, init="reconstruction", task=TaskEncoderConfig())
+KINDS = {"instance": (InstanceHypernetwork, 4), "instance-text": (InstanceTextHypernetwork, 8)}
+
+
+def sampler(rows: int = 1) -> Sampler:
+    """The tiny tasks, whose example n has an instance of its own: task and example can be read off it."""
+    tasks = [
+        replace(
+            task,
+            conditions=Condition(task.conditions.z, task.conditions.task),
+            instances=np.asarray([[number, n, 1, -1] for n in range(6)], np.float32),
+        )
+        for number, task in enumerate(tiny_training.make_tasks())
+    ]
+    return Sampler(tasks, BatchConfig(tasks=2, rows=rows, length=12, packing=False), 1)
+
+
+# --- what is read
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_task_encoder_reads_the_embeddings_that_the_condition_holds(name):
+    """One after the other, as numpy concatenates them; and nothing else."""
+    kind, width = KINDS[name]
+    trainee = kind.make(NET, tiny_training.SPEC, 4, 9)
+    assert trainee.config.task.dim == width
+    batch = sampler().draw(0)
+    z = batch.condition.z if kind.reads_text else None
+    condition = Condition(z, batch.condition.task, batch.condition.instance)
+    read = np.concatenate(([] if z is None else [z]) + [condition.instance], axis=-1)
+    variables = trainee.init(jax.random.key(0))
+    found, extra = trainee.adapters(variables, condition)
+    expected = write_adapters(trainee.config, tiny_training.SPEC, variables, Condition(read))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, expected)
+    assert float(extra) == 0.0
+
+
+def test_what_is_known_of_a_task_before_an_example_is_drawn():
+    z = [np.ones((2, 4), np.float32), np.zeros((1, 4), np.float32)]
+    first, _ = InstanceTextHypernetwork.conditions([("a", "b"), ("c",)], [0, 1], z)
+    np.testing.assert_array_equal(first.z, z[0])
+    alone, other = InstanceHypernetwork.conditions([("a", "b"), ("c",)], [0, -1], None)
+    assert (alone.z, alone.task.tolist(), other.task.tolist(), other.instance) == (None, [0], [-1], None)
+
+
+def test_another_width_of_the_task_encoder_is_refused():
+    with pytest.raises(UserError, match=r"task\.dim is 4, the width of z is 8: leave it out"):
+        InstanceTextHypernetwork.make(HypernetConfig(TaskEncoderConfig(dim=4)), tiny_training.SPEC, 4, 2)
+
+
+# --- one adapter for each example, in a step
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_a_rows_logits_are_those_of_its_own_adapter_alone(rows):
+    """The reference: the example's adapter, written alone and added to the kernels of the base model."""
+    trainee = InstanceTextHypernetwork.make(replace(NET, dropout=0.0), tiny_training.SPEC, 4, 4)
+    variables = trainee.init(jax.random.key(0))
+    batch = sampler(rows).draw(3)
+    base = tiny_training.objective().decoder
+    params = tiny_training.make_base()
+    adapters, _ = trainee.adapters(variables, batch.condition)
+    assert len(adapters) == 2 * rows
+
+    def hidden(params, tokens, at, adapter=None):
+        return base.apply(
+            {"params": params}, tokens, adapter, segments=batch.segments[at], positions=batch.positions[at]
+        )[0]
+
+    found = hidden(params, batch.tokens, slice(None), adapters)
+    for at in range(2 * rows):
+        one = Condition(batch.condition.z[[at]], None, batch.condition.instance[[at]])
+        alone = trainee.adapters(variables, one)[0][0]
+        expected = hidden(merge(params, alone), batch.tokens[at], at)
+        real = batch.segments[at] > 0
+        np.testing.assert_allclose(found[at][real], expected[real], atol=1e-4)
+    b = np.asarray(adapters.weights["v_proj"]["b"])
+    assert len(np.unique(b.reshape(len(b), -1), axis=0)) == 2 * rows
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_an_interrupted_run_goes_on_as_if_it_had_not_been(name, tmp_path):
+    kind, _ = KINDS[name]
+    trainee = kind.make(replace(NET, init="sft"), tiny_training.SPEC, 4, 4)
+
+    def draw(step):
+        batch = sampler().draw(step)
+        return batch if kind.reads_text else replace(batch, condition=replace(batch.condition, z=None))
+
+    sets = {"seen": [draw(100)]}
+    loop = tiny_training.LOOP
+    whole = tiny_training.run(tmp_path / "whole", draw, trainee=trainee, validation=sets)
+    for part in (replace(loop, stop_after=3), loop):
+        resumed = tiny_training.run(tmp_path / "parts", draw, trainee=trainee, validation=sets, loop=part)
+    jax.tree.map(np.testing.assert_array_equal, resumed, whole)
+    losses = [[line["loss"] for line in curves(tmp_path / folder) if "loss" in line] for folder in ("whole", "parts")]
+    assert losses[0] == losses[1]
+    assert losses[0][-1] < losses[0][0]
+
+
+# --- a whole run
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory) -> Recipe:
+    made = make_recipe(tmp_path_factory.mktemp("material"))
+    return replace(made, trainee="instance-text", batch=replace(made.batch, packing=False))
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("T2L_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def finished(recipe, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("T2L_CACHE", str(folder.parent / "cache"))
+        assert run(recipe, folder) == folder / "model"
+    return folder
+
+
+def test_a_run_is_published_validated_and_finished_once(recipe, finished):
+    model = t2l_jax.load(finished / "model")
+    assert (model.config.reads, model.config.hypernet.task.dim) == ("both", 32)
+    records = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    assert {"seen/exact", "unseen tasks/exact"} <= {key for record in records for key in record}
+    before = snapshot(finished / "model")
+    run(recipe, finished)
+    assert snapshot(finished / "model") == before
+
+
+def test_the_model_writes_an_adapter_for_each_instance(recipe, finished):
+    """From the embeddings of both texts, by the encoder that the recipe names."""
+    model = t2l_jax.load(finished / "model")
+    texts, inputs = ["say the first word"] * 2, ["one two red", "one two blue"]
+    encoder = load_encoder(recipe.encoder)
+    read = np.concatenate([encoder.embed(texts), encoder.embed(inputs)], axis=-1)
+    found = model.generate(texts, inputs)
+    expected = write_adapters(model.config.hypernet, model.config.lora, model.variables, Condition(read))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, expected)
+    b = found.weights["v_proj"]["b"]
+    assert np.any(b[0] != b[1])
+
+
+def test_weights_of_a_model_that_reads_something_else_are_refused_by_name(recipe, finished, tmp_path):
+    other = replace(recipe, trainee="instance", init_from=str(finished / "model"))
+    message = "model reads descriptions and instances, the recipe's trainee instances: embeddings 32 and 16 wide"
+    with pytest.raises(UserError, match=message):
+        run(other, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_weights_of_the_same_width_are_taken_with_a_warning(recipe, finished, tmp_path):
+    """A model of descriptions, as an instance model begins from it."""
+    there = Path(shutil.copytree(finished / "model", tmp_path / "there"))
+    config = json.loads((there / "config.json").read_text())
+    (there / "config.json").write_text(json.dumps(config | {"reads": "description"}))
+    begun = replace(recipe, init_from=str(there), loop=LoopConfig(steps=1))
+    with pytest.warns(UserWarning, match="there reads descriptions, the recipe's trainee descriptions and instances"):
+        run(begun, tmp_path / "run")
+
+
+def test_packed_rows_are_refused_by_name(recipe):
+    for name in KINDS:
+        with pytest.raises(UserError, match=f"batch.packing: {name} writes an adapter for each example"):
+            replace(recipe, trainee=name, batch=replace(recipe.batch, packing=True))
+        with pytest.raises(UserError, match=f"trainee: {name} cannot reconstruct a library"):
+            ReconstructionRecipe(trainee=name)
+
+
+def test_an_example_without_input_is_refused_with_its_task(recipe, tmp_path):
+    (mine,) = recipe.tasks
+    tasks = Path(shutil.copytree(mine, tmp_path / "tasks"))
+    (tasks / "last" / "train.jsonl").write_text('{"input": " ", "output": "one"}\n')
+    with pytest.raises(UserError, match="task last: an example has an empty input"):
+        run(replace(recipe, tasks=(str(tasks),)), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
