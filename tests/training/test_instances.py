@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_training
@@ -82,7 +83,7 @@ def test_a_rows_logits_are_those_of_its_own_adapter_alone(rows):
     """The reference: the example's adapter, written alone and added to the kernels of the base model."""
     trainee = InstanceTextHypernetwork.make(replace(NET, dropout=0.0), tiny_training.SPEC, 4, 4)
     variables = trainee.init(jax.random.key(0))
-    batch = sampler(rows).draw(3)
+    batch = jax.tree.map(jnp.asarray, sampler(rows).draw(3))
     base = tiny_training.objective().decoder
     params = tiny_training.make_base()
     adapters, _ = trainee.adapters(variables, batch.condition)
@@ -95,7 +96,7 @@ def test_a_rows_logits_are_those_of_its_own_adapter_alone(rows):
 
     found = hidden(params, batch.tokens, slice(None), adapters)
     for at in range(2 * rows):
-        one = Condition(batch.condition.z[[at]], None, batch.condition.instance[[at]])
+        one = Condition(batch.condition.z[at : at + 1], None, batch.condition.instance[at : at + 1])
         alone = trainee.adapters(variables, one)[0][0]
         expected = hidden(merge(params, alone), batch.tokens[at], at)
         real = batch.segments[at] > 0
