@@ -174,6 +174,8 @@ class Evaluate(Generic[Settings]):
     """Folder of PEFT folders, one per task: the LoRA trained on that task, under the task's name."""
     one_hot: Annotated[Path | None, arg(metavar="RUN")] = None
     """Run folder of a hypernetwork trained on one-hot task identities (t2l train --trainee one-hot)."""
+    instance: Annotated[str | None, arg(metavar="MODEL")] = None
+    """Hypernetwork that reads instances, or its run folder (t2l train --trainee instance, or instance-text)."""
     out: Annotated[Path, arg(metavar="FOLDER")] = Path("evaluation")
     """Output folder: predictions.jsonl, the table as .md, .csv, .json and .png, and environment.json (command, machine,
     time)."""
@@ -187,8 +189,9 @@ class Evaluate(Generic[Settings]):
         from t2l_jax.evaluation.weights import find_baselines
 
         assert isinstance(self.config, EvaluationConfig)
-        baselines = find_baselines(self.multitask, self.oracles, self.one_hot)
-        print(evaluate(load(self.model, trust_remote_code=self.trust_remote_code), self.config, self.out, baselines))
+        trust = self.trust_remote_code
+        baselines = find_baselines(self.multitask, self.oracles, self.one_hot, self.instance, trust_remote_code=trust)
+        print(evaluate(load(self.model, trust_remote_code=trust), self.config, self.out, baselines))
         print(f"answers and tables written to {self.out}")
 
 
