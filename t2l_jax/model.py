@@ -83,7 +83,7 @@ class Model:
         given = (("descriptions", descriptions, config.reads_text), ("instances", instances, config.reads_instances))
         for name, texts, reads in given:
             if reads != (texts is not None):
-                fix = f"give {name}" if reads else f"leave the {name} out"
+                fix = f"give {name}, too" if reads else f"leave the {name} out"
                 raise UserError(f"this hypernetwork reads {WORDS[config.reads]}: {fix}")
         if descriptions is not None and instances is not None and len(descriptions) != len(instances):
             raise UserError(

@@ -1,7 +1,6 @@
 """Hypernetworks conditioned on an example's input: what they read, their batches, a whole run, and going on with it."""
 
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +19,6 @@ from t2l_jax.encoder import load_encoder
 from t2l_jax.errors import UserError
 from t2l_jax.hypernet import Condition, HypernetConfig, TaskEncoderConfig, write_adapters
 from t2l_jax.lora import merge
-from t2l_jax.training import LoopConfig
 from t2l_jax.training.recipe import Recipe, ReconstructionRecipe
 from t2l_jax.training.run import run
 from t2l_jax.training.trainees import InstanceHypernetwork, InstanceTextHypernetwork
@@ -78,16 +76,15 @@ def test_another_width_of_the_task_encoder_is_refused():
 # --- one adapter for each example, in a step
 
 
-@pytest.mark.parametrize("rows", [1, 2])
-def test_a_rows_logits_are_those_of_its_own_adapter_alone(rows):
+def test_a_rows_logits_are_those_of_its_own_adapter_alone():
     """The reference: the example's adapter, written alone and added to the kernels of the base model."""
     trainee = InstanceTextHypernetwork.make(replace(NET, dropout=0.0), tiny_training.SPEC, 4, 4)
     variables = trainee.init(jax.random.key(0))
-    batch = jax.tree.map(jnp.asarray, sampler(rows).draw(3))
+    batch = jax.tree.map(jnp.asarray, sampler(2).draw(3))
     base = tiny_training.objective().decoder
     params = tiny_training.make_base()
     adapters, _ = trainee.adapters(variables, batch.condition)
-    assert len(adapters) == 2 * rows
+    assert len(adapters) == 4
 
     def hidden(params, tokens, at, adapter=None):
         return base.apply(
@@ -95,34 +92,27 @@ def test_a_rows_logits_are_those_of_its_own_adapter_alone(rows):
         )[0]
 
     found = hidden(params, batch.tokens, slice(None), adapters)
-    for at in range(2 * rows):
+    for at in range(4):
         one = Condition(batch.condition.z[at : at + 1], None, batch.condition.instance[at : at + 1])
         alone = trainee.adapters(variables, one)[0][0]
         expected = hidden(merge(params, alone), batch.tokens[at], at)
         real = batch.segments[at] > 0
         np.testing.assert_allclose(found[at][real], expected[real], atol=1e-4)
     b = np.asarray(adapters.weights["v_proj"]["b"])
-    assert len(np.unique(b.reshape(len(b), -1), axis=0)) == 2 * rows
+    assert len(np.unique(b.reshape(len(b), -1), axis=0)) == 4
 
 
-@pytest.mark.parametrize("name", KINDS)
-def test_an_interrupted_run_goes_on_as_if_it_had_not_been(name, tmp_path):
-    kind, _ = KINDS[name]
-    trainee = kind.make(replace(NET, init="sft"), tiny_training.SPEC, 4, 4)
-
-    def draw(step):
-        batch = sampler().draw(step)
-        return batch if kind.reads_text else replace(batch, condition=replace(batch.condition, z=None))
-
-    sets = {"seen": [draw(100)]}
-    loop = tiny_training.LOOP
-    whole = tiny_training.run(tmp_path / "whole", draw, trainee=trainee, validation=sets)
+def test_an_interrupted_run_goes_on_as_if_it_had_not_been(tmp_path):
+    trainee = InstanceTextHypernetwork.make(replace(NET, init="sft"), tiny_training.SPEC, 4, 4)
+    loop, sets = tiny_training.LOOP, {"seen": [sampler().draw(100)]}
+    whole = tiny_training.run(tmp_path / "whole", sampler().draw, trainee=trainee, validation=sets)
     for part in (replace(loop, stop_after=3), loop):
-        resumed = tiny_training.run(tmp_path / "parts", draw, trainee=trainee, validation=sets, loop=part)
+        resumed = tiny_training.run(tmp_path / "parts", sampler().draw, trainee=trainee, validation=sets, loop=part)
     jax.tree.map(np.testing.assert_array_equal, resumed, whole)
+    assert np.any(whole["params"]["head_q_proj"]["kernel"])  # at the start it is zero
     losses = [[line["loss"] for line in curves(tmp_path / folder) if "loss" in line] for folder in ("whole", "parts")]
     assert losses[0] == losses[1]
-    assert losses[0][-1] < losses[0][0]
+    assert len(losses[0]) == 8
 
 
 # --- a whole run
@@ -171,36 +161,9 @@ def test_the_model_writes_an_adapter_for_each_instance(recipe, finished):
     assert np.any(b[0] != b[1])
 
 
-def test_weights_of_a_model_that_reads_something_else_are_refused_by_name(recipe, finished, tmp_path):
-    other = replace(recipe, trainee="instance", init_from=str(finished / "model"))
-    message = "model reads descriptions and instances, the recipe's trainee instances: embeddings 32 and 16 wide"
-    with pytest.raises(UserError, match=message):
-        run(other, tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
-def test_weights_of_the_same_width_are_taken_with_a_warning(recipe, finished, tmp_path):
-    """A model of descriptions, as an instance model begins from it."""
-    there = Path(shutil.copytree(finished / "model", tmp_path / "there"))
-    config = json.loads((there / "config.json").read_text())
-    (there / "config.json").write_text(json.dumps(config | {"reads": "description"}))
-    begun = replace(recipe, init_from=str(there), loop=LoopConfig(steps=1))
-    with pytest.warns(UserWarning, match="there reads descriptions, the recipe's trainee descriptions and instances"):
-        run(begun, tmp_path / "run")
-
-
 def test_packed_rows_are_refused_by_name(recipe):
     for name in KINDS:
         with pytest.raises(UserError, match=f"batch.packing: {name} writes an adapter for each example"):
             replace(recipe, trainee=name, batch=replace(recipe.batch, packing=True))
         with pytest.raises(UserError, match=f"trainee: {name} cannot reconstruct a library"):
             ReconstructionRecipe(trainee=name)
-
-
-def test_an_example_without_input_is_refused_with_its_task(recipe, tmp_path):
-    (mine,) = recipe.tasks
-    tasks = Path(shutil.copytree(mine, tmp_path / "tasks"))
-    (tasks / "last" / "train.jsonl").write_text('{"input": " ", "output": "one"}\n')
-    with pytest.raises(UserError, match="task last: an example has an empty input"):
-        run(replace(recipe, tasks=(str(tasks),)), tmp_path / "run")
-    assert not (tmp_path / "run").exists()
