@@ -126,7 +126,7 @@ class Adapter:
     Leading batch axes mean "many adapters".
     """
 
-    weights: dict[str, dict[str, Float[Array | np.ndarray, "..."]]]
+    weights: dict[str, dict[str, Float[Array, "..."]]]
     spec: LoraSpec = struct.field(pytree_node=False)
 
     @property

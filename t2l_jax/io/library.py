@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -28,7 +29,7 @@ from t2l_jax.lora import Adapter, LoraSpec
 from t2l_jax.progress import progress_bar
 
 FORMAT = 1  # part of the name of a packed library: increment if it would be packed otherwise
-Sides = dict[str, dict[str, np.ndarray]]  # projection -> side -> weights of one adapter, or of many
+Sides = dict[str, dict[str, Any]]  # projection -> side -> host array of one adapter, or of many
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,9 @@ class Library:
         return len(self.entries)
 
     def __getitem__(self, index: Sequence[int] | np.ndarray | slice) -> Adapter:
-        rows = {name: {side: np.array(mapped[index]) for side, mapped in pair.items()} for name, pair in self._maps()}
+        rows: Sides = {}
+        for name, pair in self._maps():
+            rows[name] = {side: np.array(mapped[index]) for side, mapped in pair.items()}
         return Adapter(rows, self.spec)
 
     @cached_property

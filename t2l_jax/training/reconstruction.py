@@ -60,8 +60,13 @@ class TargetSampler:
 def prepare_reconstruction(recipe: ReconstructionRecipe, kind: type[Trainee], encoder: Encoder | None) -> Prepared:
     """Check and pack the library, and embed the descriptions of its tasks. The base LLM is not read."""
     objective, loop = recipe.objective, recipe.loop
-    scale = {"alpha": recipe.alpha, "rslora": recipe.rslora}
-    library = open_library(Path(recipe.library), cache_folder() / "libraries", canonical=objective.canonical, **scale)
+    library = open_library(
+        Path(recipe.library),
+        cache_folder() / "libraries",
+        alpha=recipe.alpha,
+        rslora=recipe.rslora,
+        canonical=objective.canonical,
+    )
     wordings = read_wordings(library, recipe.tasks, recipe.wordings) if kind.reads_text else None
     train, others = split(len(library), recipe.held_out)
     names = [entry.name for entry in library.entries]
