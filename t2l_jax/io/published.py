@@ -93,10 +93,10 @@ class ModelConfig:
         modules = tuple(LoraModule(name, *pair) for name, pair in widths.items())
         config = checked(cls, {**data, "lora": {**data["lora"], "modules": modules}}, where)
         if (config.reads == "identity") != (config.encoder is None):
-            raise UserError(
-                f"{where}: reads is {config.reads}, encoder {config.encoder or 'null'}: a model has no text encoder if "
-                "it reads task identities (identity), and only then"
-            )
+            fix = 'name its text encoder, or write "reads": "identity" if it reads one-hot task identities'
+            if config.encoder is not None:
+                fix = "task identities have no text encoder: make it null"
+            raise UserError(f"{where}: reads is {config.reads}, encoder {config.encoder or 'null'}: {fix}")
         return config
 
 

@@ -281,8 +281,8 @@ def test_a_configuration_that_does_not_say_what_it_reads_reads_descriptions(tmp_
     ("changes", "message"),
     [
         ({"reads": "pictures"}, r"config\.json: field reads: .*'pictures'"),
-        ({"reads": "identity"}, "config.json: reads is identity, encoder hash: a model has no text encoder if"),
-        ({"encoder": None}, "config.json: reads is description, encoder null"),
+        ({"reads": "identity"}, "config.json: reads is identity, encoder hash: task identities have no text encoder"),
+        ({"encoder": None}, 'reads is description, encoder null: .* write "reads": "identity"'),
     ],
 )
 def test_a_model_that_reads_what_it_cannot_is_refused(changes, message, tmp_path):
