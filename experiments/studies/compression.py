@@ -3,7 +3,7 @@
 Command: python -m experiments.studies.compression runs/library/adapters               (30 minutes on 2 cores)
 Answer:  see results/compression
 
-Networks L, M and S read descriptions and reconstruct 16, 64 or 256 adapters, in equally many steps of at most 32
+Networks L, M and S read descriptions and reconstruct 16, 64 or 256 adapters, in equally many steps of 16
 adapters. The exact match is that of the 16 tasks which are in all three parts.
 """
 
@@ -42,9 +42,9 @@ def main(args: Compression) -> None:
     rows = []
     for head in ("L", "M", "S"):
         for count in args.counts:
-            recipe = replace(RECIPE, hypernet=replace(NET, head=head), batch_tasks=min(32, count))
+            recipe = replace(RECIPE, hypernet=replace(NET, head=head), batch_tasks=16)
             names = names_of(args.library, count)
-            run = distil(args.library, names, args.runs / f"text-{head}-{count}-{args.steps}", recipe, args.steps)
+            run = distil(args.library, names, args.runs / f"hypernet-{head}-{count}-{args.steps}", recipe, args.steps)
             scores = asked.table(run.adapters(asked_names, tasks))
             ratio = run.parameters / (count * targets.spec.size)
             measured = {"relative error": round(run.relative_error, 3), **scores}

@@ -1,6 +1,6 @@
 """How the hypernetwork begins: our initial weights or the original's?
 
-Command: python -m experiments.studies.initialisation --steps 60 --seeds 3              (50 minutes on 2 cores)
+Command: python -m experiments.studies.initialisation --steps 50 --seeds 3              (50 minutes on 2 cores)
 Answer:  see results/initialisation
 
 The original draws the weights and biases of linear layers from U(±1/sqrt(inputs)) and its embeddings of layer, module,
@@ -12,16 +12,20 @@ from dataclasses import replace
 import tyro
 
 from experiments.tools.study import RECIPE, Study, conduct
+from t2l_jax.data.batches import BatchConfig
+from t2l_jax.training.recipe import ComputeConfig
 
-SMALL = replace(RECIPE, batch=replace(RECIPE.batch, tasks=16))
+SMALL = replace(
+    RECIPE, batch=BatchConfig(tasks=16, rows=1, length=32), compute=ComputeConfig("bf16-matmul", remat=False)
+)
 NET = SMALL.hypernet
 VARIANTS = {
     label: replace(SMALL, hypernet=replace(NET, linear_init=linear, embedding_init=embedding))
     for label, linear, embedding in (
-        ("narrow embeddings, Lecun's linear layers", "lecun", "narrow"),
-        ("the original's", "uniform", "unit"),
-        ("the original's embeddings alone", "lecun", "unit"),
-        ("the original's linear layers alone", "uniform", "narrow"),
+        ("narrow", "lecun", "narrow"),
+        ("original", "uniform", "unit"),
+        ("original linear layers", "uniform", "narrow"),
+        ("original embeddings", "lecun", "unit"),
     )
 }
 

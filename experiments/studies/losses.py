@@ -28,7 +28,7 @@ class Losses:
     """Library of LoRAs that started from their own A."""
     tasks: int = 16
     """Number of tasks."""
-    steps: int = 200
+    steps: int = 120
     """Steps of each run, with all tasks in each."""
     runs: Path = Path("runs/distil")
     """Folder of the runs."""

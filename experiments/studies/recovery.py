@@ -24,7 +24,7 @@ class Recovery:
     """Folder of the library's PEFT folders."""
     tasks: int = 16
     """Number of tasks."""
-    steps: int = 400
+    steps: int = 200
     """Steps of each run, with all tasks in each."""
     runs: Path = Path("runs/distil")
     """Folder of the runs."""
@@ -51,7 +51,9 @@ def main(args: Recovery) -> None:
     for trainee in ("one-hot", "hypernet"):
         for head in ("L", "M", "S"):
             recipe = replace(RECIPE, trainee=trainee, hypernet=replace(NET, head=head))
-            run = distil(args.library, names, args.runs / f"{trainee}-{head}-{args.tasks}", recipe, args.steps)
+            run = distil(
+                args.library, names, args.runs / f"{trainee}-{head}-{args.tasks}-{args.steps}", recipe, args.steps
+            )
             scores = asked.table(run.adapters(names, tasks))
             rows.append(
                 {

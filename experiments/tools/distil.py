@@ -89,9 +89,9 @@ def distil(library: Path, names: Sequence[str], folder: Path, recipe: Reconstruc
             (part / name).symlink_to((library / name).resolve())
     loop = LoopConfig(steps=steps, log_every=10, validate_every=steps, checkpoint_every=steps)
     run(replace(recipe, library=str(part), loop=loop), folder)
-    lines = records(folder)
-    seconds = sum(64 / line["adapters_per_second"] for line in lines if "adapters_per_second" in line)
-    return Distilled(folder, recipe, seconds * min(64, len(names)) / 64)
+    together = min(recipe.batch_tasks, len(names))
+    rates = [line["adapters_per_second"] for line in records(folder) if "adapters_per_second" in line]
+    return Distilled(folder, recipe, sum(together / rate for rate in rates))
 
 
 def names_of(library: Path, count: int) -> list[str]:

@@ -154,7 +154,9 @@ def _survey(folder: Path) -> tuple[list[Entry], LoraSpec, list[str]]:
         if (own, own_base) != (spec, base):
             problems.append(f"{entry.folder}: {_difference(own, own_base, spec, base)}")
     if most < 2 or most <= len(read) // 2:
-        raise UserError(f"{folder}: at least two adapters, and most of them, must be of one kind; {problems[0]}")
+        raise UserError(
+            "; ".join([f"{folder}: two adapters or more, and most of them, must be of one kind", *problems])
+        )
     if problems:
         warnings.warn(
             f"{folder}: {len(problems)} of {len(below)} adapters are left out, {most} are left: {'; '.join(problems)}",

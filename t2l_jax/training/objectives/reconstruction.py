@@ -59,7 +59,7 @@ def factor_loss(adapter: Adapter, target: Adapter, std: Adapter) -> Float[Array,
     """
 
     def distance(own: Array, wanted: Array, deviation: Array) -> Array:
-        return jnp.mean(jnp.abs((own - wanted) / (deviation + STD_EPSILON)))
+        return jnp.mean(jnp.abs((own - wanted) / (deviation + STD_EPSILON)[None]))
 
     distances = jax.tree.map(distance, adapter.weights, target.weights, std.weights)
     return sum(jax.tree.leaves(distances), start=jnp.zeros((), jnp.float32)) / len(distances)
