@@ -16,7 +16,11 @@ from tiny_training import curves
 import t2l_jax
 from t2l_jax.data.batches import BatchConfig, Sampler
 from t2l_jax.encoder import load_encoder
+from t2l_jax.decoder.generation import Sampling
 from t2l_jax.errors import UserError
+from t2l_jax.evaluation.evaluate import evaluate
+from t2l_jax.evaluation.plan import EvaluationConfig
+from t2l_jax.evaluation.weights import find_baselines
 from t2l_jax.hypernet import Condition, HypernetConfig, TaskEncoderConfig, write_adapters
 from t2l_jax.lora import merge
 from t2l_jax.training.recipe import Recipe, ReconstructionRecipe
@@ -159,6 +163,21 @@ def test_the_model_writes_an_adapter_for_each_instance(recipe, finished):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, expected)
     b = found.weights["v_proj"]["b"]
     assert np.any(b[0] != b[1])
+
+
+def test_the_run_is_a_column_of_an_evaluation(recipe, finished, tmp_path):
+    given = find_baselines(None, None, instance=str(finished))
+    config = EvaluationConfig(
+        recipe.tasks[0], only=("last",), methods=("instance",), examples=2, wordings=2, max_new_tokens=4
+    )
+    evaluate(given.instance, config, tmp_path / "out", given)
+    lines = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
+    assert [(line["method"], line["example"]) for line in lines] == [("instance", 0), ("instance", 1)]
+    llm = given.instance.load_base()
+    for line, text in zip(lines, ("one two red", "one two blue"), strict=True):
+        adapter = given.instance.generate(["say the last word"], [text])[0]
+        whole = llm.replace(params=merge(llm.params, adapter)).chat([text], sampling=Sampling(4))[0]
+        assert line["prediction"] == whole
 
 
 def test_packed_rows_are_refused_by_name(recipe):
