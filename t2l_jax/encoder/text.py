@@ -16,6 +16,7 @@ from jaxtyping import Float32
 from t2l_jax.errors import UserError
 
 MAX_CHARACTERS = 20_000
+CHUNK = 4096  # instances that are cached together: what an interrupted run need not embed again
 
 
 @runtime_checkable
@@ -70,8 +71,11 @@ def embed_instances(encoder: "Encoder", texts: Sequence[str], cache: Path | None
         if not text.strip():
             raise UserError(f"instance {number} is empty: the adapter is made from its text, so give one")
     heads = [text.strip()[:MAX_CHARACTERS] for text in texts]
-    places = {text: place for place, text in enumerate(dict.fromkeys(heads))}
-    return encoder.embed(list(places), cache)[np.asarray([places[text] for text in heads], int)]
+    distinct = list(dict.fromkeys(heads))
+    places = {text: place for place, text in enumerate(distinct)}
+    chunks = [distinct[start : start + CHUNK] for start in range(0, max(1, len(distinct)), CHUNK)]
+    z = np.concatenate([encoder.embed(chunk, cache) for chunk in chunks])
+    return z[np.asarray([places[text] for text in heads], int)]
 
 
 def prepare_all(texts: Sequence[str]) -> list[str]:

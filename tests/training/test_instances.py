@@ -15,8 +15,8 @@ from tiny_training import curves
 
 import t2l_jax
 from t2l_jax.data.batches import BatchConfig, Sampler
-from t2l_jax.encoder import load_encoder
 from t2l_jax.decoder.generation import Sampling
+from t2l_jax.encoder import load_encoder
 from t2l_jax.errors import UserError
 from t2l_jax.evaluation.evaluate import evaluate
 from t2l_jax.evaluation.plan import EvaluationConfig
