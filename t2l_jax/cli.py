@@ -94,6 +94,7 @@ class Train(Generic[Settings]):
 
     Examples:
       t2l train experiments/recipes/smollm2_words.py --out runs/words --steps 100
+      t2l train experiments/recipes/paper_mistral.py --dry-run
       t2l train --tasks my_tasks --batch.tasks 3 --out runs/mine
     """
 
@@ -106,12 +107,18 @@ class Train(Generic[Settings]):
     """Also log to this Weights & Biases project (pip install wandb)."""
     trust_remote_code: bool = False
     """Let the text encoder's own Python code run (gte-large needs it)."""
+    dry_run: bool = False
+    """Only say what would be downloaded, the sizes of everything, and the memory that a device needs."""
 
     def run(self) -> None:
+        from t2l_jax.training.dry_run import dry_run
         from t2l_jax.training.recipe import Recipe
         from t2l_jax.training.run import run
 
         assert isinstance(self.recipe, Recipe)
+        if self.dry_run:
+            print(dry_run(self.recipe))
+            return
         written = run(self.recipe, self.out, self.wandb, trust_remote_code=self.trust_remote_code)
         print(f"written to {written}")
 

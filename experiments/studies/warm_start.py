@@ -9,6 +9,7 @@ string (gibberish): one that is blind to the description scores the same with al
 long on the same tasks, reads none. Differences are paired by task.
 """
 
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any

@@ -10,7 +10,8 @@ have equal weight in the loss, however many of their examples fit, as with one e
 Without packing, a row holds one example, as in the paper's batch of one example of each of 8 tasks. If adapters are
 conditioned on the instance too, each example has an adapter of its own: it becomes a "task" of one row.
 
-Examples longer than a row are left out, since truncation would change the task (`Sampler.too_long` counts them). The
+Examples longer than a row are left out, since truncation would change the task (`Sampler.too_long` counts them), unless
+the configuration says to cut them as the original does: `TokenTable.cut`. The
 last examples of a row are chosen among the next LOOKAHEAD to fill it, which favours short ones: on real tasks with rows
 of 1,024 tokens the mean length drops by up to 2% (experiments/benchmarks/padding.py).
 """
@@ -18,7 +19,7 @@ of 1,024 tokens the mean length drops by up to 2% (experiments/benchmarks/paddin
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -44,9 +45,12 @@ class BatchConfig:
     rows: Width = 1
     """Number of rows per task."""
     length: Width = 1024
-    """Tokens per row. Examples longer than a row are left out."""
+    """Tokens per row."""
     packing: bool = True
     """Pack several examples into a row. Without, a row holds one example (the paper's batch: 8 tasks, one row each)."""
+    too_long: Literal["drop", "cut"] = "drop"
+    """Examples longer than a row. drop: left out; cut: their prompts lose their first tokens (as in the original), and
+    only those whose answers are too long are left out."""
 
     def __post_init__(self) -> None:
         check_fields(self, "batch")
@@ -76,6 +80,20 @@ class TokenTable:
     def __getitem__(self, index: int) -> Encoded:
         tokens = self.tokens[self.starts[index] : self.starts[index + 1]]
         return Encoded(tokens[: self.prompts[index]], tokens[self.prompts[index] :])
+
+    def cut(self, length: int) -> "TokenTable":
+        """The table with prompts that lose their first tokens where an example has more than `length`.
+
+        At least one token of a prompt stays, which predicts the answer: an answer that is too long stays too long.
+        """
+        surplus = np.clip(self.lengths - length, 0, self.prompts - 1)
+        if not surplus.any():
+            return self
+        kept = np.ones(len(self.tokens), bool)
+        for start, count in zip(self.starts[:-1], surplus, strict=True):
+            kept[start : start + count] = False
+        ends = np.concatenate([[0], np.cumsum(np.diff(self.starts) - surplus)])
+        return TokenTable(self.tokens[kept], ends, self.prompts - surplus)
 
     @cached_property
     def lengths(self) -> Int[np.ndarray, " n"]:
@@ -166,7 +184,8 @@ class Sampler:
         for index in chosen:
             task = self.tasks[index]
             condition = take(task.conditions, rng.integers(task.num_conditions))
-            mode: PromptMode = "instruction" if rng.random() < self.instruction_share else "instance"
+            described = rng.random() < self.instruction_share
+            mode: PromptMode = next(mode for mode in task.examples if (mode != "instance") == described)
             if not task.fits(mode, self.shape.length):  # then it does in another mode
                 mode = next(other for other in task.examples if task.fits(other, self.shape.length))
             table = task.examples[mode]

@@ -9,8 +9,10 @@
     t2l_split             "train": training task; "unlisted": left out; else held out. Default: Lots-of-LoRAs is for
                           training, everything else is held out
 
-Lots-of-LoRAs has the instruction, examples and instance in one column `input`: `task_def` and `problem` are extracted
-from it, and `answer` is its `output`. task_def is empty in templates, since descriptions carry the instruction here.
+Lots-of-LoRAs has the definition, examples and instance in one column `input`: `task_def` and `problem` are extracted
+from it, and `answer` is its `output`. An example's `prompt` is the template as it is, for prompts that hold the
+definition; its `input` is the same with an empty task_def, since elsewhere descriptions carry the task.
+
 `path` may be a folder next to metadata.yaml. A data set's code never runs: `datasets` has no such option since 4.0.
 """
 
@@ -35,6 +37,9 @@ METADATA = "metadata.yaml"
 MAX_TEST = 100  # test examples: the last rows, at most a tenth of them
 # A template's field: column, or column[item]. Python's format converts the digits of an item.
 FIELD = re.compile(r"(?!\d+(\[|$))[^.\[\]]+(\[(?!\d{10})[^.\[\]]+\])*")
+AFTER_DEFINITION = ("\n\nPositive Example", "\n\nNegative Example", "Now complete the following example")
+# What the original puts after a definition (see docs/paper.md).
+WITHOUT_EXPLANATION = " Please complete the task without any explanation."
 LAST_EXAMPLE = re.compile(r"Now complete the following example\s*+-(\s++)Input:")
 
 
@@ -93,7 +98,8 @@ def load_hub_task(path: Path) -> Task:
     source = given.ds_kwargs
     benchmark = BENCHMARKS.get(source.path, Benchmark())
     try:
-        examples = list(_examples(load_rows(source, path), given, benchmark, where))
+        rows = load_rows(source, path)
+        examples = list(_examples(rows, given, benchmark, where))
     except UserError:
         raise
     except Exception as error:  # `datasets` decodes a row when it is asked for
@@ -112,6 +118,7 @@ def load_hub_task(path: Path) -> Task:
         kind=given.kind or benchmark.kind,
         labels=given.labels or benchmark.labels,
         use="train" if (given.t2l_split or trained) == "train" else "test",
+        definition=_derived(rows[0]).get("task_def", ""),
     )
 
 
@@ -138,6 +145,8 @@ def _examples(rows: datasets.Dataset, given: Metadata, benchmark: Benchmark, whe
             continue
         try:
             text = template.format_map({**columns, "task_def": ""}).strip()
+            defined = "task_def" in columns or "task_def" not in named
+            prompt = template.format_map(columns).strip() if defined else ""
             answer = columns[response]
         except KeyError as error:
             raise UserError(f"{where}: there is no column {error!s:.80}, only {', '.join(sorted(columns))}") from error
@@ -157,7 +166,7 @@ def _examples(rows: datasets.Dataset, given: Metadata, benchmark: Benchmark, whe
         except (LookupError, SyntaxError, TypeError, ValueError):  # it has no usable test
             short += 1
             continue
-        yield Example(text, outputs[0], outputs, *code)
+        yield Example(text, outputs[0], outputs, *code, prompt)
     if short:
         warnings.warn(f"{where}: {short} of {len(rows)} rows are incomplete and left out", stacklevel=2)
 
@@ -167,6 +176,8 @@ def _derived(row: dict[str, Any]) -> dict[str, Any]:
     derived: dict[str, Any] = {}
     if isinstance(row.get("input"), str) and (problem := _problem(row["input"])) is not None:
         derived = {"problem": problem, "answer": row.get("output")}
+        if definition := _definition(row["input"]):
+            derived["task_def"] = definition + WITHOUT_EXPLANATION
     if isinstance(row.get("test_list"), list):
         derived["assertions"] = "\n".join(map(str, row["test_list"]))
     return derived
@@ -183,6 +194,12 @@ def _problem(text: str) -> str | None:
     before, body = text[: starts[-1].start()], text[starts[-1].end() :].rstrip().removesuffix("Output:")
     blank = any(not line.strip() for line in before.split("\n")[1:-1])
     return body.strip() if blank and "\n" in body[len(body.rstrip()) :] else None
+
+
+def _definition(text: str) -> str:
+    """The definition at the beginning of a prompt of Super-NaturalInstructions."""
+    ends = (text.find(mark) for mark in AFTER_DEFINITION)
+    return text[: min(end for end in ends if end >= 0)].removeprefix("Definition:").strip()
 
 
 def _text(value: Any, column: str, where: str) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, TypeVar
 
 import datasets
+from datasets.naming import camelcase_to_snakecase
 from pydantic import Field
 
 from t2l_jax.errors import Unreachable, UserError
@@ -72,6 +73,13 @@ def load_rows(source: Source, path: Path) -> datasets.Dataset:
     if not isinstance(rows, datasets.Dataset):
         raise UserError(f"{path}: ds_kwargs names no split: choose among {', '.join(map(str, rows))}")
     return rows
+
+
+def on_this_machine(source: Source, path: Path) -> bool:
+    """True if the data set lies beside metadata.yaml, or the cache holds one of its name. Asks nothing of the hub."""
+    *parents, last = source.path.split("/")
+    folder = cache_folder() / "datasets" / "___".join([*parents, camelcase_to_snakecase(last)])
+    return _options(source, path)[1] is not None or folder.is_dir()
 
 
 def with_retries(load: Callable[[], Loaded], sleep: Callable[[float], None] = time.sleep) -> Loaded:

@@ -17,6 +17,8 @@ class TaskSelection:
     """Splits to take tasks from. Splits other than `train` are for oracles only."""
     only: tuple[str, ...] = ()
     """Use only tasks whose names match these patterns, such as 'sni_*'. Default: all."""
+    without: tuple[str, ...] = ()
+    """Leave out tasks whose names match these patterns; one that matches nothing does no harm."""
     most: Count | None = None
     """Maximum number of tasks per split, evenly spaced. With one source these are the tasks that `t2l evaluate
     --max-tasks` takes. Default: all."""
@@ -44,10 +46,12 @@ def select_tasks(
     selected: list[Task] = []
     for name in dict.fromkeys(selection.splits):
         usable = named_like([task for task in splits[name] if task.train], selection.only)
+        usable = [task for task in usable if not (selection.without and named_like([task], selection.without))]
         selected += usable if selection.most is None else evenly(usable, selection.most)
     if not selected:
         raise UserError(
-            "selection: no task with training examples is left: widen --selection.only or --selection.splits"
+            "selection: no task with training examples is left: widen --selection.only or --selection.splits, or "
+            "narrow --selection.without"
         )
     tasks = [replace(task, descriptions=task.descriptions[: selection.wordings]) for task in selected]
     return tasks, tuple(known.get(task.name, 1.0) for task in tasks)

@@ -2,8 +2,9 @@
 
 The folder of a task holds three files:
 
-    task.yaml      name, descriptions; optional: metric (default "exact_match"), use (default "train"),
-                   kind (default "generation") and labels (the answers of a classification)
+    task.yaml      name, descriptions; optional: definition (for prompts that hold it), metric (default
+                   "exact_match"), use (default "train"), kind (default "generation") and labels (the answers of a
+                   classification)
     train.jsonl    one {"input": ..., "output": ..., "outputs": [accepted answers]} per line; outputs is optional;
                    lines of a code task also hold "test" and "entry_point"
     test.jsonl     the same
@@ -31,6 +32,7 @@ class Example:
     """One instance: the input, the answer to train on, and all accepted answers.
 
     For a code task also `test`, Python source that defines `check(function)`, and `entry_point`, the function's name.
+    `prompt` is the input as its source asks it, with the task's definition; "" if the source has no form of its own.
     """
 
     input: str
@@ -38,6 +40,7 @@ class Example:
     accepted: tuple[str, ...]
     test: str = ""
     entry_point: str = ""
+    prompt: str = ""
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class Task:
     """A task. `unseen_descriptions` are held-out wordings; a task of use "test" is held out entirely.
 
     `kind` is free text ("classification", "multiple_choice", "code", ...); `labels` are a classification's answers.
+    `definition` says the task in full; "" if it has none.
     """
 
     name: str
@@ -56,6 +60,7 @@ class Task:
     use: str = "train"
     kind: str = "generation"
     labels: tuple[str, ...] = ()
+    definition: str = ""
 
     def held_out_wording(self, draw: int = 0) -> str:
         """Held-out wording number `draw`, modulo their number; a training wording if none are held out."""
@@ -130,6 +135,7 @@ class TaskFile(Schema):
 
     name: Text
     descriptions: Texts
+    definition: Text | None = None
     metric: Text = "exact_match"
     use: Literal["train", "test"] = "train"
     kind: Text = "generation"
@@ -160,6 +166,7 @@ def load_task(folder: Path) -> Task:
         use=given.use,
         kind=given.kind,
         labels=given.labels or (),
+        definition=given.definition or "",
     )
 
 

@@ -122,7 +122,8 @@ def _methods(config: EvaluationConfig, given: Baselines, own: dict[str, Path]) -
     for name in config.methods:
         if name in lacking:
             raise UserError(f"the method {name} has no material: {lacking[name]}")
-    wanted: Sequence[str] = config.methods or list(METHODS)
+    usual = [name for name, method in METHODS.items() if not method.defined or config.prompt == "definition"]
+    wanted: Sequence[str] = config.methods or usual
     notes = [f"{METHODS[name].title}: left out, {how}" for name, how in lacking.items() if name in wanted]
     return tuple(name for name in METHODS if name in wanted and name not in lacking), notes
 

@@ -9,13 +9,13 @@ and random columns replace the description or, if it reads the instance alone, t
 import hashlib
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
 
-from t2l_jax.data.prompts import PromptMode
+from t2l_jax.data.prompts import PromptMode, defined
 from t2l_jax.data.tasks import Example, Task
 from t2l_jax.decoder.chat_template import render, render_turns
 from t2l_jax.decoder.generation import NewTokens
@@ -43,12 +43,14 @@ class Method:
     weights: Literal["base", "multitask", "average", "hypernet", "instance", "one-hot", "oracle"]
     text: Literal["", "own", "other", "random"] = ""
     described: bool = False  # the prompt holds the description in every mode
+    defined: bool = False  # the prompt holds the definition in every mode
     shots: bool = False
 
 
 METHODS: dict[str, Method] = {
     "base": Method("base", "base"),
     "description": Method("base + description", "base", described=True),
+    "definition": Method("base + definition", "base", defined=True),
     "few-shot": Method(f"base + description + {SHOTS} examples", "base", described=True, shots=True),
     "multitask": Method("multi-task LoRA", "multitask"),
     "average": Method("average LoRA", "average"),
@@ -62,6 +64,7 @@ METHODS: dict[str, Method] = {
 MethodName = Literal[
     "base",
     "description",
+    "definition",
     "few-shot",
     "multitask",
     "average",
@@ -91,11 +94,12 @@ class EvaluationConfig:
     """Maximum number of test examples per task."""
     wordings: Count = 3
     """Number of descriptions per task to average over: held-out ones if the task has any."""
-    prompt: Literal["instance", "instruction", "both"] = "instance"
-    """Prompt for adapted models: the instance alone, the description and the instance, or each in turn."""
+    prompt: Literal["instance", "instruction", "definition", "both"] = "instance"
+    """Prompt for adapted models: the instance alone; the description and the instance; the task's definition and the
+    instance (the paper's; a task without one is refused); or the first two in turn (both)."""
     methods: Annotated[tuple[MethodName, ...], tyro.conf.arg(metavar="[METHOD ...]")] = ()
-    """Columns of the table, from base, description, few-shot, multitask, average, random, misaligned, aligned,
-    instance, one-hot, oracle. Default: every method whose inputs are given."""
+    """Columns of the table, from base, description, definition, few-shot, multitask, average, random, misaligned,
+    aligned, instance, one-hot, oracle. Default: every method whose inputs are given (definition: if --prompt is)."""
     choose: Literal["likelihood", "text"] = "likelihood"
     """How to answer with labels or options: pick the likeliest (label accuracy), or score the generated text."""
     run_code: bool = False
@@ -219,12 +223,15 @@ class Planner:
             unfit = unfit or (method.text == "other" and other is task)
             for mode in () if unfit else config.modes if method.weights != "base" else (EITHER,):
                 described = method.described or mode == "instruction"
+                with_definition = method.defined or mode == "definition"
                 for wording in range(self._wordings(method, task, described)):
                     text = task.held_out_wording(wording) if described else None
                     for number, example in enumerate(some):
-                        key = ("shots" if method.shots else "plain", wording if described else -1, number)
+                        kind = "shots" if method.shots else "defined" if with_definition else "plain"
+                        key = (kind, wording if described else -1, number)
                         if key not in prompts:
-                            prompts[key], shots = self._prompt(task, example, text, method.shots)
+                            asked = replace(example, input=defined(task, example)) if with_definition else example
+                            prompts[key], shots = self._prompt(task, asked, text, method.shots)
                             prompt = prompts[key]
                             if method.shots and shots < SHOTS:
                                 fewer.add((wording, number))

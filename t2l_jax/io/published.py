@@ -38,7 +38,7 @@ ENCODER_FOLDER = "encoder"  # in a published folder: the text encoder's adapter
 TEMPLATE_FILE = "chat_template.jinja"  # in a published folder
 MAX_TEMPLATE = 1 << 20  # bytes
 ADAPTERS = ("offset", "mean", "std")  # variables of the hypernetwork that are adapters
-PromptModes = Literal["instance", "instruction", "both"]  # see data/prompts.py
+PromptModes = Literal["instance", "instruction", "definition", "both"]  # both: instance, and one of the others
 Reads = Literal["description", "identity", "instance", "both"]
 WORDS: dict[Reads, str] = {  # what a model reads, in prose
     "description": "descriptions",

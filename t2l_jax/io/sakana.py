@@ -282,7 +282,7 @@ def _model_config(args: Args, adapter: AdapterConfig, net: HypernetConfig, spec:
             f"text encoder here does; {', '.join(ENCODERS)} and the base model itself are known"
         )
     reads: Reads = "identity" if encoder is None else "description"
-    return ModelConfig(net, spec, encoder, base, name, "instruction", reads=reads)
+    return ModelConfig(net, spec, encoder, base, name, "definition", reads=reads)
 
 
 def _tasks(args: Args, net: HypernetConfig, run: Path) -> tuple[str, ...]:

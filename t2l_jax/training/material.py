@@ -25,7 +25,7 @@ from t2l_jax.data.batches import (
     take,
 )
 from t2l_jax.data.encoding import encode_all
-from t2l_jax.data.prompts import PromptMode
+from t2l_jax.data.prompts import AnswerForm, PromptMode, in_form
 from t2l_jax.data.selection import select_tasks
 from t2l_jax.data.sources import TRAIN, read_mixture
 from t2l_jax.data.tasks import Example, Task, spread
@@ -55,13 +55,18 @@ class Material:
 
 @dataclass(frozen=True)
 class Reader:
-    """Converts tasks to tokens and conditions, caching both in `cache`. `encoder` is None if no text is read."""
+    """Converts tasks to tokens and conditions, caching both in `cache`. `encoder` is None if no text is read.
+
+    Examples of more tokens than `cut` lose the first ones of their prompts; None: none do.
+    """
 
     trainee: type[Trainee]
     tokenizer: PreTrainedTokenizerBase
     encoder: Encoder | None
     modes: Sequence[PromptMode]
     cache: Path
+    answers: AnswerForm = "first"
+    cut: int | None = None
 
     def conditions(self, wordings: Sequence[Sequence[str]], places: Sequence[int]) -> list[Condition]:
         """The trainee's conditions for tasks with these wordings, at these places among the training tasks (or -1)."""
@@ -90,9 +95,17 @@ class Reader:
         With instruction, the prompt of example i holds training wording i modulo their number.
         """
         modes = self.modes
-        jobs = [(task.train, task.descriptions if mode == "instruction" else ()) for task in tasks for mode in modes]
-        tables = encode_all(self.tokenizer, jobs, self.cache / "tokens")
+        tables = self._tables([(task, task.train, task.descriptions, mode) for task in tasks for mode in modes])
         return [dict(zip(modes, tables[n * len(modes) :], strict=False)) for n in range(len(tasks))]
+
+    def _tables(self, wanted: Sequence[tuple[Task, Sequence[Example], Sequence[str], PromptMode]]) -> list[TokenTable]:
+        """The examples of a task in a mode, which uses the wordings if they stand in its prompts."""
+        jobs = [
+            (in_form(task, examples, mode, self.answers), wordings if mode == "instruction" else ())
+            for task, examples, wordings, mode in wanted
+        ]
+        tables = encode_all(self.tokenizer, jobs, self.cache / "tokens")
+        return tables if self.cut is None else [table.cut(self.cut) for table in tables]
 
     def training_tasks(self, tasks: Sequence[Task], weights: Sequence[float], length: int) -> list[TrainingTask]:
         """Training data of the tasks with an example that fits in a row; a warning names the others."""
@@ -127,9 +140,8 @@ class Reader:
             conditions = self.conditions(held_out, [places.get(task.name, -1) for task in some])
             firsts = [take(own, 0) for own in conditions]
             for mode in self.modes:
-                wordings = held_out if mode == "instruction" else [()] * len(some)
-                jobs = [(task.test, wording) for task, wording in zip(some, wordings, strict=True)]
-                tables = encode_all(self.tokenizer, jobs, self.cache / "tokens")
+                jobs = [(task, task.test, wordings, mode) for task, wordings in zip(some, held_out, strict=True)]
+                tables = self._tables(jobs)
                 parts = self._validation_parts(some, tables, firsts, shape)
                 if parts:
                     key = name if len(self.modes) == 1 else f"{name}, {mode}"
@@ -167,20 +179,15 @@ def _share_evenly(parts: Sequence[tuple[Packed, Condition]], shape: BatchConfig)
     return batches
 
 
-def prompt_modes(instruction_share: float) -> tuple[PromptMode, ...]:
-    """The prompt modes that occur for this share of prompts with an instruction."""
-    instance: tuple[PromptMode, ...] = ("instance",) if instruction_share < 1 else ()
-    return (*instance, "instruction") if instruction_share > 0 else instance
-
-
 def read_material(
     recipe: Recipe, trainee: type[Trainee], tokenizer: PreTrainedTokenizerBase, encoder: Encoder | None
 ) -> Material:
     """Read, select, embed and tokenise the tasks of a recipe; warn about examples longer than a row."""
     splits, weights = read_mixture(recipe.tasks, recipe.task_weights, recipe.selection.splits)
     tasks, weights = select_tasks(splits, weights, recipe.selection, trainee.takes_any_split)
-    modes = prompt_modes(recipe.instruction_share)
-    reader = Reader(trainee, tokenizer, encoder, modes, cache_folder())
+    modes = recipe.prompts.modes(recipe.instruction_share)
+    cut = recipe.batch.length if recipe.batch.too_long == "cut" else None
+    reader = Reader(trainee, tokenizer, encoder, modes, cache_folder(), recipe.prompts.answers, cut)
     rows = reader.training_tasks(tasks, weights, recipe.batch.length)
     places = {row.name: place for place, row in enumerate(rows)}
     tasks = [task for task in tasks if task.name in places]

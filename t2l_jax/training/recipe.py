@@ -12,6 +12,7 @@ import tyro
 from jax.sharding import Mesh
 
 from t2l_jax.data.batches import BatchConfig
+from t2l_jax.data.prompts import PromptConfig
 from t2l_jax.data.selection import TaskSelection
 from t2l_jax.decoder import Decoder, DecoderConfig
 from t2l_jax.decoder.attention import LONG_ROW
@@ -139,6 +140,7 @@ class Recipe(BaseRecipe):
     selection: TaskSelection = field(default_factory=TaskSelection)
     instruction_share: Share = 0.0
     """Share of drawn tasks whose prompts hold an instruction before the instance; others hold the instance alone."""
+    prompts: PromptConfig = field(default_factory=PromptConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
     compute: ComputeConfig = ComputeConfig()
     lora: LoraConfig = LoraConfig()

@@ -8,8 +8,10 @@ from dataclasses import asdict
 from t2l_jax.data.tasks import Task
 from t2l_jax.decoder.padding import check_tokens
 from t2l_jax.encoder import Encoder
+from t2l_jax.errors import UserError
 from t2l_jax.io.base import check_separate, load_config, load_tokenizer
 from t2l_jax.io.locations import resolve
+from t2l_jax.io.sakana_chat import TEMPLATES, template_for
 from t2l_jax.training.loop import Batches
 from t2l_jax.training.material import check_best, read_material
 from t2l_jax.training.objectives import FrozenBase
@@ -22,7 +24,7 @@ def prepare_sft(recipe: Recipe, kind: type[Trainee], encoder: Encoder | None) ->
     """Read tasks, tokenizer and configuration of the base LLM; its weights are loaded with the objective."""
     mesh = recipe.compute.mesh(recipe.batch.tasks)
     files = resolve(recipe.base)
-    template = None if recipe.init_from is None else kind.chat_template(recipe.init_from)
+    template = _chat_template(recipe, kind)
     material = read_material(recipe, kind, load_tokenizer(files, template), encoder)
     check_best(recipe.best, recipe.objective.kind, material.validation)
     config = load_config(files)
@@ -50,10 +52,29 @@ def prepare_sft(recipe: Recipe, kind: type[Trainee], encoder: Encoder | None) ->
     )
 
 
+def _chat_template(recipe: Recipe, kind: type[Trainee]) -> str | None:
+    """The template of the prompts; None: the base LLM's own. A published model goes on with that of its training.
+
+    Raises UserError if the recipe asks for another one, or for one that is not known.
+    """
+    given = None if recipe.init_from is None else kind.chat_template(recipe.init_from)
+    if recipe.prompts.template == "base":
+        return given
+    template = template_for(recipe.base_name)
+    if template is None:
+        raise UserError(
+            f"prompts.template: the original has none for {recipe.base_name}: known are {', '.join(TEMPLATES)}"
+        )
+    if recipe.init_from is not None and given != template:
+        raise UserError(f"prompts.template: {recipe.init_from} was trained with another one: leave it out")
+    return template
+
+
 def _digest(tasks: Sequence[Task]) -> str:
     """A hash of the training data, by which a resumed run checks that it is unchanged."""
     digest = hashlib.sha256()
     for task in tasks:
-        content = [task.name, task.descriptions, [(example.input, example.output) for example in task.train]]
+        examples = [(example.input, example.output, example.accepted, example.prompt) for example in task.train]
+        content = [task.name, task.descriptions, task.definition, examples]
         digest.update(json.dumps(content).encode())
     return digest.hexdigest()

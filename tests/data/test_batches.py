@@ -233,6 +233,23 @@ def test_a_weight_that_asks_for_a_task_more_than_once_a_batch_is_refused():
         Sampler(tasks, BatchConfig(2, 1, 24), 0)
 
 
+def test_a_cut_prompt_loses_its_first_tokens_and_the_answer_stays_whole():
+    rng = np.random.default_rng(0)
+    examples = [
+        Encoded(tuple(rng.integers(1, 99, size=prompt)), tuple(rng.integers(1, 99, size=answer)))
+        for prompt, answer in ((3, 2), (20, 5), (9, 3), (1, 12), (30, 11), (4, 8), (12, 1))
+    ]
+    table = TokenTable.of(examples)
+    cut = table.cut(11)
+    for (prompt, answer), found in zip(examples, (cut[index] for index in range(len(cut))), strict=True):
+        # 11 tokens are read: all but the answer's last. The prompt's last one predicts the answer, so it stays.
+        kept = max(1, min(len(prompt), 12 - len(answer)))
+        assert (tuple(found.prompt), tuple(found.answer)) == (prompt[len(prompt) - kept :], answer)
+    assert list(cut.lengths) == [4, 11, 11, 12, 11, 11, 11]  # the fourth answer alone has 12
+    assert list(table.lengths) == [4, 24, 11, 12, 40, 11, 12]  # the table itself is as before
+    assert table.cut(40) is table
+
+
 def test_a_task_needs_an_example_that_fits():
     with pytest.raises(UserError, match="task t1: none of its examples fits in a row of 24"):
         Sampler([training_task(0), training_task(1, examples=0)], BatchConfig(1, 1, 24), 0)

@@ -26,7 +26,7 @@ def test_a_task(tmp_path, parquet):
     task = load_hub_task(path)
     assert (task.name, task.metric, task.use) == ("shout", "exact_match", "test")
     assert (len(task.descriptions), len(task.unseen_descriptions)) == (128, 2)
-    assert task.train == tuple(Example(f"q{n}", f"Q{n}", (f"Q{n}",)) for n in range(18))
+    assert task.train == tuple(Example(f"q{n}", f"Q{n}", (f"Q{n}",), prompt=f"q{n}") for n in range(18))
     assert [example.input for example in task.test] == ["q18", "q19"]
 
 
@@ -66,7 +66,8 @@ def test_items_of_columns_and_rows_with_too_few(tmp_path):
     ]
     with pytest.warns(UserWarning, match="1 of 2 rows are incomplete and left out"):
         task = load_hub_task(write(tmp_path / "arc", rows, user_prompt_template=ARC))
-    assert task.train == (Example("Choose.\n\nWhich?\n\nA: x\nB: y", "B", ("B",)),)
+    text = "Choose.\n\nWhich?\n\nA: x\nB: y"
+    assert task.train == (Example(text, "B", ("B",), prompt=text),)
 
 
 def test_rows_with_nothing_in_a_column_of_the_template(tmp_path):
@@ -79,10 +80,27 @@ def test_rows_with_nothing_in_a_column_of_the_template(tmp_path):
 
 
 def test_lots_of_loras(tmp_path):
-    """The instance is cut out of the prompt, the definition left to descriptions."""
+    """The instance is cut out of the prompt; the definition stands in the prompt that the template writes."""
     rows = [{"input": SUPER_NI.format("a tomato\n\nripe"), "output": ["red", "Red"], "id": "1"}]
     task = load_hub_task(write(tmp_path / "lol", rows, user_prompt_template="{task_def}\n\n{problem}"))
-    assert task.train == (Example("a tomato\n\nripe", "red", ("red", "Red")),)
+    definition = "Name the colour.\nOnly one word. Please complete the task without any explanation."
+    assert task.definition == definition
+    whole = f"{definition}\n\na tomato\n\nripe"
+    assert task.train == (Example("a tomato\n\nripe", "red", ("red", "Red"), prompt=whole),)
+
+
+@pytest.mark.parametrize("after", ["\n\nNegative Example 1 -\nInput: x\nOutput: y\n", "\n"])
+def test_a_definition_ends_where_examples_begin(tmp_path, after):
+    text = f"Definition: Name it.\n\nIn a word.{after}\nNow complete the following example -\nInput: a\nOutput:"
+    rows = [{"input": text, "output": ["b"]}]
+    task = load_hub_task(write(tmp_path / "lol", rows, user_prompt_template="{task_def}\n\n{problem}"))
+    assert task.definition == "Name it.\n\nIn a word. Please complete the task without any explanation."
+
+
+def test_a_template_that_names_a_definition_where_there_is_none_has_no_form_with_it(tmp_path):
+    path = write(tmp_path / "bare", rows_of("x"), user_prompt_template="{task_def}\n\n{question}")
+    task = load_hub_task(path)
+    assert (task.definition, task.train[0].input, task.train[0].prompt) == ("", "x", "")
 
 
 def test_answers_of_other_types_and_what_stands_around_them(tmp_path):

@@ -2,8 +2,8 @@ import pytest
 from chat_templates import REFUSES_SYSTEM, with_template
 
 from t2l_jax.data import words
-from t2l_jax.data.prompts import encode
-from t2l_jax.data.tasks import Example
+from t2l_jax.data.prompts import JOINED_HINT, PromptConfig, encode, in_form
+from t2l_jax.data.tasks import Example, Task
 from t2l_jax.decoder.chat_template import end_of_turn, render
 from t2l_jax.errors import UserError
 from t2l_jax.io.base import load_tokenizer
@@ -37,6 +37,44 @@ def test_instructions_are_dealt_out_in_turn(tokenizer):
         render(tokenizer, text, wording) for text, wording in (("x", "First."), ("y", "Second."), ("z", "First."))
     ]
     assert encode(tokenizer, []) == []
+
+
+def test_the_modes_of_a_share():
+    shares, definition = (0.0, 0.4, 1.0), PromptConfig(instruction="definition")
+    assert [PromptConfig().modes(share) for share in shares] == [
+        ("instance",),
+        ("instance", "instruction"),
+        ("instruction",),
+    ]
+    assert [definition.modes(share) for share in shares] == [("instance",), ("instance", "definition"), ("definition",)]
+
+
+def test_what_is_asked_and_answered_in_each_form():
+    """One right answer or two, in a folder's task and in one whose source writes the prompt."""
+    local = Task("local", ("d",), (Example("x", "1", ("1",)), Example("y", "2", ("2", "two"))), (), definition="Count.")
+    rendered = tuple(Example(e.input, e.output, e.accepted, prompt=f"Do: Count. Now {e.input}") for e in local.train)
+    hub = Task("hub", ("d",), rendered, (), definition="Count.")
+
+    def pairs(task, mode, answers):
+        return [(example.input, example.output) for example in in_form(task, task.train, mode, answers)]
+
+    for mode in ("instance", "instruction"):
+        assert pairs(hub, mode, "first") == [("x", "1"), ("y", "2")]
+        assert pairs(hub, mode, "joined") == [("x", "1"), ("y", "2, two")]
+    assert pairs(local, "definition", "first") == [("Count.\n\nx", "1"), ("Count.\n\ny", "2")]
+    assert pairs(local, "definition", "joined")[1] == (f"Count.{JOINED_HINT}\n\ny", "2, two")
+    assert pairs(hub, "definition", "first") == [("Do: Count. Now x", "1"), ("Do: Count. Now y", "2")]
+    assert pairs(hub, "definition", "joined") == [
+        ("Do: Count. Now x", "1"),
+        (f"Do: Count.{JOINED_HINT} Now y", "2, two"),
+    ]
+    assert [example.accepted for example in in_form(hub, hub.train, "definition", "joined")] == [("1",), ("2", "two")]
+
+
+def test_a_task_without_a_definition_is_refused_by_name():
+    task = Task("bare", ("d",), (Example("x", "1", ("1",)),), ())
+    with pytest.raises(UserError, match="task bare: has no definition, which prompts are to hold"):
+        in_form(task, task.train, "definition")
 
 
 def test_words_family_is_short(tokenizer):

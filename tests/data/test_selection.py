@@ -40,6 +40,15 @@ def test_most_counts_in_each_split_and_takes_what_an_evaluation_takes():
     assert tasks == [*spread(SPLITS["train"], 3), *spread(SPLITS["unseen"], 3)]
 
 
+def test_what_is_left_out_by_name():
+    """A pattern that matches nothing does no harm: its task may have been damaged."""
+    selection = TaskSelection(only=("a*",), without=("a[1-8]", "nothing"))
+    tasks, weights = select_tasks(SPLITS, [float(n) for n in range(10)], selection, any_split=False)
+    assert ([task.name for task in tasks], weights) == (["a0", "a9"], (0.0, 9.0))
+    with pytest.raises(UserError, match=r"narrow --selection\.without"):
+        select_tasks(SPLITS, WEIGHTS, TaskSelection(without=("a*",)), any_split=False)
+
+
 @pytest.mark.parametrize(
     ("selection", "any_split", "message"),
     [

@@ -38,6 +38,11 @@ def test_defaults(tmp_path):
     assert (task.metric, task.use, task.train) == ("exact_match", "train", ())
 
 
+def test_a_definition(tmp_path):
+    yaml = "name: echo\ndefinition: Say it again.\ndescriptions: [Repeat the word.]\n"
+    assert load_task(write_task(tmp_path, yaml=yaml)).definition == "Say it again."
+
+
 def test_a_folder_of_tasks_in_order(tmp_path):
     for name in ("b", "a", "c"):
         write_task(tmp_path / name, name)
@@ -62,6 +67,7 @@ def test_descriptions_past_the_limit_are_unseen_wordings(tmp_path):
         ("name: ..\ndescriptions: [x]", "starts with a dot"),
         ("name: 'a\\b'\ndescriptions: [x]", "path separator"),
         ("name: x", "field descriptions is missing"),
+        ("name: x\ndescriptions: [x]\ndefinition: ' '", "field definition: must be a non-empty text"),
         ("name: x\ndescriptions: []", "field descriptions: .* at least 1 item"),
         ("name: x\ndescriptions: Repeat it.", "field descriptions: must be a valid tuple, got 'Repeat it.'"),
         ("name: x\ndescriptions: [good, '  ']", r"field descriptions.1: must be a non-empty text"),

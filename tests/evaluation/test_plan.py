@@ -15,6 +15,7 @@ from t2l_jax.evaluation.metrics import CODE_PASS
 from t2l_jax.evaluation.plan import METHODS, EvaluationConfig, Planner, all_keys, few_shot, misalign, random_text
 from t2l_jax.llm import LLM
 
+USUAL = tuple(name for name, method in METHODS.items() if not method.defined)
 WORDS = ("red", "blue", "green", "white", "black")
 
 
@@ -44,13 +45,27 @@ def text(llm, row):
 
 def test_prompts_hold_the_instance_and_what_the_mode_adds(llm):
     found = {}
-    for row in rows(llm, tuple(METHODS), named={"oracle": "ab", "one-hot": "ab"}):
+    for row in rows(llm, USUAL, named={"oracle": "ab", "one-hot": "ab"}):
         if (row.task.name, row.wording, row.example) == ("a", 0, 0):
             found[row.method, row.mode] = text(llm, row)
     bare, described = "system user red blue assistant", "system user say the first word red blue assistant"
     adapters = ("multitask", "average", "random", "misaligned", "aligned", "one-hot", "oracle")
     assert {found[name, "instance"] for name in adapters} == {found["base", ""]} == {bare}
     assert {found[name, "instruction"] for name in adapters} == {found["description", ""]} == {described}
+
+
+def test_prompts_with_the_definition_hold_nothing_else_of_the_task(llm):
+    task = replace(make_task("a"), definition="say two")
+    found = rows(llm, ("base", "definition", "multitask", "aligned"), tasks=[task], prompt="definition")
+    asked = {(row.method, row.mode): text(llm, row) for row in found if row.example == 0}
+    bare, defined = "system user red blue assistant", "system user say two red blue assistant"
+    assert asked == {
+        ("base", ""): bare, ("definition", ""): defined,
+        ("multitask", "definition"): defined, ("aligned", "definition"): defined,
+    }  # fmt: skip
+    assert len({row.question.adapter for row in found if row.method == "aligned"}) == 2  # one for each description
+    with pytest.raises(UserError, match="task b: has no definition, which prompts are to hold: add the field"):
+        rows(llm, ("aligned",), prompt="definition", tasks=[task, make_task("b")])
 
 
 def test_adapters_are_written_from_the_methods_text(llm):
@@ -82,9 +97,9 @@ def test_few_shot_is_a_conversation_of_training_examples(llm):
 
 
 def test_keys_are_unique_and_follow_the_weights(llm):
-    found = rows(llm, tuple(METHODS))
+    found = rows(llm, USUAL)
     assert max(Counter(row.key for row in found).values()) == 1
-    assert [row.key for row in found] == [row.key for row in rows(llm, tuple(METHODS))]
+    assert [row.key for row in found] == [row.key for row in rows(llm, USUAL)]
     answerers = {method.weights: Answerer("others", llm.params) for method in METHODS.values()}
     other = Planner(llm, answerers, ("base",), replace(CONFIG, prompt="instance"))
     assert not {row.key for row in found} & {row.key for row in other.rows({"unseen": [make_task("a")]})}

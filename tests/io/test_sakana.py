@@ -73,7 +73,7 @@ def test_what_is_published(tmp_path):
     state = random_state(args)
     config = import_sakana(save(tmp_path / "theirs", args, state), tmp_path / "ours")
     assert config.encoder == "hf:Alibaba-NLP/gte-large-en-v1.5" == SHORT_NAMES["gte-large"]
-    assert (config.base, config.base_name, config.prompt) == (f"hf:{BASE}", BASE, "instruction")
+    assert (config.base, config.base_name, config.prompt) == (f"hf:{BASE}", BASE, "definition")
     assert config.lora.names == ("q_proj", "v_proj", "down_proj")
     assert (config.lora.num_layers, config.lora.rank, config.lora.scale) == (2, RANK, 4 / RANK**0.5)
     stored = load_file(tmp_path / "ours" / "model.safetensors")

@@ -8,13 +8,14 @@ import pytest
 from tiny_recipe import make_recipe, write_task
 
 from t2l_jax.data.batches import BatchConfig, Sampler
+from t2l_jax.data.prompts import PromptConfig
 from t2l_jax.data.tasks import Example, Task
 from t2l_jax.decoder.chat_template import render
 from t2l_jax.errors import UserError
 from t2l_jax.io.base import load_tokenizer
 from t2l_jax.io.locations import resolve
 from t2l_jax.training import BestConfig
-from t2l_jax.training.material import Reader, check_best, prompt_modes, read_material
+from t2l_jax.training.material import Reader, check_best, read_material
 from t2l_jax.training.objectives import Sft
 from t2l_jax.training.trainees import (
     TRAINEES,
@@ -55,17 +56,9 @@ def tokenizer(smollm2):
     return load_tokenizer(resolve(smollm2))
 
 
-def test_prompt_modes():
-    assert [prompt_modes(share) for share in (0.0, 0.4, 1.0)] == [
-        ("instance",),
-        ("instance", "instruction"),
-        ("instruction",),
-    ]
-
-
 def test_every_task_has_its_own_embeddings_and_tables(tokenizer, tmp_path):
     tasks = [make_task(number, wordings=number + 1) for number in range(3)]
-    modes = prompt_modes(0.5)
+    modes = PromptConfig().modes(0.5)
     found = reader(tokenizer, modes, tmp_path).training_tasks(tasks, (1.0, 2.0, 3.0), 64)
     assert [(task.name, task.weight) for task in found] == [("t0", 1.0), ("t1", 2.0), ("t2", 3.0)]
     for number, task in enumerate(found):
@@ -103,7 +96,7 @@ def test_validation_batches_share_the_tasks_evenly_and_are_filled_up(tokenizer, 
 def test_each_mode_that_is_trained_is_validated(tokenizer, tmp_path):
     splits = {"seen": [make_task(1)], "unseen tasks": [make_task(2)]}
     shape = BatchConfig(1, 1, 64)
-    found = reader(tokenizer, prompt_modes(0.5), tmp_path).validation_batches(splits, shape, {"t1": 0})
+    found = reader(tokenizer, PromptConfig().modes(0.5), tmp_path).validation_batches(splits, shape, {"t1": 0})
     assert list(found) == ["seen, instance", "seen, instruction", "unseen tasks, instance", "unseen tasks, instruction"]
     (batch,) = found["unseen tasks, instruction"]
     start = tokenizer.decode(batch.tokens[0, 0][np.isin(batch.segments[0, 0], (1, 2))])
@@ -182,6 +175,48 @@ def test_what_the_base_model_reads_in_each_prompt_mode(recipe, share, modes):
         if name.startswith("unseen"):
             answers = {f"system user {wording}one two {colour} assistant {colour}" for colour in ("red", "blue")}
             assert texts(batch, 0) == answers
+
+
+def paper_forms(recipe, folder, **prompts):
+    """The recipe with a task of its own, whose second example has two answers and a long input."""
+    write_task(folder, "first", ["say the first word"])
+    fields = {"name": "first", "descriptions": ["say the first word"], "definition": "answer with the first word"}
+    (folder / "first" / "task.yaml").write_text(json.dumps(fields))
+    long = {"input": "one two " * 40 + "red", "output": "one", "outputs": ["one", "two"]}
+    for split in ("train", "test"):
+        with (folder / "first" / f"{split}.jsonl").open("a") as file:
+            file.write(json.dumps(long) + "\n")
+    form = PromptConfig(**prompts)
+    return replace(recipe, tasks=(str(folder),), prompts=form, batch=replace(recipe.batch, tasks=1, rows=2))
+
+
+def test_definitions_joined_answers_and_cut_prompts(recipe, tmp_path):
+    """Training and validation batches alike hold the form that the recipe says."""
+    whole = paper_forms(recipe, tmp_path / "tasks", instruction="definition", answers="joined")
+    whole = replace(whole, instruction_share=1.0, batch=replace(whole.batch, too_long="cut"))
+    material = read(whole)
+    tokenizer = load_tokenizer(resolve(recipe.base))
+    assert list(material.validation) == ["seen"]
+    for batch in (material.sampler.draw(0), *material.validation["seen"]):
+        texts, answers = set(), set()
+        for row in range(2):
+            members = batch.segments[0, row]
+            for member in set(members.tolist()) - {0}:
+                here = members == member
+                texts.add(tokenizer.decode(batch.tokens[0, row][here]))
+                answers.add(tokenizer.decode(batch.targets[0, row][here & (batch.weights[0, row] > 0)]))
+        assert "system user answer with the first word one two red assistant one" in texts
+        (cut,) = (text for text in texts if "system" not in text)
+        assert cut.startswith(("one two one", "two one two"))
+        assert len(tokenizer(cut)["input_ids"]) == 48
+        assert any("one" in answer and "two" in answer for answer in answers)
+    with pytest.warns(UserWarning, match="longer than a row of 48 tokens and left out"):
+        read(replace(whole, batch=replace(whole.batch, too_long="drop")))
+
+
+def test_a_recipe_with_definitions_refuses_a_task_without(recipe):
+    with pytest.raises(UserError, match="task first: has no definition"):
+        read(replace(recipe, prompts=PromptConfig(instruction="definition"), instruction_share=0.5))
 
 
 def test_tasks_that_fit_in_no_row_are_left_out_and_named(recipe, tmp_path):
