@@ -19,6 +19,7 @@ from t2l_jax.hypernet import Condition, write_adapters
 from t2l_jax.io.adapter_store import AdapterStore, check_adapter_names
 from t2l_jax.io.files import read_jsonl
 from t2l_jax.io.peft import HostWeights, PeftFormat
+from t2l_jax.io.published import WORDS
 from t2l_jax.lora import Adapter
 from t2l_jax.model import Model
 from t2l_jax.progress import progress_bar
@@ -69,6 +70,11 @@ def generate_to_folder(model: Model, requests: Sequence[Request], folder: Path, 
     """
     if batch < 1:
         raise UserError(f"a batch must hold at least one adapter, got {batch}")
+    if model.config.reads_instances:
+        raise UserError(
+            f"the hypernetwork reads {WORDS[model.config.reads]}, so it writes an adapter for each example: give one "
+            "that reads descriptions alone, or make single adapters with t2l generate --instance"
+        )
     files = PeftFormat(model.config.lora, model.config.base_name)
     names, texts = [r.name for r in requests], [r.description for r in requests]
     check_adapter_names(names)  # before anything is written

@@ -33,12 +33,15 @@ class Generate:
     Examples:
       t2l generate "Answer with the last word." --out last/
       t2l generate --from tasks.jsonl --out adapters/
+      t2l generate "Answer with the last word." --instance "red green blue" --model runs/instances/model --out one/
     """
 
     description: Positional[Annotated[str | None, arg(metavar="DESCRIPTION")]] = None
     """Description of the task that the adapter should teach the base LLM."""
     file: Annotated[Path | None, arg(name="from", metavar="FILE")] = None
     """Read names and descriptions from a JSONL file, one adapter per line."""
+    instance: Annotated[str | None, arg(metavar="TEXT")] = None
+    """Input of the example to generate the adapter for, if the hypernetwork reads instances."""
     out: Path = Path("adapter")
     """Output folder: one adapter or, with --from, one folder per adapter and a manifest."""
     model: ModelLocation = None
@@ -49,23 +52,28 @@ class Generate:
     """Let the text encoder's own Python code run (gte-large needs it)."""
 
     def run(self) -> None:
-        if self.description is not None and self.file is None:
-            self._one(self.description)
-        elif self.file is not None and self.description is None:
+        single = self.description is not None or self.instance is not None
+        if single == (self.file is not None):
+            raise UserError("give either a description or --from tasks.jsonl")
+        if self.file is not None:
             self._many(self.file)
         else:
-            raise UserError("give either a description or --from tasks.jsonl")
+            self._one()
 
-    def _one(self, description: str) -> None:
+    def _one(self) -> None:
         from t2l_jax import load, save_peft
         from t2l_jax.encoder import prepare
         from t2l_jax.io.files import refuse_existing
 
-        prepare(description, "the description")
+        texts = {"the description": self.description, "the instance": self.instance}
+        for name, text in texts.items():
+            if text is not None:
+                prepare(text, name)
         refuse_existing(self.out)
         model = load(self.model, trust_remote_code=self.trust_remote_code)
-        adapter = model.generate([description])[0]
-        save_peft(adapter, self.out, base_model=model.config.base_name, description=description)
+        adapter = model.generate(*(None if text is None else [text] for text in texts.values()))[0]
+        source = "\n\n".join(text for text in texts.values() if text is not None)
+        save_peft(adapter, self.out, base_model=model.config.base_name, description=source)
         print(f"adapter for {model.config.base_name} written to {self.out}")
 
     def _many(self, file: Path) -> None:
@@ -173,6 +181,8 @@ class Evaluate(Generic[Settings]):
     """Folder of PEFT folders, one per task: the LoRA trained on that task, under the task's name."""
     one_hot: Annotated[Path | None, arg(metavar="RUN")] = None
     """Run folder of a hypernetwork trained on one-hot task identities (t2l train --trainee one-hot)."""
+    instance: Annotated[str | None, arg(metavar="MODEL")] = None
+    """Hypernetwork that reads instances, or its run folder (t2l train --trainee instance, or instance-text)."""
     out: Annotated[Path, arg(metavar="FOLDER")] = Path("evaluation")
     """Output folder: predictions.jsonl, the table as .md, .csv, .json and .png, and environment.json (command, machine,
     time)."""
@@ -186,8 +196,9 @@ class Evaluate(Generic[Settings]):
         from t2l_jax.evaluation.weights import find_baselines
 
         assert isinstance(self.config, EvaluationConfig)
-        baselines = find_baselines(self.multitask, self.oracles, self.one_hot)
-        print(evaluate(load(self.model, trust_remote_code=self.trust_remote_code), self.config, self.out, baselines))
+        trust = self.trust_remote_code
+        baselines = find_baselines(self.multitask, self.oracles, self.one_hot, self.instance, trust_remote_code=trust)
+        print(evaluate(load(self.model, trust_remote_code=trust), self.config, self.out, baselines))
         print(f"answers and tables written to {self.out}")
 
 
@@ -195,7 +206,8 @@ class Evaluate(Generic[Settings]):
 class Chat:
     """Chat with the base model through an adapter, streaming its answers. An empty line ends the chat.
 
-    Each line is answered independently; there is no conversation history.
+    Each line is answered independently; there is no conversation history. A hypernetwork that reads instances generates
+    an adapter for each line.
 
     Examples:
       t2l chat --description "Answer with the last word."
@@ -232,7 +244,10 @@ class Chat:
         if not 0 <= self.seed < 2**31:
             raise UserError(f"--seed must be from 0 to {2**31 - 1}, got {self.seed}")
         model = load(self.model, trust_remote_code=self.trust_remote_code)
-        adapter = None if self.description is None else model.generate([self.description])[0]
+        descriptions = None if self.description is None else [self.description]
+        by_line = model.config.reads_instances and self.adapter is None
+        by_line = by_line and (descriptions is not None or not model.config.reads_text)
+        adapter = None if by_line or descriptions is None else model.generate(descriptions)[0]
         if self.adapter is not None:
             adapter = load_peft(self.adapter, load_config(model.base))
             check_separate(model.base, adapter.spec.names)
@@ -240,6 +255,8 @@ class Chat:
         prompt = "> " if sys.stdin.isatty() else ""
         key = jax.random.key(self.seed)
         while message := _ask(prompt):
+            if by_line:
+                adapter = model.generate(descriptions, [message])[0]
             key, turn = jax.random.split(key)
             for piece in llm.stream(message, adapter=adapter, sampling=sampling, key=turn):
                 print(piece, end="", flush=True)

@@ -37,12 +37,19 @@ Variables = dict[str, Any]  # Linen collections: "params" are trained, "constant
 class Condition:
     """What the hypernetwork is conditioned on for one task. Leading axes mean many tasks.
 
-    A pytree, so that other inputs (examples, a document) can be added; code that pads, places or batches conditions
-    maps over its leaves. An unused field is None.
+    A pytree, so that other inputs (a document) can be added; code that pads, places or batches conditions maps over
+    its leaves. An unused field is None. With an instance (Hyperdecoders: Ivison and Peters, arXiv 2203.08304) the
+    adapter is for that one example, and "task" means the example.
     """
 
     z: Float[Array | np.ndarray, "*T z"] | None = None  # task embedding of the description, float32
     task: Int[Array | np.ndarray, "*T"] | None = None  # index among the run's tasks, for trainees that read no text
+    instance: Float[Array | np.ndarray, "*T z"] | None = None  # embedding of an example's input, float32
+
+    @property
+    def embedding(self) -> Float[Array, "*T e"]:
+        """What the task encoder reads: the embedding of the description, of the instance, or one after the other."""
+        return jnp.concatenate([part for part in (self.z, self.instance) if part is not None], axis=-1)
 
 
 @dataclass(frozen=True)
@@ -55,7 +62,7 @@ class TaskEncoderConfig:
     """
 
     dim: Width = 384
-    """Width of z. Leave it out in a recipe: it follows from the text encoder."""
+    """Width of what is read. Leave it out in a recipe: it follows from the text encoder."""
     kind: Literal["linear", "discrete", "vq", "softmax"] = "linear"
     """How z is encoded; see above."""
     codebook: Width = 64
@@ -312,8 +319,7 @@ class Hypernet(nn.Module):
 
     @nn.compact
     def __call__(self, condition: Condition) -> Adapter:
-        z: Any = condition.z
-        task = TaskEncoder(self.config, name="task")(z)
+        task = TaskEncoder(self.config, name="task")(condition.embedding)
         query = Query(self.config, self.spec, self.train, name="query")
         modules, layers = jnp.arange(len(self.spec.modules)), jnp.arange(self.spec.num_layers)
 

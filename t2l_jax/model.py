@@ -13,14 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from t2l_jax.decoder.padding import pad_leading, power_of_two
-from t2l_jax.encoder import Encoder, load_encoder
+from t2l_jax.encoder import Encoder, embed_instances, load_encoder
 from t2l_jax.errors import UserError
 from t2l_jax.hypernet import Condition, HypernetConfig, Variables, write_adapters
 from t2l_jax.io.base import check_separate, load_config
 from t2l_jax.io.files import read_file
 from t2l_jax.io.locations import ModelFiles, resolve
 from t2l_jax.io.peft import CONFIG_FILE, WEIGHTS_FILE
-from t2l_jax.io.published import ENCODER_FOLDER, ModelConfig, load_model, load_template, model_folder
+from t2l_jax.io.published import ENCODER_FOLDER, WORDS, ModelConfig, load_model, load_template, model_folder
 from t2l_jax.llm import LLM
 from t2l_jax.lora import Adapter, LoraSpec
 
@@ -38,18 +38,17 @@ class Model:
     @cached_property
     def encoder(self) -> Encoder:
         """The text encoder, loaded at first use. Raises UserError if the hypernetwork reads another width of z."""
-        if self.config.encoder is None:
+        config = self.config
+        if config.encoder is None:
             raise UserError(
                 "this hypernetwork was trained from task identities and reads no text: give a model that was trained "
                 "from descriptions, or its run folder to t2l evaluate --one-hot"
             )
-        width = self.config.hypernet.task.dim
-        encoder = load_encoder(
-            self.config.encoder, adapter=self.encoder_adapter, trust_remote_code=self.trust_remote_code
-        )
+        width = config.hypernet.task.dim / (config.reads_text + config.reads_instances)
+        encoder = load_encoder(config.encoder, adapter=self.encoder_adapter, trust_remote_code=self.trust_remote_code)
         if encoder.dim != width:
             raise UserError(
-                f"{self.config.encoder}: this text encoder's width is {encoder.dim}, the hypernetwork reads {width}: "
+                f"{config.encoder}: this text encoder's width is {encoder.dim}, the hypernetwork reads {width:g}: "
                 "name the encoder that it was trained with in its config.json"
             )
         return encoder
@@ -74,9 +73,24 @@ class Model:
         digest.update((self.chat_template or "").encode())
         return digest.hexdigest()
 
-    def generate(self, descriptions: Sequence[str]) -> Adapter:
-        """One adapter per description, along the leading axis. Raises UserError for a text that cannot be embedded."""
-        return self.adapters(Condition(z=self.encoder.embed(descriptions)))
+    def generate(self, descriptions: Sequence[str] | None = None, instances: Sequence[str] | None = None) -> Adapter:
+        """One adapter per description, per instance, or per pair of them, along the leading axis.
+
+        Which of them a hypernetwork reads, `config.reads` says. Raises UserError if those are not given, or others are,
+        and for a text that cannot be embedded.
+        """
+        encoder, config = self.encoder, self.config
+        given = (("descriptions", descriptions, config.reads_text), ("instances", instances, config.reads_instances))
+        for name, texts, reads in given:
+            if reads != (texts is not None):
+                fix = f"give {name}, too" if reads else f"leave the {name} out"
+                raise UserError(f"this hypernetwork reads {WORDS[config.reads]}: {fix}")
+        if descriptions is not None and instances is not None and len(descriptions) != len(instances):
+            raise UserError(
+                f"{len(descriptions)} descriptions and {len(instances)} instances: each pair has one of both"
+            )
+        z = None if descriptions is None else encoder.embed(descriptions)
+        return self.adapters(Condition(z, None, None if instances is None else embed_instances(encoder, instances)))
 
     def adapters(self, conditions: Condition) -> Adapter:
         """Adapters [T] of the conditions of T tasks. T is padded to a power of two, so that compilation is rare."""
@@ -116,7 +130,8 @@ def describe(location: str | Path) -> str:
     encoder = config.encoder or "none (one-hot task identities)"
     return f"""{location}
   base model    {config.base_name} ({config.base})
-  text encoder  {encoder}{" with an adapter" * config.encoder_adapter}, width {config.hypernet.task.dim}
+  reads         {WORDS[config.reads]}
+  text encoder  {encoder}{" with an adapter" * config.encoder_adapter}, input width {config.hypernet.task.dim}
   hypernetwork  {config.hypernet.head}, {count / 1e6:.1f} M parameters
   adapter       {", ".join(config.lora.names)}; rank {config.lora.rank}, scale {config.lora.scale:.3f}, \
 {config.lora.size / 1e6:.2f} M parameters

@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from tiny_published import HashEncoder, save_published, snapshot, tiny_config
+from tiny_published import HashEncoder, reading, save_published, snapshot, tiny_config
 
 from t2l_jax import bulk
 from t2l_jax import model as model_module
@@ -225,3 +225,10 @@ def test_killed_again_and_again_it_ends_with_every_adapter_once_and_whole(model,
         assert not (out / "manifest.jsonl").exists()
     generate_to_folder(load(published), requests, out, batch=8)
     assert_made_by(model, out, requests)
+
+
+def test_a_model_that_reads_instances_is_refused(tmp_path):
+    model = load(save_published(tmp_path / "model", reading("both")))
+    with pytest.raises(UserError, match="reads descriptions and instances, so it writes an adapter for each example"):
+        generate_to_folder(model, REQUESTS, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_published import NET, SPEC, HashEncoder, save_base, save_published, tiny_config
+from tiny_published import NET, SPEC, HashEncoder, reading, save_base, save_published, tiny_config
 
 import t2l_jax
 from t2l_jax import model as model_module
@@ -108,7 +108,13 @@ def test_a_fingerprint_is_that_of_configuration_and_weights(model, folder):
 def test_describe(folder, model):
     text = describe(str(folder))
     count = sum(leaf.size for leaf in jax.tree.leaves(model.variables["params"]))
-    for part in ("org/tiny", "hash, width 12", f"L, {count / 1e6:.1f} M", "q_proj, v_proj; rank 2", "scale 11.314"):
+    for part in (
+        "org/tiny",
+        "hash, input width 12",
+        f"L, {count / 1e6:.1f} M",
+        "q_proj, v_proj; rank 2",
+        "scale 11.314",
+    ):
         assert part in text
 
 
@@ -146,3 +152,41 @@ def test_what_is_packaged_is_small():
     """At most 20 MB with its text encoder's adapter: everybody who installs the package downloads it."""
     folder = Path(t2l_jax.__file__).parent / "pretrained"
     assert 0 < sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= 20e6
+
+
+@pytest.mark.parametrize("reads", ["instance", "both"])
+def test_adapters_are_written_from_what_the_model_reads(reads, tmp_path):
+    model = load(save_published(tmp_path, reading(reads)))
+    inputs = ["red blue", "one two", "red blue"]
+    texts = TEXTS if reads == "both" else None
+    embed = HashEncoder().embed
+    read = np.concatenate(([embed(TEXTS)] if texts else []) + [embed(inputs)], axis=-1)
+    found = model.generate(texts, inputs)
+    assert_close(found, write_adapters(model.config.hypernet, SPEC, model.variables, Condition(z=jnp.asarray(read))))
+    b = found.weights["v_proj"]["b"]
+    assert np.any(b[0] != b[1])
+    assert np.array_equal(b[0], b[2]) == (reads == "instance")
+
+
+@pytest.mark.parametrize(
+    ("reads", "texts", "inputs", "message"),
+    [
+        ("description", TEXTS, ["one"] * 3, "reads descriptions: leave the instances out"),
+        ("description", None, None, "reads descriptions: give descriptions"),
+        ("instance", TEXTS, ["one"] * 3, "reads instances: leave the descriptions out"),
+        ("instance", None, None, "reads instances: give instances"),
+        ("both", TEXTS, None, "reads descriptions and instances: give instances, too"),
+        ("both", None, ["one"], "reads descriptions and instances: give descriptions, too"),
+        ("both", TEXTS, ["one"], "3 descriptions and 1 instances: each pair has one of both"),
+        ("both", TEXTS, ["one", " ", "two"], "instance 2 is empty"),
+    ],
+)
+def test_what_a_model_does_not_read_or_lacks_is_named(reads, texts, inputs, message, tmp_path):
+    model = load(save_published(tmp_path, reading(reads)))
+    with pytest.raises(UserError, match=message):
+        model.generate(texts, inputs)
+
+
+def test_describe_says_what_is_read(tmp_path):
+    assert "reads         descriptions and instances\n" in describe(save_published(tmp_path / "a", reading("both")))
+    assert "reads         descriptions\n" in describe(save_published(tmp_path / "b", tiny_config()))

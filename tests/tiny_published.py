@@ -12,7 +12,7 @@ import numpy as np
 from t2l_jax import hypernet
 from t2l_jax.encoder import prepare
 from t2l_jax.hypernet import HypernetConfig, TaskEncoderConfig
-from t2l_jax.io.published import ModelConfig, save_model
+from t2l_jax.io.published import ModelConfig, Reads, save_model
 from t2l_jax.lora import LoraModule, LoraSpec
 
 WIDTH_Z = 12
@@ -52,6 +52,12 @@ def _draw(text: str) -> np.ndarray:
 
 def tiny_config(base: str | Path = "no/such/base", **changes: Any) -> ModelConfig:
     return replace(ModelConfig(NET, SPEC, "hash", str(base), "org/tiny"), **changes)
+
+
+def reading(reads: Reads, base: str | Path = "no/such/base") -> ModelConfig:
+    """A configuration that reads descriptions, instances or both, with the width that follows."""
+    width = WIDTH_Z * (1 + (reads == "both"))
+    return tiny_config(base, reads=reads, hypernet=replace(NET, task=TaskEncoderConfig(dim=width)))
 
 
 def save_published(folder: Path, config: ModelConfig, seed: int = 0) -> Path:

@@ -7,6 +7,9 @@ attends to. Each example is a segment of its own after it: it attends to itself,
 1. The model thus computes the same as for each example alone, but reads the shared prefix once. All tasks of a batch
 have equal weight in the loss, however many of their examples fit, as with one example per task in the paper.
 
+Without packing, a row holds one example, as in the paper's batch of one example of each of 8 tasks. If adapters are
+conditioned on the instance too, each example has an adapter of its own: it becomes a "task" of one row.
+
 Examples longer than a row are left out, since truncation would change the task (`Sampler.too_long` counts them), unless
 the configuration says to cut them as the original does: `TokenTable.cut`. The
 last examples of a row are chosen among the next LOOKAHEAD to fill it, which favours short ones: on real tasks with rows
@@ -14,13 +17,13 @@ of 1,024 tokens the mean length drops by up to 2% (experiments/benchmarks/paddin
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
 import jax
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float32, Int
 
 from t2l_jax.data.batch import Batch
 from t2l_jax.data.prompts import Encoded, PromptMode, Tokens
@@ -42,7 +45,9 @@ class BatchConfig:
     rows: Width = 1
     """Number of rows per task."""
     length: Width = 1024
-    """Tokens per row. A row packs several examples."""
+    """Tokens per row."""
+    packing: bool = True
+    """Pack several examples into a row. Without, a row holds one example (the paper's batch: 8 tasks, one row each)."""
     too_long: Literal["drop", "cut"] = "drop"
     """Examples longer than a row. drop: left out; cut: their prompts lose their first tokens (as in the original), and
     only those whose answers are too long are left out."""
@@ -111,13 +116,14 @@ class TrainingTask:
     """A task's training data: n conditions (one per description), and its examples in each prompt mode.
 
     The tables of both modes hold the same examples in the same order. `weight` is the task's relative sampling
-    frequency.
+    frequency. `instances` are the embeddings of the examples' inputs, if adapters are conditioned on them.
     """
 
     name: str
     conditions: Condition  # [n]; each step draws one
     examples: Mapping[PromptMode, TokenTable]
     weight: float = 1.0
+    instances: Float32[np.ndarray, "m z"] | None = None
 
     @property
     def num_conditions(self) -> int:
@@ -177,13 +183,15 @@ class Sampler:
         packed, conditions = [], []
         for index in chosen:
             task = self.tasks[index]
-            conditions.append(take(task.conditions, rng.integers(task.num_conditions)))
+            condition = take(task.conditions, rng.integers(task.num_conditions))
             described = rng.random() < self.instruction_share
             mode: PromptMode = next(mode for mode in task.examples if (mode != "instance") == described)
             if not task.fits(mode, self.shape.length):  # then it does in another mode
                 mode = next(other for other in task.examples if task.fits(other, self.shape.length))
             table = task.examples[mode]
-            packed.append(pack(table, rng.permutation(len(table)), self.shape.rows, self.shape.length))
+            for rows, own in fill(table, rng.permutation(len(table)), condition, task.instances, self.shape):
+                packed.append(rows)
+                conditions.append(own)
         return collate(packed, stack_conditions(conditions), self.shape.length)
 
 
@@ -219,6 +227,33 @@ def pack(table: TokenTable, order: Int[np.ndarray, " n"], rows: int, length: int
         if misses == LOOKAHEAD or not any(free):
             break
     return Packed(table.tokens[: table.shared], filled)
+
+
+def fill(
+    table: TokenTable,
+    order: Int[np.ndarray, " n"],
+    condition: Condition,
+    instances: Float32[np.ndarray, "n z"] | None,
+    shape: BatchConfig,
+) -> list[tuple[Packed, Condition]]:
+    """A task's part of a batch, from its examples in this order: rows, and the condition of their adapter.
+
+    With `instances`, each example is a part of its own, and every task has `shape.rows` parts; some are empty if it has
+    fewer examples that fit.
+    """
+    if shape.packing and instances is None:
+        return [(pack(table, order, shape.rows, shape.length), condition)]
+    chosen = fitting(table, order, shape.rows, shape.length)
+    rows = [[table[index]] for index in chosen] + [[]] * (shape.rows - len(chosen))
+    if instances is None:
+        return [(Packed((), rows), condition)]
+    owners = chosen + chosen[:1] * (shape.rows - len(chosen))
+    return [(Packed((), [row]), replace(condition, instance=instances[i])) for row, i in zip(rows, owners, strict=True)]
+
+
+def fitting(table: TokenTable, order: Int[np.ndarray, " n"], count: int, length: int) -> list[int]:
+    """The first `count` examples in this order that fit in a row of `length` tokens each."""
+    return [int(index) for index in order[table.lengths[order] <= length][:count]]
 
 
 def take(conditions: Condition, index: int | np.integer) -> Condition:

@@ -16,6 +16,7 @@ from jaxtyping import Float32
 from t2l_jax.errors import UserError
 
 MAX_CHARACTERS = 20_000
+CHUNK = 4096  # instances that are cached together: what an interrupted run need not embed again
 
 
 @runtime_checkable
@@ -57,6 +58,24 @@ def prepare(text: str, where: str) -> str:
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise UserError(f"{where} holds half of a surrogate pair, which is no character: save it as UTF-8")
     return f"{text}." if text[-1].isalpha() else text
+
+
+def embed_instances(encoder: "Encoder", texts: Sequence[str], cache: Path | None = None) -> Float32[np.ndarray, "n d"]:
+    """The z of each instance, the input of an example. Equal texts are embedded once; long ones lose their end.
+
+    Raises UserError that names by its number an instance that is empty.
+    """
+    if isinstance(texts, str):
+        raise TypeError("instances are a sequence of texts: put the one text into a list")
+    for number, text in enumerate(texts, 1):
+        if not text.strip():
+            raise UserError(f"instance {number} is empty: the adapter is made from its text, so give one")
+    heads = [text.strip()[:MAX_CHARACTERS] for text in texts]
+    distinct = list(dict.fromkeys(heads))
+    places = {text: place for place, text in enumerate(distinct)}
+    chunks = [distinct[start : start + CHUNK] for start in range(0, max(1, len(distinct)), CHUNK)]
+    z = np.concatenate([encoder.embed(chunk, cache) for chunk in chunks])
+    return z[np.asarray([places[text] for text in heads], int)]
 
 
 def prepare_all(texts: Sequence[str]) -> list[str]:

@@ -12,6 +12,7 @@ Axes: T tasks (adapters) of a batch, R rows of one, S prompt, K choices, A token
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import numpy as np
@@ -27,12 +28,13 @@ TIE = 1e-3  # margin in logits or nats: ten times the rounding error of SmolLM2'
 SEGMENT = 16  # new tokens in a row's first segment; each further one is four times longer and compiles once
 LONGEST_SEGMENT = 256
 ROWS = 4  # rows of one adapter in a batch, at most
+ADAPTERS = 64  # in a batch, at most: all are in memory while it is answered
 BLOCK = 2048  # rows that are finished before the next ones begin
 
 
 @dataclass(frozen=True)
 class Answerer:
-    """The weights that answer: decoder `params`, with one adapter for all rows or one by name.
+    """The weights that answer: decoder `params`, with one adapter for all rows or one by key.
 
     `identity` identifies the weights: equal identities give equal answers.
     """
@@ -40,7 +42,11 @@ class Answerer:
     identity: str
     params: Params
     adapter: Adapter | None = None
-    fetch: Callable[[Sequence[str]], Adapter] | None = None  # adapters [T] by name
+    fetch: Callable[[Sequence[Any]], Adapter] | None = None  # adapters [T] by key
+
+
+# A task's name or the text of its adapter; for an adapter of one example, description ("" if unread) and instance.
+AdapterKey = str | tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,7 @@ class Question:
     """A prompt for one answerer and adapter: select among `choices` (their tokens) or, without any, generate."""
 
     weights: str  # the name of an answerer
-    adapter: str
+    adapter: AdapterKey
     prompt: Int[np.ndarray, " n"]
     limit: int
     choices: tuple[tuple[int, ...], ...] = ()
@@ -109,13 +115,13 @@ def _batches(
             for start in range(0, len(alike), room):
                 yield shape, [alike[start : start + room]]
             continue
-        by_adapter: dict[str, list[_Pending]] = {}
+        by_adapter: dict[AdapterKey, list[_Pending]] = {}
         for row in alike:
             by_adapter.setdefault(row.question.adapter, []).append(row)
         most = max(len(own) for own in by_adapter.values())
         width = min(ROWS, room, power_of_two(most))
         chunks = [own[i : i + width] for own in by_adapter.values() for i in range(0, len(own), width)]
-        size = room // width
+        size = min(ADAPTERS, room // width)
         for start in range(0, len(chunks), size):
             yield shape, chunks[start : start + size]
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from t2l_jax.evaluation import report, sandbox, store, weights
 from t2l_jax.evaluation.choices import choices
 from t2l_jax.evaluation.engine import Answer, Answerer, answer_all
 from t2l_jax.evaluation.metrics import CODE_PASS, find_metric
-from t2l_jax.evaluation.plan import EITHER, METHODS, EvaluationConfig, Planner, Row, adapter_text, misalign
+from t2l_jax.evaluation.plan import EITHER, METHODS, EvaluationConfig, Planner, Row, all_keys, misalign
 from t2l_jax.evaluation.weights import Baselines
 from t2l_jax.io.files import locked
 from t2l_jax.io.peft import digest
@@ -48,7 +49,8 @@ def evaluate(model: Model, config: EvaluationConfig, folder: Path, given: Baseli
     llm = model.load_base()
     with jax.default_matmul_precision("highest"):  # `engine.TIE` assumes the rounding of float32
         answerers = _answerers(model, llm, splits, methods, config, given, own)
-        planner = Planner(llm, answerers, methods, config, given.named)
+        reads = {name: source.config.reads for name, source in _hypernetworks(model, given).items()}
+        planner = Planner(llm, answerers, methods, config, given.named, reads)
         rows = list(planner.rows(splits))
         notes += planner.notes
         if not rows:
@@ -113,6 +115,8 @@ def _methods(config: EvaluationConfig, given: Baselines, own: dict[str, Path]) -
         lacking["oracle"] = "--oracles FOLDER gives each task's own LoRA"
     if given.one_hot is None:
         lacking["one-hot"] = "--one-hot RUN gives a hypernetwork of task identities"
+    if given.instance is None:
+        lacking["instance"] = "--instance MODEL gives a hypernetwork that reads instances"
     if not own:
         lacking["average"] = "--oracles FOLDER gives the LoRAs of training tasks, which are averaged"
     for name in config.methods:
@@ -166,6 +170,9 @@ def _settings(
         "encoder": model.encoder.fingerprint if reads else None,
         "multitask": None if given.multitask is None else digest(given.multitask),
         "oracles": {name: digest(path) for name, path in given.oracles.items()},
+        "instance": None
+        if given.instance is None
+        else (given.instance.fingerprint, given.instance.encoder.fingerprint),
         "one_hot": None if given.one_hot is None else given.one_hot.model.fingerprint,
         "task_names": {split: [task.name for task in tasks] for split, tasks in splits.items()},
     }
@@ -182,16 +189,12 @@ def _answerers(
 ) -> dict[str, Answerer]:
     """The answerers that the methods need."""
     answerers = {"base": Answerer(f"base {llm.location}", llm.params)}
-    texts = [
-        adapter_text(METHODS[name], task, other, wording)
-        for tasks in splits.values()
-        for task, other in zip(tasks, _others(tasks), strict=True)
-        for name in methods
-        if METHODS[name].weights == "hypernet"
-        for wording in range(config.wordings)
-    ]
-    if texts:
-        answerers["hypernet"] = weights.hypernet_answerer(model, llm, texts)
+    pairs = [pair for tasks in splits.values() for pair in zip(tasks, _others(tasks), strict=True)]
+    for weight, source in _hypernetworks(model, given).items():
+        used = [METHODS[name] for name in methods if METHODS[name].weights == weight]
+        if used:
+            keys = (all_keys(source.config.reads, method, *pair, config) for pair in pairs for method in used)
+            answerers[weight] = weights.hypernet_answerer(source, llm, chain.from_iterable(keys))
     if "multitask" in methods and given.multitask is not None:
         answerers["multitask"] = weights.multitask_answerer(llm, given.multitask)
     if "average" in methods:
@@ -201,6 +204,11 @@ def _answerers(
     if "oracle" in methods:
         answerers["oracle"] = weights.oracle_answerer(llm, given.oracles)
     return answerers
+
+
+def _hypernetworks(model: Model, given: Baselines) -> dict[str, Model]:
+    """The hypernetworks that read text, by the `weights` of their methods."""
+    return {"hypernet": model} | ({"instance": given.instance} if given.instance else {})
 
 
 def _others(tasks: Sequence[Task]) -> list[Task]:

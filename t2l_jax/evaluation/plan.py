@@ -1,13 +1,16 @@
 """The plan of an evaluation: its methods (the columns of the table) and every question put to them.
 
 Wordings are held-out descriptions if the task has any. A method that reads no description is run once per example.
+
+A hypernetwork that reads instances writes an adapter for each question, from the question's own input. Its misaligned
+and random columns replace the description or, if it reads the instance alone, the instance.
 """
 
 import hashlib
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
@@ -19,8 +22,9 @@ from t2l_jax.decoder.generation import NewTokens
 from t2l_jax.errors import UserError
 from t2l_jax.evaluation import sandbox
 from t2l_jax.evaluation.choices import choices
-from t2l_jax.evaluation.engine import Answerer, Question
+from t2l_jax.evaluation.engine import AdapterKey, Answerer, Question
 from t2l_jax.evaluation.metrics import CODE_PASS, NUMERIC_MATCH
+from t2l_jax.io.published import Reads
 from t2l_jax.llm import LLM
 from t2l_jax.schema import Count, check_fields
 
@@ -36,7 +40,7 @@ class Method:
     """A column of the table. `weights` names the answerer; a hypernetwork generates its adapter from `text`."""
 
     title: str
-    weights: Literal["base", "multitask", "average", "hypernet", "one-hot", "oracle"]
+    weights: Literal["base", "multitask", "average", "hypernet", "instance", "one-hot", "oracle"]
     text: Literal["", "own", "other", "random"] = ""
     described: bool = False  # the prompt holds the description in every mode
     defined: bool = False  # the prompt holds the definition in every mode
@@ -53,6 +57,7 @@ METHODS: dict[str, Method] = {
     "random": Method("adapter from a random string", "hypernet", "random"),
     "misaligned": Method("misaligned adapter", "hypernet", "other"),
     "aligned": Method("aligned adapter", "hypernet", "own"),
+    "instance": Method("input-conditioned adapter", "instance", "own"),
     "one-hot": Method("one-hot hypernetwork", "one-hot"),
     "oracle": Method("oracle", "oracle"),
 }
@@ -66,6 +71,7 @@ MethodName = Literal[
     "random",
     "misaligned",
     "aligned",
+    "instance",
     "one-hot",
     "oracle",
 ]
@@ -93,7 +99,7 @@ class EvaluationConfig:
     instance (the paper's; a task without one is refused); or the first two in turn (both)."""
     methods: Annotated[tuple[MethodName, ...], tyro.conf.arg(metavar="[METHOD ...]")] = ()
     """Columns of the table, from base, description, definition, few-shot, multitask, average, random, misaligned,
-    aligned, one-hot, oracle. Default: every method whose inputs are given (definition: if --prompt is)."""
+    aligned, instance, one-hot, oracle. Default: every method whose inputs are given (definition: if --prompt is)."""
     choose: Literal["likelihood", "text"] = "likelihood"
     """How to answer with labels or options: pick the likeliest (label accuracy), or score the generated text."""
     run_code: bool = False
@@ -150,9 +156,29 @@ def adapter_text(method: Method, task: Task, other: Task, wording: int) -> str:
     return texts[method.text] if method.text in texts else random_text(task.name, wording)
 
 
+def adapter_key(reads: Reads, text: str, method: Method, task: Task, other: Task, example: int) -> AdapterKey:
+    """What a hypernetwork generates the adapter of a test example from, given `adapter_text`."""
+    if reads == "both":
+        return text, task.test[example].input
+    if reads == "instance":
+        source = other if method.text == "other" else task
+        return "", text if method.text == "random" else source.test[example % len(source.test)].input
+    return text
+
+
+def all_keys(reads: Reads, method: Method, task: Task, other: Task, config: "EvaluationConfig") -> Iterator[AdapterKey]:
+    """Everything that a hypernetwork may generate adapters from for a method's questions about a task."""
+    for wording in range(config.wordings):
+        text = adapter_text(method, task, other, wording)
+        for example in range(len(task.test[: config.examples])):
+            yield adapter_key(reads, text, method, task, other, example)
+
+
 @dataclass(frozen=True)
 class Planner:
     """Makes the rows. `named` maps answerers whose adapters belong to tasks to the names of those tasks.
+
+    `reads` says of each hypernetwork among the answerers what it reads.
 
     Once the rows are made, `notes` lists tasks whose reference answers exceed the token limit, and few-shot prompts
     with fewer than SHOTS examples.
@@ -163,6 +189,7 @@ class Planner:
     methods: Sequence[str]
     config: EvaluationConfig
     named: Mapping[str, Collection[str]] = field(default_factory=dict)
+    reads: Mapping[str, Reads] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def rows(self, splits: dict[str, list[Task]]) -> Iterator[Row]:
@@ -190,7 +217,6 @@ class Planner:
             )
         fewer: set[tuple[int, int]] = set()  # prompts with fewer than SHOTS examples
         prompts: dict[tuple[str, int, int], np.ndarray] = {}  # shared by methods with the same prompt
-        wordings = min(config.wordings, len(task.unseen_descriptions or task.descriptions))
         for name in self.methods:
             method = METHODS[name]
             unfit = (method.shots and not task.train) or task.name not in self.named.get(method.weights, [task.name])
@@ -198,10 +224,8 @@ class Planner:
             for mode in () if unfit else config.modes if method.weights != "base" else (EITHER,):
                 described = method.described or mode == "instruction"
                 with_definition = method.defined or mode == "definition"
-                reads = described or method.text in ("own", "other")
-                for wording in range(wordings if reads else config.wordings if method.text else 1):
+                for wording in range(self._wordings(method, task, described)):
                     text = task.held_out_wording(wording) if described else None
-                    adapter = task.name if method.weights in self.named else adapter_text(method, task, other, wording)
                     for number, example in enumerate(some):
                         kind = "shots" if method.shots else "defined" if with_definition else "plain"
                         key = (kind, wording if described else -1, number)
@@ -217,6 +241,7 @@ class Planner:
                                     f"more than {config.max_prompt_tokens}: shorten it, leave the task out, or raise "
                                     "--max-prompt-tokens"
                                 )
+                        adapter = self._adapter(method, task, other, wording, number)
                         question = Question(method.weights, adapter, prompts[key], limit, picks[number])
                         yield self._row(split, task, name, mode, wording, number, question)
         if fewer:
@@ -225,13 +250,26 @@ class Planner:
             )
             self.notes.append(f"{task.name}: {len(fewer)} prompts hold fewer than {SHOTS} examples ({why})")
 
+    def _wordings(self, method: Method, task: Task, described: bool) -> int:
+        """How many times a method is run per example."""
+        own = method.text in ("own", "other") and self.reads.get(method.weights) != "instance"
+        if described or own:
+            return min(self.config.wordings, len(task.unseen_descriptions or task.descriptions))
+        return self.config.wordings if method.text == "random" else 1
+
+    def _adapter(self, method: Method, task: Task, other: Task, wording: int, example: int) -> AdapterKey:
+        if method.weights in self.named:
+            return task.name
+        text = adapter_text(method, task, other, wording)
+        return adapter_key(self.reads.get(method.weights, "description"), text, method, task, other, example)
+
     def _row(
         self, split: str, task: Task, method: str, mode: str, wording: int, number: int, question: Question
     ) -> Row:
         example = task.test[number]
         digest = hashlib.sha256(question.prompt.tobytes())
         answerer = self.answerers[question.weights]
-        content = [answerer.identity, question.adapter, question.limit, question.choices, task.metric]
+        content: list[Any] = [answerer.identity, question.adapter, question.limit, question.choices, task.metric]
         content += [example.accepted, example.test, example.entry_point, task.name, method, mode, wording, number]
         if task.metric == CODE_PASS:
             content += [sandbox.SCORING, sandbox.level()]

@@ -18,7 +18,7 @@ from t2l_jax.evaluation.bootstrap import interval, over_examples, over_tasks
 from t2l_jax.evaluation.plan import METHODS
 from t2l_jax.io.files import atomic_write
 
-DIFFERENCES = (("aligned", "multitask"), ("aligned", "misaligned"))
+DIFFERENCES = (("aligned", "multitask"), ("aligned", "misaligned"), ("aligned", "random"))
 MODE_TITLES = {"instance": "instance only", "instruction": "with instruction", "definition": "with definition"}
 SAME = "new examples of the same "
 TABLE_FILE = "table.json"

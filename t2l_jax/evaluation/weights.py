@@ -6,21 +6,23 @@ more than the kernel itself.
 """
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from t2l_jax.encoder import embed_instances
 from t2l_jax.errors import UserError
-from t2l_jax.evaluation.engine import Answerer
+from t2l_jax.evaluation.engine import AdapterKey, Answerer
 from t2l_jax.hypernet import Condition
 from t2l_jax.io.files import os_errors_explained, read_json
 from t2l_jax.io.locations import cache_folder
 from t2l_jax.io.peft import CONFIG_FILE, digest, load_peft
-from t2l_jax.io.published import IDENTITIES_FILE, MODEL_FOLDER, Identities
+from t2l_jax.io.published import IDENTITIES_FILE, MODEL_FOLDER, WORDS, Identities
 from t2l_jax.llm import LLM
 from t2l_jax.lora import Adapter, add_deltas, dense_delta, stack
 from t2l_jax.model import Model, load
@@ -37,11 +39,12 @@ class OneHot:
 
 @dataclass(frozen=True)
 class Baselines:
-    """PEFT folders of the multi-task LoRA and of each task's own LoRA, and the one-hot hypernetwork."""
+    """PEFT folders of the multi-task LoRA and of each task's own LoRA, and hypernetworks that read something else."""
 
     multitask: Path | None = None
     oracles: dict[str, Path] = field(default_factory=dict)
     one_hot: OneHot | None = None
+    instance: Model | None = None
 
     @property
     def named(self) -> dict[str, Collection[str]]:
@@ -49,8 +52,18 @@ class Baselines:
         return {"one-hot": self.one_hot.tasks if self.one_hot else (), "oracle": self.oracles}
 
 
-def find_baselines(multitask: Path | None, oracles: Path | None, one_hot: Path | None = None) -> Baselines:
-    """The baselines in the given folders. Raises UserError if a folder does not hold what its option asks for."""
+def find_baselines(
+    multitask: Path | None,
+    oracles: Path | None,
+    one_hot: Path | None = None,
+    instance: str | None = None,
+    *,
+    trust_remote_code: bool = False,
+) -> Baselines:
+    """The baselines in the given folders, and a hypernetwork at the location `instance`, or in that run folder.
+
+    Raises UserError if a folder does not hold what its option asks for.
+    """
     if multitask is not None:
         with os_errors_explained(multitask, "read"):
             found = (multitask / CONFIG_FILE).is_file()
@@ -62,28 +75,55 @@ def find_baselines(multitask: Path | None, oracles: Path | None, one_hot: Path |
             folders = {path.name: path for path in sorted(oracles.iterdir()) if (path / CONFIG_FILE).is_file()}
         if not folders:
             raise UserError(f"{oracles}: holds no folder with a PEFT adapter: --oracles takes a folder of one per task")
-    return Baselines(multitask, folders, None if one_hot is None else _one_hot(one_hot))
+    model = None if instance is None else _instance_model(instance, trust_remote_code)
+    return Baselines(multitask, folders, None if one_hot is None else _one_hot(one_hot), model)
 
 
 def _one_hot(folder: Path) -> OneHot:
     path = folder / IDENTITIES_FILE
     tasks = checked(Identities, read_json(path), str(path)).tasks
     model = load(folder / MODEL_FOLDER)
-    if model.config.encoder is not None or model.config.hypernet.task.dim != len(tasks):
+    if model.config.reads != "identity" or model.config.hypernet.task.dim != len(tasks):
         raise UserError(f"{folder}: its model does not read the {len(tasks)} task identities of {IDENTITIES_FILE}")
     return OneHot(model, tasks)
 
 
-def hypernet_answerer(model: Model, llm: LLM, texts: Sequence[str]) -> Answerer:
-    """Adapters by description. All texts are embedded here, at once."""
-    distinct = sorted(set(texts))
-    z = model.encoder.embed(distinct, cache_folder() / "embeddings")
+def _instance_model(location: str, trust_remote_code: bool) -> Model:
+    inner = Path(location) / MODEL_FOLDER
+    model = load(inner if inner.is_dir() else location, trust_remote_code=trust_remote_code)
+    if not model.config.reads_instances:
+        raise UserError(f"{location}: reads {WORDS[model.config.reads]}: --instance takes one that reads instances")
+    return model
+
+
+def hypernet_answerer(model: Model, llm: LLM, keys: Iterable[AdapterKey]) -> Answerer:
+    """Adapters by description, instance or both, written when a batch needs them. All texts are embedded here, at once.
+
+    Raises UserError if the adapters do not fit the base model.
+    """
+    config = model.config
+    llm.config.check_adapter(config.lora)
+    pairs = {(key, "") if isinstance(key, str) else key for key in keys}
+    descriptions = _embedded(model.encoder.embed, {pair[0] for pair in pairs}) if config.reads_text else None
+    embed = partial(embed_instances, model.encoder)
+    instances = _embedded(embed, {pair[1] for pair in pairs}) if config.reads_instances else None
+
+    def fetch(keys: Sequence[AdapterKey]) -> Adapter:
+        pairs = [(key, "") if isinstance(key, str) else key for key in keys]
+        z = None if descriptions is None else descriptions([pair[0] for pair in pairs])
+        return model.adapters(Condition(z, None, instances and instances([pair[1] for pair in pairs])))
+
+    return Answerer(f"hypernet {model.fingerprint}", llm.params, fetch=fetch)
+
+
+def _embedded(
+    embed: Callable[[Sequence[str], Path], np.ndarray], texts: Iterable[str]
+) -> Callable[[Sequence[str]], np.ndarray]:
+    """Embed the texts; return a look-up of their embeddings."""
+    distinct = sorted(texts)
+    z = embed(distinct, cache_folder() / "embeddings")
     places = {text: place for place, text in enumerate(distinct)}
-    return Answerer(
-        f"hypernet {model.fingerprint}",
-        llm.params,
-        fetch=lambda names: model.adapters(Condition(z=z[np.array([places[name] for name in names])])),
-    )
+    return lambda wanted: z[np.array([places[text] for text in wanted])]
 
 
 def multitask_answerer(llm: LLM, folder: Path) -> Answerer:

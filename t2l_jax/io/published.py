@@ -39,6 +39,24 @@ TEMPLATE_FILE = "chat_template.jinja"  # in a published folder
 MAX_TEMPLATE = 1 << 20  # bytes
 ADAPTERS = ("offset", "mean", "std")  # variables of the hypernetwork that are adapters
 PromptModes = Literal["instance", "instruction", "definition", "both"]  # both: instance, and one of the others
+Reads = Literal["description", "identity", "instance", "both"]
+WORDS: dict[Reads, str] = {  # what a model reads, in prose
+    "description": "descriptions",
+    "identity": "one-hot task identities",
+    "instance": "instances",
+    "both": "descriptions and instances",
+}
+
+# What a model card says of each: the source of an adapter, and a line of code.
+CARDS: dict[Reads, tuple[str, str]] = {
+    "description": ("one sentence that describes a task", 'adapters = model.generate(["Answer with the last word."])'),
+    "identity": ("the one-hot identity of a task", "# t2l evaluate --one-hot takes its run folder"),
+    "instance": ("the input of an example", 'adapters = model.generate(instances=["red green blue"])'),
+    "both": (
+        "a task's description and the input of an example",
+        'adapters = model.generate(["Answer with the last word."], ["red green blue"])',
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -47,12 +65,23 @@ class ModelConfig:
 
     hypernet: HypernetConfig
     lora: LoraSpec
-    encoder: str | None  # location of the text encoder; None for one-hot task identities
+    encoder: str | None  # location of the text encoder; None if it reads no text
     base: str  # location of the base LLM
     base_name: str  # public name of the base LLM, written into exported adapters
     prompt: PromptModes = "instance"  # the prompt modes it was trained with
     encoder_adapter: bool = False  # whether the text encoder has an adapter, in ENCODER_FOLDER
     chat_template: bool = False  # whether it has a chat template in place of the base model's, in TEMPLATE_FILE
+    reads: Reads = "description"  # what its adapters are conditioned on
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether it reads descriptions."""
+        return self.reads in ("description", "both")
+
+    @property
+    def reads_instances(self) -> bool:
+        """Whether it reads instances, and so writes an adapter for each example."""
+        return self.reads in ("instance", "both")
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "lora": self.lora.to_dict()}
@@ -62,7 +91,13 @@ class ModelConfig:
         """The inverse of `to_dict`. Raises UserError, starting with `where`, for anything else."""
         widths = checked(_Widths, data, where).lora.modules
         modules = tuple(LoraModule(name, *pair) for name, pair in widths.items())
-        return checked(cls, {**data, "lora": {**data["lora"], "modules": modules}}, where)
+        config = checked(cls, {**data, "lora": {**data["lora"], "modules": modules}}, where)
+        if (config.reads == "identity") != (config.encoder is None):
+            fix = 'name its text encoder, or write "reads": "identity" if it reads one-hot task identities'
+            if config.encoder is not None:
+                fix = "task identities have no text encoder: make it null"
+            raise UserError(f"{where}: reads is {config.reads}, encoder {config.encoder or 'null'}: {fix}")
+        return config
 
 
 class Identities(Schema):
@@ -117,10 +152,11 @@ def save_model(
 def model_card(config: ModelConfig, training: str) -> str:
     """The README of a published folder; `training` is a paragraph about how it was trained."""
     encoder = "none, one-hot task identities" if config.encoder is None else f"`{config.encoder}`"
+    source, code = CARDS[config.reads]
     adapter = f" with the adapter in {ENCODER_FOLDER}/" * config.encoder_adapter
     return f"""# A Text-to-LoRA hypernetwork for {config.base_name}
 
-From one sentence that describes a task it writes a LoRA adapter (rank {config.lora.rank}, \
+From {source} it writes a LoRA adapter (rank {config.lora.rank}, \
 {", ".join(config.lora.names)}) for the base model
 `{config.base}`. Text encoder: {encoder}{adapter}.
 Architecture: {config.hypernet.head}. Prompt mode: {config.prompt}.
@@ -129,7 +165,7 @@ Architecture: {config.hypernet.head}. Prompt mode: {config.prompt}.
 
     import t2l_jax
     model = t2l_jax.load("this folder")
-    adapters = model.generate(["Answer with the last word."])
+    {code}
 """
 
 
@@ -145,7 +181,7 @@ def publish(folder: Path, out: Path, *, encoder: Path | None = None, alpha: floa
     changed = config if alpha is None else replace(config, lora=replace(config.lora, alpha=alpha))
     own = folder / ENCODER_FOLDER if config.encoder_adapter else None
     if encoder is not None:
-        if config.encoder is None:
+        if config.reads == "identity":
             raise UserError(f"{folder}: reads one-hot task identities, so no text encoder: leave --encoder out")
         if adapted(encoder) != config.encoder:
             raise UserError(f"{encoder}: adapts {adapted(encoder)}, the model reads {config.encoder}: give another one")

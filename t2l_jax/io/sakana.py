@@ -28,6 +28,7 @@ from t2l_jax.io.published import (
     IDENTITIES_FILE,
     MODEL_FOLDER,
     ModelConfig,
+    Reads,
     model_card,
     save_model,
     tensor_shapes,
@@ -280,7 +281,8 @@ def _model_config(args: Args, adapter: AdapterConfig, net: HypernetConfig, spec:
             f"{run / ARGS_FILE}: field emb_model is {shown(args.emb_model)}, which the original reads in a way that no "
             f"text encoder here does; {', '.join(ENCODERS)} and the base model itself are known"
         )
-    return ModelConfig(net, spec, encoder, base, name, "definition")
+    reads: Reads = "identity" if encoder is None else "description"
+    return ModelConfig(net, spec, encoder, base, name, "definition", reads=reads)
 
 
 def _tasks(args: Args, net: HypernetConfig, run: Path) -> tuple[str, ...]:

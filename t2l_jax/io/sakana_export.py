@@ -14,6 +14,7 @@ from t2l_jax.io.peft import CONFIG_FILE
 from t2l_jax.io.published import (
     IDENTITIES_FILE,
     MODEL_FOLDER,
+    WORDS,
     Identities,
     ModelConfig,
     load_model,
@@ -68,7 +69,7 @@ def _args(config: ModelConfig, tasks: tuple[str, ...], where: str) -> dict[str, 
         "training_task": "recon" if recon else "sft",
         "model_dir": config.base_name,
         "emb_model": _emb_model(config, where),
-        "use_one_hot_task_emb": config.encoder is None,
+        "use_one_hot_task_emb": config.reads == "identity",
         "train_ds_names": list(tasks),
         "n_train_ds": len(tasks) or None,
         "target_modules": list(config.lora.names),
@@ -91,6 +92,8 @@ def _args(config: ModelConfig, tasks: tuple[str, ...], where: str) -> dict[str, 
 def _refuse_forms(config: ModelConfig, tasks: tuple[str, ...], where: str) -> None:
     """Raise UserError for the first thing that the original's layout has no place for."""
     net = config.hypernet
+    if config.reads_instances:
+        raise UserError(f"{where}: reads {WORDS[config.reads]}: the original reads no instances")
     if net.task.kind != "linear":
         raise UserError(f"{where}: hypernet.task.kind is {net.task.kind}: the original reads its linear encoder only")
     if net.head != "L" and net.head_bias == "separate":
@@ -103,7 +106,7 @@ def _refuse_forms(config: ModelConfig, tasks: tuple[str, ...], where: str) -> No
         )
     if config.encoder_adapter:
         raise UserError(f"{where}: its text encoder has an adapter, which the original cannot read")
-    if config.encoder is None and len(tasks) != net.task.dim:
+    if config.reads == "identity" and len(tasks) != net.task.dim:
         raise UserError(
             f"{where}: reads one-hot task identities: give its run folder, whose {IDENTITIES_FILE} names them"
         )

@@ -15,7 +15,15 @@ from t2l_jax.errors import UserError
 from t2l_jax.hypernet import Condition, HypernetConfig, Variables, write_adapters
 from t2l_jax.io.locations import resolve
 from t2l_jax.io.peft import digest, load_peft
-from t2l_jax.io.published import ENCODER_FOLDER, ModelConfig, load_model, load_template, model_folder, read_config
+from t2l_jax.io.published import (
+    ENCODER_FOLDER,
+    WORDS,
+    ModelConfig,
+    load_model,
+    load_template,
+    model_folder,
+    read_config,
+)
 from t2l_jax.lora import Adapter, LoraSpec
 
 FORM = ("init", "head_bias", "standardised", "linear_init", "embedding_init")
@@ -29,6 +37,8 @@ def published_weights(location: str, model: ModelConfig, encoder_adapter: Path |
     """
     folder = model_folder(location)
     there, variables = load_model(folder)
+    if there.reads != model.reads:
+        _explain_reads(location, there, model)
     same = (
         there.encoder is not None
         and SHORT_NAMES.get(there.encoder, there.encoder) == model.encoder
@@ -51,6 +61,15 @@ def published_weights(location: str, model: ModelConfig, encoder_adapter: Path |
             stacklevel=4,
         )
     return variables
+
+
+def _explain_reads(location: str, there: ModelConfig, here: ModelConfig) -> None:
+    """Warn that two models read different things. Raises UserError if their task encoders differ in width, too."""
+    text = f"{location} reads {WORDS[there.reads]}, the recipe's trainee {WORDS[here.reads]}"
+    if there.hypernet.task.dim != here.hypernet.task.dim:
+        widths = f"embeddings {there.hypernet.task.dim} and {here.hypernet.task.dim} wide"
+        raise UserError(f"{text}: {widths}; begin from a model of the same kind, or choose another --trainee")
+    warnings.warn(f"{text}: what they mean must be learned anew", stacklevel=5)
 
 
 def published_template(location: str) -> str | None:

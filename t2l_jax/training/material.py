@@ -2,9 +2,10 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import compress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -17,6 +18,7 @@ from t2l_jax.data.batches import (
     TokenTable,
     TrainingTask,
     collate,
+    fitting,
     pack,
     shortest,
     stack_conditions,
@@ -27,7 +29,7 @@ from t2l_jax.data.prompts import AnswerForm, PromptMode, in_form
 from t2l_jax.data.selection import select_tasks
 from t2l_jax.data.sources import TRAIN, read_mixture
 from t2l_jax.data.tasks import Example, Task, spread
-from t2l_jax.encoder import Encoder
+from t2l_jax.encoder import Encoder, embed_instances
 from t2l_jax.errors import UserError
 from t2l_jax.hypernet import Condition
 from t2l_jax.io.locations import cache_folder
@@ -38,6 +40,7 @@ from t2l_jax.training.trainees import Trainee
 
 SEEN = "seen"  # the validation set of training tasks
 VALIDATION_TASKS = 64  # per split, evenly spaced
+VALIDATION_EXAMPLES = 4  # per task, where each has an adapter of its own
 
 
 @dataclass(frozen=True)
@@ -68,10 +71,23 @@ class Reader:
     def conditions(self, wordings: Sequence[Sequence[str]], places: Sequence[int]) -> list[Condition]:
         """The trainee's conditions for tasks with these wordings, at these places among the training tasks (or -1)."""
         z = None
-        if self.encoder is not None:
+        if self.encoder is not None and self.trainee.reads_text:
             embedded = self.encoder.embed([text for texts in wordings for text in texts], self.cache / "embeddings")
             z = np.split(embedded, np.cumsum([len(texts) for texts in wordings])[:-1])
         return self.trainee.conditions(wordings, places, z)
+
+    def instances(self, tasks: Sequence[Task], parts: Sequence[Sequence[Example]]) -> list[np.ndarray]:
+        """The embeddings [n, z] of the inputs of some examples of each task. Equal inputs are embedded once.
+
+        Raises UserError that names the task of an example without input.
+        """
+        assert self.encoder is not None
+        for task, examples in zip(tasks, parts, strict=True):
+            if any(not example.input.strip() for example in examples):
+                raise UserError(f"task {task.name}: an example has an empty input, from which no adapter can be made")
+        texts = [example.input for examples in parts for example in examples]
+        embedded = embed_instances(self.encoder, texts, self.cache / "embeddings")
+        return np.split(embedded, np.cumsum([len(examples) for examples in parts])[:-1])
 
     def examples(self, tasks: Sequence[Task]) -> list[Mapping[PromptMode, TokenTable]]:
         """Every task's training examples, encoded in every mode.
@@ -97,12 +113,11 @@ class Reader:
         fits = _fitting(tasks, examples, length)
         usable = list(compress(tasks, fits))
         conditions = self.conditions([task.descriptions for task in usable], range(len(usable)))
-        return [
-            TrainingTask(task.name, own, tables, weight)
-            for task, own, tables, weight in zip(
-                usable, conditions, compress(examples, fits), compress(weights, fits), strict=True
-            )
-        ]
+        instances: list[Any] = [None] * len(usable)
+        if self.trainee.reads_instances:
+            instances = self.instances(usable, [task.train for task in usable])
+        parts = zip(usable, conditions, compress(examples, fits), compress(weights, fits), instances, strict=True)
+        return [TrainingTask(task.name, own, tables, weight, z) for task, own, tables, weight, z in parts]
 
     def validation_batches(
         self, splits: Mapping[str, Sequence[Task]], shape: BatchConfig, places: Mapping[str, int]
@@ -113,7 +128,8 @@ class Reader:
 
         Description and instruction are a held-out wording if the task has one. If several modes are trained, there is a
         set per split and mode, named "split, mode". All batches have the same number of tasks: the batches of a split
-        share its tasks evenly and are padded with tasks without examples.
+        share its tasks evenly and are padded with tasks without examples. A trainee that reads instances is validated
+        on VALIDATION_EXAMPLES of each task, each with an adapter of its own.
         """
         batches: dict[str, list[Batch]] = {}
         for name, tasks in splits.items():
@@ -122,27 +138,44 @@ class Reader:
                 continue
             held_out = [(task.held_out_wording(),) for task in some]
             conditions = self.conditions(held_out, [places.get(task.name, -1) for task in some])
+            firsts = [take(own, 0) for own in conditions]
             for mode in self.modes:
-                tables = self._tables(
-                    [(task, task.test, wordings, mode) for task, wordings in zip(some, held_out, strict=True)]
-                )
-                packed = [pack(table, np.arange(len(table))[::-1], shape.rows, shape.length) for table in tables]
-                if any(any(task.rows) for task in packed):
+                jobs = [(task, task.test, wordings, mode) for task, wordings in zip(some, held_out, strict=True)]
+                tables = self._tables(jobs)
+                parts = self._validation_parts(some, tables, firsts, shape)
+                if parts:
                     key = name if len(self.modes) == 1 else f"{name}, {mode}"
-                    batches[key] = _share_evenly(packed, conditions, shape)
+                    batches[key] = _share_evenly(parts, shape)
         return batches
 
+    def _validation_parts(
+        self, tasks: Sequence[Task], tables: Sequence[TokenTable], conditions: Sequence[Condition], shape: BatchConfig
+    ) -> list[tuple[Packed, Condition]]:
+        """The rows of each task with an example that fits, or of each of its last examples; see `fill`."""
+        orders = [np.arange(len(table))[::-1] for table in tables]
+        if not self.trainee.reads_instances:
+            packed = [pack(*part, shape.rows, shape.length) for part in zip(tables, orders, strict=True)]
+            return [part for part in zip(packed, conditions, strict=True) if any(part[0].rows)]
+        chosen = [fitting(*part, VALIDATION_EXAMPLES, shape.length) for part in zip(tables, orders, strict=True)]
+        examples = [[task.test[index] for index in some] for task, some in zip(tasks, chosen, strict=True)]
+        instances = self.instances(tasks, examples)
+        return [
+            (Packed((), [[table[index]]]), replace(condition, instance=z))
+            for table, some, condition, own in zip(tables, chosen, conditions, instances, strict=True)
+            for index, z in zip(some, own, strict=True)
+        ]
 
-def _share_evenly(packed: Sequence[Packed], conditions: Sequence[Condition], shape: BatchConfig) -> list[Batch]:
-    """Batches that evenly share the tasks with examples, padded with repeated tasks without examples."""
-    usable = [index for index, task in enumerate(packed) if any(task.rows)]
+
+def _share_evenly(parts: Sequence[tuple[Packed, Condition]], shape: BatchConfig) -> list[Batch]:
+    """Batches as large as those of training, which share the parts evenly; empty parts fill the last places."""
+    rows = len(parts[0][0].rows)
+    size = shape.tasks * shape.rows // rows
     batches = []
-    for part in np.array_split(np.asarray(usable), -(-len(usable) // shape.tasks)):
-        members = np.resize(part, shape.tasks)
-        empty = Packed((), [[]] * shape.rows)
-        rows = [packed[index] if place < len(part) else empty for place, index in enumerate(members)]
-        first = stack_conditions([take(conditions[index], 0) for index in members])
-        batches.append(collate(rows, first, shape.length))
+    for part in np.array_split(np.arange(len(parts)), -(-len(parts) // size)):
+        members = np.resize(part, size).tolist()
+        empty = Packed((), [[]] * rows)
+        packed = [parts[index][0] if place < len(part) else empty for place, index in enumerate(members)]
+        batches.append(collate(packed, stack_conditions([parts[index][1] for index in members]), shape.length))
     return batches
 
 

@@ -98,8 +98,9 @@ class BaseRecipe:
     """What every run needs, whatever it learns from."""
 
     trainee: TraineeName = "hypernet"
-    """What to train: a hypernetwork on descriptions (hypernet) or on one-hot task identities (one-hot), one LoRA for
-    all tasks (multitask), or one LoRA per task (oracles: all start from one A; oracles-seeds: each from its own. Set
+    """What to train: a hypernetwork on descriptions (hypernet), on one-hot task identities (one-hot), on each example's
+    input (instance) or on the description and the input (instance-text; both need --batch.no-packing); one LoRA for all
+    tasks (multitask), or one LoRA per task (oracles: all start from one A; oracles-seeds: each from its own. Set
     --batch.tasks to the number of tasks, so that each is trained in every step)."""
     init_from: str | None = None
     """Initialise from trained weights of the same shape: a published hypernetwork (smollm2-family, a folder, hf: or
@@ -148,6 +149,11 @@ class Recipe(BaseRecipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         trainee, offset = TRAINEES[self.trainee], self.hypernet.offset
+        if trainee.reads_instances and self.batch.packing:
+            raise UserError(
+                f"batch.packing: {self.trainee} writes an adapter for each example, and a packed row holds several: "
+                "turn it off (--batch.no-packing)"
+            )
         if self.hypernet.standardised and self.init_from is None and trainee.takes_offset:
             raise UserError("hypernet.standardised: only t2l reconstruct knows the mean and deviation of a library")
         if self.offset_init is None:

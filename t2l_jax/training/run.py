@@ -44,7 +44,8 @@ def run(recipe: BaseRecipe, folder: Path, wandb: str | None = None, *, trust_rem
     if wandb:
         import_wandb()  # fail early if it is not installed
     kind = TRAINEES[recipe.trainee]
-    encoder = load_encoder(recipe.encoder, trust_remote_code=trust_remote_code) if kind.reads_text else None
+    embeds = kind.reads_text or kind.reads_instances
+    encoder = load_encoder(recipe.encoder, trust_remote_code=trust_remote_code) if embeds else None
     prepared = PREPARE[type(recipe)](recipe, kind, encoder)
     net = recipe.hypernet if recipe.init_from is None else kind.form(recipe.hypernet, recipe.init_from)
     trainee = kind.make(net, prepared.spec, encoder.dim if encoder else None, len(prepared.tasks))

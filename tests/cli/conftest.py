@@ -4,7 +4,7 @@ from pathlib import Path
 
 import jax
 import pytest
-from tiny_published import SPEC, HashEncoder, save_base, save_published, tiny_config
+from tiny_published import SPEC, HashEncoder, reading, save_base, save_published, tiny_config
 
 from t2l_jax import encoder as encoder_module
 from t2l_jax import model as model_module
@@ -31,6 +31,8 @@ def models(tmp_path_factory):
     """A folder of a base, a model for it, damaged models, and adapters."""
     folder = tmp_path_factory.mktemp("models")
     save_published(folder / "good", tiny_config(save_base(folder / "base")))
+    for reads in ("instance", "both"):
+        save_published(folder / reads, reading(reads, folder / "base"))
     for name in ("empty", "cut", "misfit"):
         save_published(folder / name, tiny_config())
     (folder / "empty" / "model.safetensors").unlink()

@@ -111,6 +111,21 @@ def test_chat_answers_until_an_empty_line(capsys, place, monkeypatch):
     assert answers[1] == answers[2]  # an adapter whose B is zero
 
 
+@pytest.mark.parametrize(("model", "texts"), [("both", ["Say a."]), ("instance", [])])
+def test_chat_with_a_model_that_reads_instances_has_an_adapter_for_every_line(capsys, place, monkeypatch, model, texts):
+    source = [part for text in texts for part in ("--description", text)]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("red blue\none two\n\n"))
+    status, out, err = run(capsys, "chat", "--model", f"models/{model}", *source, "--max-new-tokens", "6")
+    assert (status, err) == (0, "")
+    loaded = t2l_jax.load(f"models/{model}")
+    llm, expected = loaded.load_base(), []
+    for text in ("red blue", "one two"):
+        adapter = loaded.generate(texts or None, [text])[0]
+        expected += llm.chat([text], adapter, Sampling(6))
+    assert out == "".join(f"{answer}\n" for answer in expected)
+    assert out != "".join(f"{answer}\n" for answer in llm.chat(["red blue", "one two"], sampling=Sampling(6)))
+
+
 def test_chat_draws_anew_every_turn_and_the_same_for_a_seed(capsys, place, monkeypatch):
     answers = []
     for seed in ("1", "1", "2"):

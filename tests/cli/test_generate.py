@@ -30,6 +30,16 @@ def test_generate_one(capsys, place):
     assert json.loads((place / "new/a/adapter_config.json").read_text())["base_model_name_or_path"] == "org/tiny"
 
 
+@pytest.mark.parametrize(("model", "texts"), [("both", ["Say a"]), ("instance", [])])
+def test_generate_one_for_an_instance(capsys, place, model, texts):
+    arguments = (*texts, "--instance", "red blue", "--model", f"models/{model}", "--out", "one")
+    assert run(capsys, "generate", *arguments) == (0, "adapter for org/tiny written to one\n", "")
+    expected = t2l_jax.load(f"models/{model}").generate(texts or None, ["red blue"])[0]
+    found = load_peft("one")
+    np.testing.assert_allclose(found.weights["q_proj"]["a"], expected.weights["q_proj"]["a"], atol=1e-6)
+    assert (place / "one/description.txt").read_text() == "\n\n".join([*texts, "red blue"])
+
+
 def test_generate_many(capsys, place):
     (place / "t.jsonl").write_text(LINE + LINE.replace('"a"', '"b"'))
     arguments = ("generate", "--from", "t.jsonl", "--model", "models/good", "--out", "many", "--batch", "8")
@@ -43,6 +53,11 @@ def test_generate_many(capsys, place):
     [
         ((), "give either a description or --from"),
         (("Say a.", "--from", "t.jsonl"), "give either a description or --from"),
+        (("--instance", "red", "--from", "t.jsonl"), "give either a description or --from"),
+        (("Say a.", "--instance", " ", "--model", "models/both"), "the instance is empty"),
+        (("Say a.", "--instance", "red", *MODEL), "reads descriptions: leave the instances out"),
+        (("Say a.", "--model", "models/both"), "reads descriptions and instances: give instances, too"),
+        (("Say a.", "--model", "models/instance"), "reads instances: leave the descriptions out"),
         (("", *MODEL), "the description is empty"),
         ((" \n", *MODEL), "the description is empty"),
         (("x" * 1_000_000, *MODEL), "1,000,000 characters"),
@@ -76,6 +91,7 @@ def test_generate_refuses(capsys, place, arguments, message):
         (LINE.replace("Say a.", "x" * 1_000_000), (), "line 1: the description has 1,000,000 characters"),
         ('{"name": "a"}\n', (), 'line 1: needs a text "description"'),
         ("", (), "t.jsonl has no lines"),
+        (LINE, ("--model", "models/both"), "so it writes an adapter for each example"),
         (LINE, ("--batch", "0"), "at least one adapter, got 0"),
         (LINE, ("--out", "full"), "full holds other files than adapters"),
         (LINE, ("--out", "file"), "file cannot be written"),

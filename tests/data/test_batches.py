@@ -1,5 +1,7 @@
 """Batches of packed rows: drawn by seed and step alone, full, and every example whole and findable in its row."""
 
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pytest
@@ -274,3 +276,70 @@ def test_a_task_is_never_drawn_in_a_mode_that_none_of_its_examples_fits():
     }
     found = Sampler([TrainingTask("t", conditions(1), tables)], BatchConfig(1, 1, 12), 0, 0.9)
     assert all((batch.weights > 0).any() for batch in map(found.draw, range(10)))
+
+
+# --- without packing
+
+
+def one_example_each(rows: int, instances: bool, tasks: int = 3, **changes) -> Sampler:
+    """Task n has the instances [n, 0], [n, 1], ..."""
+    made = [training_task(index, **changes) for index in range(tasks)]
+    if instances:
+        made = [
+            replace(
+                task,
+                instances=np.asarray([[index, n] for n in range(len(task.examples["instance"]))], np.float32),
+            )
+            for index, task in enumerate(made)
+        ]
+    return Sampler(made, BatchConfig(2, rows, 24, packing=False), 0)
+
+
+def test_without_packing_a_row_holds_one_example():
+    """And for rows of one task that is the paper's batch: an example of each task, a description drawn for each."""
+    wordings = set()
+    for step in range(20):
+        for rows in (1, 3):
+            batch = one_example_each(rows, instances=False).draw(step)
+            assert batch.tokens.shape == (2, rows, 24)
+            assert set(np.unique(batch.segments)) == {0, 2}
+            np.testing.assert_array_equal(batch.positions[:, :, :3], np.broadcast_to([0, 1, 2], (2, rows, 3)))
+            np.testing.assert_allclose(batch.weights.sum(-1), 1 / (2 * rows), rtol=1e-6)
+            read = examples_of(batch)
+            assert len({tokens for _, tokens, _ in read}) == len(read) == 2 * rows
+            assert all(tokens[0] == task + 1 for task, tokens, _ in read)
+        wordings |= set(batch.condition.z[:, 1])
+    assert wordings == {0, 1, 2}
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_an_example_with_an_instance_is_a_part_of_its_own(rows):
+    found = one_example_each(rows, instances=True)
+    seen = set()
+    for step in range(20):
+        batch = found.draw(step)
+        jax.tree.map(np.testing.assert_array_equal, batch, one_example_each(rows, instances=True).draw(step))
+        assert batch.tokens.shape == (2 * rows, 1, 24)
+        np.testing.assert_allclose(batch.weights.sum((1, 2)), 1 / (2 * rows), rtol=1e-6)
+        for at, (task, number) in enumerate(batch.condition.instance):
+            assert batch.condition.task[at] == batch.condition.z[at, 0] == task
+            assert batch.tokens[at, 0, 0] == task + 1
+            assert batch.tokens[at, 0, 2] == number + 100  # the example's own tokens
+            seen.add((task, number))
+    assert len(seen) > 20 * rows
+
+
+def test_a_task_with_fewer_examples_than_rows_has_parts_without_one():
+    batch = one_example_each(3, instances=True, tasks=2, examples=2).draw(0)
+    np.testing.assert_allclose(batch.weights.sum((1, 2)), [1 / 4, 1 / 4, 0, 1 / 4, 1 / 4, 0], rtol=1e-6)
+    plain = one_example_each(3, instances=False, tasks=2, examples=2).draw(0)
+    np.testing.assert_allclose(plain.weights.sum(-1), np.broadcast_to([1 / 4, 1 / 4, 0], (2, 3)), rtol=1e-6)
+
+
+def test_without_packing_examples_longer_than_a_row_are_never_drawn():
+    lengths = [3, 30, 3, 9]
+    examples = TokenTable.of([Encoded((index,) * (need - 1), (9, 2)) for index, need in enumerate(lengths)])
+    task = TrainingTask("t", conditions(1), {"instance": examples}, instances=np.zeros((4, 2), np.float32))
+    for step in range(8):
+        batch = Sampler([task], BatchConfig(1, 1, 8, packing=False), 0).draw(step)
+        assert [len(tokens) for _, tokens, _ in examples_of(batch)] == [3]

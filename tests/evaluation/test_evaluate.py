@@ -9,13 +9,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from tiny_published import NET, SPEC, HashEncoder, save_base, save_published, tiny_config
+from tiny_published import NET, SPEC, HashEncoder, reading, save_base, save_published, tiny_config
 
 from t2l_jax import model as model_module
 from t2l_jax import save_peft
 from t2l_jax.data.tasks import Example, Task
 from t2l_jax.errors import UserError
-from t2l_jax.evaluation import evaluate, sandbox, weights
+from t2l_jax.evaluation import engine, evaluate, sandbox, weights
 from t2l_jax.evaluation.plan import METHODS, EvaluationConfig
 from t2l_jax.evaluation.weights import Baselines, find_baselines
 from t2l_jax.hypernet import Condition, TaskEncoderConfig
@@ -90,7 +90,7 @@ def copied(whole, tmp_path):
 def one_hot(folder, model, tasks):
     """The run folder of a hypernetwork that reads the identities of these tasks."""
     net = replace(NET, task=TaskEncoderConfig(dim=len(tasks)))
-    save_published(folder / "model", replace(model.config, hypernet=net, encoder=None))
+    save_published(folder / "model", replace(model.config, hypernet=net, encoder=None, reads="identity"))
     (folder / "tasks.json").write_text(json.dumps({"tasks": tasks}))
     return find_baselines(None, None, folder).one_hot
 
@@ -329,3 +329,48 @@ def test_a_run_that_is_none_of_task_identities_is_refused(model, tmp_path, tasks
     path.unlink() if tasks is None else path.write_text(tasks)
     with pytest.raises(UserError, match=message):
         find_baselines(None, None, tmp_path / "run")
+
+
+# --- adapters for each example
+
+
+def test_each_question_is_answered_by_its_own_adapter(folder, tmp_path, monkeypatch):
+    """Two models, as answered by the merged adapter of each question alone; adapters are written batch by batch."""
+    base = load(folder).config.base
+    both = load(save_published(tmp_path / "both", reading("both", base)))
+    save_published(tmp_path / "run" / "model", reading("instance", base), seed=2)
+    given = find_baselines(None, None, instance=str(tmp_path / "run"))
+    written, answered = [], {}
+    monkeypatch.setattr(engine, "ADAPTERS", 2)
+    adapters = Model.adapters
+    monkeypatch.setattr(
+        Model, "adapters", lambda self, some: written.append(len(some.instance)) or adapters(self, some)
+    )
+    methods = ("misaligned", "aligned", "instance")
+    config = EvaluationConfig(examples=3, wordings=1, methods=methods, splits=("train",), only=("task1", "task2"))
+    text = evaluate.evaluate(both, config, tmp_path / "out", given)
+    assert METHODS["instance"].title in text
+    assert max(written) == 2
+    for line in lines(tmp_path / "out"):
+        answered[line["task"], line["method"], line["example"]] = line["prediction"]
+    assert len(answered) == 2 * 3 * 3
+    llm = both.load_base()
+    for (task, method, example), answer in answered.items():
+        named = {"aligned": task, "misaligned": {"task1": "task2", "task2": "task1"}[task], "instance": None}[method]
+        source = given.instance if named is None else both
+        texts = None if named is None else [f"Say {named[-1]} first."]
+        adapter = source.generate(texts, [INPUTS[example]])[0]
+        whole = llm.replace(params=merge(llm.params, adapter)).chat([INPUTS[example]])[0]
+        assert whole.startswith(answer)
+    assert len(set(answered.values())) > 3
+    settings = json.loads((tmp_path / "out" / "settings.json").read_text())
+    assert settings["instance"] == [given.instance.fingerprint, "hash"]
+    with pytest.raises(UserError, match=r"\(instance differ\): give another --out"):
+        evaluate.evaluate(both, config, tmp_path / "out", replace(given, instance=both))
+
+
+def test_a_column_of_instances_needs_a_model_that_reads_them(folder, model, tmp_path):
+    with pytest.raises(UserError, match="model: reads descriptions: --instance takes one that reads instances"):
+        find_baselines(None, None, instance=str(folder))
+    with pytest.raises(UserError, match="the method instance has no material: --instance MODEL"):
+        evaluate.evaluate(model, EvaluationConfig(methods=("instance",)), tmp_path / "out")

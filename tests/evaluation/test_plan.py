@@ -12,7 +12,7 @@ from t2l_jax.errors import UserError
 from t2l_jax.evaluation import plan, sandbox
 from t2l_jax.evaluation.engine import Answerer
 from t2l_jax.evaluation.metrics import CODE_PASS
-from t2l_jax.evaluation.plan import METHODS, EvaluationConfig, Planner, few_shot, misalign, random_text
+from t2l_jax.evaluation.plan import METHODS, EvaluationConfig, Planner, all_keys, few_shot, misalign, random_text
 from t2l_jax.llm import LLM
 
 USUAL = tuple(name for name, method in METHODS.items() if not method.defined)
@@ -183,3 +183,33 @@ def test_random_strings_differ_and_stay():
     assert len(texts) == 6
     assert random_text("a", 1) in texts
     assert np.mean([len(text) for text in texts]) == 61
+
+
+@pytest.mark.parametrize("reads", ["instance", "both"])
+def test_a_model_that_reads_instances_is_asked_about_each_example(llm, reads):
+    """The misaligned and random columns replace the description or, without one, the instance."""
+    tasks = [make_task("a"), make_task("b", ("say two", "say three"))]
+    tasks[1] = replace(tasks[1], test=(Example("one two", "one", ("one",)),))
+    methods = ("random", "misaligned", "aligned")
+    answerers = {"hypernet": Answerer("hypernet", llm.params)}
+    planner = Planner(llm, answerers, methods, replace(CONFIG, prompt="instance"), reads={"hypernet": reads})
+    found = {}
+    for row in planner.rows({"unseen": tasks}):
+        found.setdefault((row.task.name, row.method), []).append(row.question.adapter)
+    own, other = ["red blue", "green white"], "one two"
+    if reads == "instance":
+        assert found["a", "aligned"] == [("", text) for text in own]
+        assert found["a", "misaligned"] == [("", other)] * 2  # the other task has one example
+        assert found["b", "misaligned"] == [("", own[0])]
+        assert [key[0] for key in found["a", "random"]] == [""] * 6
+        assert len(set(found["a", "random"])) == 3
+    else:
+        assert found["a", "aligned"] == [(text, input) for text in make_task("a").descriptions for input in own]
+        assert found["a", "misaligned"] == [(text, input) for text in ("say two", "say three") for input in own]
+        assert len(set(found["a", "random"])) == 6
+        assert {key[1] for key in found["a", "random"]} == set(own)
+    every = set()
+    for name in methods:
+        for task, another in (tasks, tasks[::-1]):
+            every |= set(all_keys(reads, METHODS[name], task, another, CONFIG))
+    assert every >= {key for keys in found.values() for key in keys}

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from tiny_published import NET, SPEC, save_published, snapshot, tiny_config
+from tiny_published import NET, SPEC, reading, save_published, snapshot, tiny_config
 
 from t2l_jax import hypernet
 from t2l_jax.errors import UserError
@@ -255,3 +255,39 @@ def test_what_cannot_be_published_is_refused_and_nothing_is_written(tmp_path):
     assert not (tmp_path / "out").exists()
     with pytest.raises(UserError, match="exists already and is not overwritten"):
         publish(tmp_path / "model", tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("reads", ["description", "instance", "both"])
+def test_what_a_model_reads_is_published(reads, tmp_path):
+    config = reading(reads)
+    assert load_model(save_published(tmp_path, config))[0] == config
+    lines = {
+        "description": 'model.generate(["Answer with the last word."])',
+        "instance": 'model.generate(instances=["red green blue"])',
+        "both": 'model.generate(["Answer with the last word."], ["red green blue"])',
+    }
+    assert lines[reads] in model_card(config, "")
+
+
+def test_a_configuration_that_does_not_say_what_it_reads_reads_descriptions(tmp_path):
+    folder = save_published(tmp_path, tiny_config())
+    data = json.loads((folder / "config.json").read_text())
+    assert data.pop("reads") == "description"
+    (folder / "config.json").write_text(json.dumps(data))
+    assert load_model(folder)[0] == tiny_config()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"reads": "pictures"}, r"config\.json: field reads: .*'pictures'"),
+        ({"reads": "identity"}, "config.json: reads is identity, encoder hash: task identities have no text encoder"),
+        ({"encoder": None}, 'reads is description, encoder null: .* write "reads": "identity"'),
+    ],
+)
+def test_a_model_that_reads_what_it_cannot_is_refused(changes, message, tmp_path):
+    folder = save_published(tmp_path, tiny_config())
+    data = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(data | changes))
+    with pytest.raises(UserError, match=message):
+        load_model(folder)

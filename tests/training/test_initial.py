@@ -8,6 +8,7 @@ import pytest
 from tiny_published import NET, SPEC, save_published, tiny_config
 
 from t2l_jax.errors import UserError
+from t2l_jax.hypernet import TaskEncoderConfig
 from t2l_jax.io.published import load_model, model_folder
 from t2l_jax.training.initial import published_weights
 
@@ -61,3 +62,12 @@ def test_what_else_the_weights_were_for_is_warned_of(published, model, message):
 def test_another_shape_is_refused(published, model, message):
     with pytest.raises(UserError, match=message):
         begin(published, model)
+
+
+def test_a_model_that_reads_something_else_is_taken_with_a_warning_or_refused_by_name(published):
+    with pytest.warns(UserWarning, match="model reads descriptions, the recipe's trainee instances: what they mean"):
+        assert_taken(published, begin(published, tiny_config(reads="instance")))
+    wide = tiny_config(reads="both", hypernet=replace(NET, task=TaskEncoderConfig(dim=24)))
+    message = "model reads descriptions, the recipe's trainee descriptions and instances: embeddings 12 and 24 wide"
+    with pytest.raises(UserError, match=message):
+        begin(published, wide)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tiny_recipe import make_recipe, write_task
 
-from t2l_jax.data.batches import BatchConfig
+from t2l_jax.data.batches import BatchConfig, Sampler
 from t2l_jax.data.prompts import PromptConfig
 from t2l_jax.data.tasks import Example, Task
 from t2l_jax.decoder.chat_template import render
@@ -17,7 +17,14 @@ from t2l_jax.io.locations import resolve
 from t2l_jax.training import BestConfig
 from t2l_jax.training.material import Reader, check_best, read_material
 from t2l_jax.training.objectives import Sft
-from t2l_jax.training.trainees import TRAINEES, LoraTable, OneHotHypernetwork, TextHypernetwork
+from t2l_jax.training.trainees import (
+    TRAINEES,
+    InstanceHypernetwork,
+    InstanceTextHypernetwork,
+    LoraTable,
+    OneHotHypernetwork,
+    TextHypernetwork,
+)
 
 TEXTS = ("red", "blue", "green")
 
@@ -241,3 +248,36 @@ BATCHES = {"seen": [], "unseen tasks": []}
 def test_a_best_that_cannot_be_chosen_is_refused(best, validation, message):
     with pytest.raises(UserError, match=message):
         check_best(best, Sft, validation)
+
+
+# --- an adapter for each example
+
+
+def test_each_example_has_the_embedding_of_its_input(tokenizer, tmp_path):
+    """LengthEncoder: the length of the input says which of the three answers is right, in training and validation."""
+    answers = dict(zip((5, 6, 7), TEXTS, strict=True))  # "0 red", "0 blue", "0 green"
+    tasks = [make_task(number) for number in range(4)]
+    read = replace(reader(tokenizer, ("instance",), tmp_path), trainee=InstanceTextHypernetwork)
+    shape = BatchConfig(3, 2, 64, packing=False)
+    trained = read.training_tasks(tasks, (1.0,) * 4, 64)
+    for task in trained:
+        np.testing.assert_array_equal(task.instances, [[5], [6], [7]])
+    splits = {"seen": tasks, "one": tasks[:1]}
+    validation = read.validation_batches(splits, shape, {f"t{number}": number for number in range(4)})
+    assert [len(validation[name]) for name in splits] == [2, 1]  # 12 examples, and 3, in batches of 6
+    for batch in (Sampler(trained, shape, 0).draw(0), *validation["seen"], *validation["one"]):
+        assert batch.tokens.shape == (6, 1, 64)
+        for at in np.flatnonzero(batch.weights.sum((1, 2)) > 0):
+            task, length = int(batch.condition.task[at]), int(batch.condition.instance[at, 0])
+            real = tokenizer.decode(batch.tokens[at, 0][batch.segments[at, 0] > 0])
+            assert f"{task} {answers[length]}" in real
+    everywhere = np.concatenate([batch.condition.instance for batch in validation["seen"]])
+    assert sorted(everywhere[:, 0]) == [5] * 4 + [6] * 4 + [7] * 4
+    assert [np.sum(batch.weights.sum((1, 2)) > 0) for batch in validation["one"]] == [3]
+
+
+def test_an_example_without_input_is_refused_with_its_task(tokenizer, tmp_path):
+    read = replace(reader(tokenizer, ("instance",), tmp_path), trainee=InstanceHypernetwork)
+    task = replace(make_task(1), train=(Example(" ", "red", ("red",)),))
+    with pytest.raises(UserError, match="task t1: an example has an empty input"):
+        read.training_tasks([task], (1.0,), 64)

@@ -44,7 +44,11 @@ def test_a_batch_that_cannot_be_cut_is_refused():
 @pytest.mark.parametrize(
     ("offset", "changes", "message"),
     [
-        ("none", {"trainee": "lora"}, "recipe: field trainee: must be 'hypernet', 'one-hot', 'multitask' or 'oracles'"),
+        (
+            "none",
+            {"trainee": "lora"},
+            "recipe: field trainee: must be 'hypernet', 'one-hot', 'instance', .* or 'oracles-seeds', got 'lora'",
+        ),
         ("none", {"trainee": "one-hot", "init_from": "x"}, "init_from: one-hot begins with fresh weights; only"),
         ("frozen", {}, "hypernet.offset is frozen: name the adapter with offset_init"),
         ("none", {"offset_init": "x"}, "offset_init: hypernet.offset is none: make it frozen or learned"),

@@ -219,7 +219,7 @@ def test_a_hypernetwork_with_an_offset_begins_as_the_offset(tmp_path, offset):
 @pytest.mark.parametrize("name", TRAINEES)
 def test_a_trainee_takes_what_its_class_says(name, tmp_path):
     """Where the class says that it begins fresh, or has no offset, both are refused."""
-    trainee = TRAINEES[name].make(TINY, SPEC, 5, 5)
+    trainee = TRAINEES[name].make(replace(TINY, task=TaskEncoderConfig()), SPEC, 5, 5)
     if not trainee.begins_from:
         with pytest.raises(UserError, match="init_from: a/model cannot be taken: this trainee begins with fresh"):
             trainee.begin_from("a/model", RELEASE, tiny_training.CONFIG)

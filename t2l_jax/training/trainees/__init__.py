@@ -2,10 +2,13 @@
 
 from t2l_jax.training.trainees.base import Release, Trainee
 from t2l_jax.training.trainees.hypernetworks import OneHotHypernetwork, TextHypernetwork
+from t2l_jax.training.trainees.instances import InstanceHypernetwork, InstanceTextHypernetwork
 from t2l_jax.training.trainees.loras import LoraTable, SeededLoraTable, SharedLora
 
 __all__ = [
     "TRAINEES",
+    "InstanceHypernetwork",
+    "InstanceTextHypernetwork",
     "LoraTable",
     "OneHotHypernetwork",
     "Release",
@@ -19,6 +22,8 @@ __all__ = [
 TRAINEES: dict[str, type[Trainee]] = {
     "hypernet": TextHypernetwork,
     "one-hot": OneHotHypernetwork,
+    "instance": InstanceHypernetwork,
+    "instance-text": InstanceTextHypernetwork,
     "multitask": SharedLora,
     "oracles": LoraTable,
     "oracles-seeds": SeededLoraTable,

@@ -42,6 +42,7 @@ class Trainee(ABC):
     """
 
     reads_text: ClassVar[bool] = False  # it is conditioned on embedded descriptions
+    reads_instances: ClassVar[bool] = False  # it is conditioned on embedded inputs: an adapter for each example
     takes_new_tasks: ClassVar[bool] = False  # it can be validated on tasks it was not trained on
     takes_any_split: ClassVar[bool] = False  # it may be trained on held-out tasks
     takes_offset: ClassVar[bool] = False  # a fixed or learned adapter can be added to its outputs
@@ -57,7 +58,7 @@ class Trainee(ABC):
     @classmethod
     @abstractmethod
     def make(cls, net: HypernetConfig, spec: LoraSpec, dim: int | None, num_tasks: int) -> "Trainee":
-        """The trainee of a recipe. `dim` is the width of z, None if no text is read."""
+        """The trainee of a recipe. `dim` is the text encoder's width, None if no text is read."""
 
     @classmethod
     def conditions(

@@ -19,10 +19,26 @@ from t2l_jax.decoder import DecoderConfig
 from t2l_jax.errors import UserError
 from t2l_jax.hypernet import Condition, HypernetConfig, TaskEncoderConfig, Variables
 from t2l_jax.io.files import atomic_write
-from t2l_jax.io.published import ENCODER_FOLDER, IDENTITIES_FILE, MODEL_FOLDER, ModelConfig, model_card, save_model
+from t2l_jax.io.published import (
+    ENCODER_FOLDER,
+    IDENTITIES_FILE,
+    MODEL_FOLDER,
+    ModelConfig,
+    Reads,
+    model_card,
+    save_model,
+)
 from t2l_jax.lora import Adapter, LoraSpec
 from t2l_jax.training import initial
 from t2l_jax.training.trainees.base import Extra, Release, Trainee
+
+# (reads descriptions, reads instances) -> what a published model is said to read.
+READS: dict[tuple[bool, bool], Reads] = {
+    (True, False): "description",
+    (False, False): "identity",
+    (False, True): "instance",
+    (True, True): "both",
+}
 
 
 @dataclass(frozen=True)
@@ -101,6 +117,7 @@ class TextHypernetwork(Trainee):
             release.base_name,
             release.prompt,
             encoder is not None and encoder.adapter is not None,
+            reads=READS[self.reads_text, self.reads_instances],
         )
 
 

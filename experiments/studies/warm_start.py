@@ -1,0 +1,142 @@
+"""Unseen combinations: reconstruction, SFT, or SFT that begins from reconstruction, in equal wall time?
+
+Command: python -m experiments.studies.warm_start runs/library/adapters --minutes 10     (45 minutes on 2 cores)
+Answer:  see results/warm_start
+
+All three have the tasks of the library and their descriptions. SFT reads their examples, reconstruction their adapters.
+Each network is asked with the task's own held-out wording (aligned), with another task's (misaligned) and with a random
+string (gibberish): one that is blind to the description scores the same with all three. The multi-task LoRA, trained as
+long on the same tasks, reads none. Differences are paired by task.
+"""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+
+from experiments.tools.distil import NET, RECIPE, ExactMatch, names_of
+from experiments.tools.results import RESULTS, write
+from experiments.tools.study import ADAPTED
+from t2l_jax.data.batches import BatchConfig
+from t2l_jax.data.family import build_task
+from t2l_jax.data.family.split import combinations
+from t2l_jax.data.selection import TaskSelection
+from t2l_jax.data.tasks import Task, evenly
+from t2l_jax.evaluation.bootstrap import interval
+from t2l_jax.evaluation.plan import misalign, random_text
+from t2l_jax.hypernet import HypernetConfig
+from t2l_jax.io.peft import load_peft
+from t2l_jax.lora import stack
+from t2l_jax.model import load
+from t2l_jax.training import LoopConfig, OptimizerConfig
+from t2l_jax.training.objectives import SftConfig
+from t2l_jax.training.recipe import BaseRecipe, ComputeConfig, Recipe
+from t2l_jax.training.run import run
+
+SPLITS = ("train", "unseen combinations")
+BLIND = "multi-task LoRA"
+
+
+@dataclass(frozen=True)
+class WarmStart:
+    """Train the arms and write the table."""
+
+    library: tyro.conf.Positional[Path]
+    """Folder of the library's PEFT folders."""
+    minutes: float = 10.0
+    """Minutes of training of each arm, compilation and validation apart."""
+    tasks: int = 32
+    """Tasks of each split that are asked."""
+    runs: Path = Path("runs/warm_start")
+    """Folder of the runs."""
+    out: Path = RESULTS / "warm_start"
+    """Folder of the result."""
+
+
+def recipes(library: Path) -> dict[str, BaseRecipe]:
+    """The three ways to train, without their length."""
+    sft = Recipe(
+        tasks=("family",),
+        encoder=ADAPTED,
+        selection=TaskSelection(only=tuple(names_of(library, 10**6)), wordings=8),
+        batch=BatchConfig(tasks=16, rows=1, length=64),
+        compute=ComputeConfig("bf16-matmul", remat=False),
+        hypernet=HypernetConfig(linear_init="uniform", embedding_init="unit", dropout=0.0),
+        objective=SftConfig(label_smoothing=0.0, neftune=0.0, lora_dropout=0.0),
+        optimizer=OptimizerConfig(learning_rate=1e-3, warmup=0.1, decay="cosine"),
+    )
+    reconstruction = replace(RECIPE, library=str(library), hypernet=NET, batch_tasks=32)
+    return {"reconstruction": reconstruction, "SFT": sft, BLIND: replace(sft, trainee="multitask")}
+
+
+def train(recipe: BaseRecipe, minutes: float, folder: Path) -> Path:
+    """Train for about so many minutes: a first run of four steps tells how long a step takes."""
+    if not (folder / "steps").exists():
+        start = LoopConfig(steps=4, log_every=1, validate_every=4, checkpoint_every=4)
+        run(replace(recipe, loop=start), folder / "clock")
+        rates = [1 / record for record in _seconds(folder / "clock")]
+        (folder / "steps").write_text(str(max(10, round(60 * minutes * float(np.median(rates))))))
+    steps = int((folder / "steps").read_text())
+    loop = LoopConfig(steps=steps, log_every=5, validate_every=steps, checkpoint_every=steps)
+    return run(replace(recipe, loop=loop), folder / "run")
+
+
+def _seconds(folder: Path) -> list[float]:
+    """Seconds of each step but the first, which compiles; of one that is logged alone."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    unit = next(key for key in lines[0] if key.endswith("_per_second") and key != "supervised_per_second")
+    steps = [line for line in lines if unit in line]
+    return [1 / line[unit] for line in steps[1:]]
+
+
+def answers(asked: ExactMatch, model: Path, tasks: list[Task]) -> dict[str, list[np.ndarray]]:
+    """The scores of each task by condition."""
+    if (model / "adapter_config.json").exists():
+        shared = stack([load_peft(model)] * len(tasks))
+        return {"aligned": asked.of(shared)}
+    net, own = load(model), [task.held_out_wording() for task in tasks]
+    texts = {"aligned": own, "misaligned": misalign(own), "gibberish": [random_text(task.name, 0) for task in tasks]}
+    return {name: asked.of(net.generate(wordings)) for name, wordings in texts.items()}
+
+
+def main(args: WarmStart) -> None:
+    """Train, ask, compare."""
+    ways, models = recipes(args.library), {}
+    for name in ("reconstruction", "SFT", BLIND):
+        models[name] = train(ways[name], args.minutes, args.runs / name.replace(" ", "-"))
+    first = train(ways["reconstruction"], args.minutes / 2, args.runs / "half")
+    warm = replace(ways["SFT"], init_from=str(first), hypernet=replace(NET, standardised=False))
+    models["reconstruction, then SFT"] = train(warm, args.minutes / 2, args.runs / "warm")
+    names, rows = set(names_of(args.library, 10**6)), []
+    for split in SPLITS:
+        members = [m for m in combinations()[split] if split != "train" or m.name in names]
+        tasks = [build_task(member, 1, 8, "test") for member in evenly(members, args.tasks)]
+        asked = ExactMatch(tasks)
+        for name, model in models.items():
+            rows.append({"tasks": split, "trained by": name, **_row(answers(asked, model, tasks))})
+    title = f"{args.minutes:g} minutes each; exact match of {args.tasks} tasks a split in %, 95% over tasks"
+    write(args.out, {title: rows})
+
+
+def _row(scores: dict[str, list[np.ndarray]]) -> dict[str, Any]:
+    """Means with intervals, and paired differences."""
+    row: dict[str, Any] = {}
+    for name in ("aligned", "misaligned", "gibberish"):
+        row[name] = _shown(scores[name]) if name in scores else None
+    for other in ("misaligned", "gibberish"):
+        pairs = zip(scores["aligned"], scores.get(other, []), strict=False)
+        differences = [own - theirs for own, theirs in pairs]
+        row[f"aligned - {other}"] = _shown(differences) if differences else None
+    return row
+
+
+def _shown(scores: list[np.ndarray]) -> str:
+    mean, low, high = (100 * value for value in interval(scores))
+    return f"{mean:.1f} [{low:.1f}, {high:.1f}]"
+
+
+if __name__ == "__main__":
+    main(tyro.cli(WarmStart))
