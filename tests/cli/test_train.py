@@ -66,8 +66,8 @@ RECIPE = (
 @pytest.mark.parametrize(
     ("code", "message"),
     [
-        ("x = 1\n", "exp.py: a recipe file must define RECIPE"),
-        ("RECIPE = {'steps': 3}\n", "exp.py: a recipe file must define RECIPE"),
+        ("x = 1\n", "exp.py: a recipe file of this command must define RECIPE"),
+        ("RECIPE = {'steps': 3}\n", "exp.py: a recipe file of this command must define RECIPE"),
         ("import os\nRECIPE = = 3\n", "exp.py, line 2: SyntaxError: invalid syntax"),
         ("import os\n\nos.nothing()\n", "exp.py, line 3: AttributeError"),
         ("import sys\nsys.exit(0)\n", "exp.py, line 2: SystemExit: 0"),
