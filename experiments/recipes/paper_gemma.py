@@ -30,7 +30,7 @@ RECIPE = Recipe(
     selection=TaskSelection(without=tuple(f"lol_{number}" for number in (*CONTAMINATED, *VALIDATION)), wordings=128),
     instruction_share=1.0,
     prompts=PromptConfig(instruction="definition", answers="joined", template="original"),
-    batch=BatchConfig(tasks=8, rows=1, length=512, too_long="cut"),
+    batch=BatchConfig(tasks=8, rows=1, length=512, packing=False, too_long="cut"),
     lora=LoraConfig(modules=("q_proj", "v_proj"), rank=8, alpha=16.0, rslora=True),
     hypernet=HypernetConfig(
         head="L",

@@ -5,7 +5,7 @@ D is the base LLM's width, b the bytes of an activation (2 in bfloat16, 4 in flo
 
     base LLM          b for each of its parameters, which are frozen
     trained           16 for each parameter: float32 weights, gradients, and Adam's two moments
-    adapters          12 for each weight of each task's adapter: float32 A and B, their gradients, and one copy
+    adapters          12 for each weight of each adapter of a step: float32 A and B, their gradients, and one copy
     kept activations  for each token and layer b times (D + what the seven projections return), and a byte for an entry
                       of the masks of LoRA dropout; without rematerialisation twice the former, and 6 b for each pair of
                       a token and one of its row, in each attention head (9 in 16 pairs of rows that go in blocks)
@@ -87,8 +87,8 @@ def dry_run(recipe: Recipe) -> str:
 def sizes(recipe: Recipe, kind: type[Trainee], base: DecoderConfig) -> Sizes:
     """The sizes of a recipe with this base LLM."""
     spec = base.lora_spec(**asdict(recipe.lora))
-    dim = _width_of_z(recipe.encoder) if kind.reads_text else None
-    trainee = kind.make(recipe.hypernet, spec, dim, 1 if kind.reads_text else _number_of_tasks(recipe))
+    dim = _width_of_z(recipe.encoder) if _embeds(kind) else None
+    trainee = kind.make(recipe.hypernet, spec, dim, 1 if _embeds(kind) else _number_of_tasks(recipe))
     variables = jax.eval_shape(trainee.init, jax.random.key(0))
     shape = recipe.batch
     return Sizes(
@@ -103,7 +103,9 @@ def sizes(recipe: Recipe, kind: type[Trainee], base: DecoderConfig) -> Sizes:
 def memory(recipe: Recipe, found: Sizes, width: int) -> dict[str, int]:
     """Bytes on one device by what they hold, with `width` bytes a number of the base LLM; see above."""
     base, parts = found.base, recipe.compute.accumulate
-    tokens, tasks = found.tokens // parts, recipe.batch.tasks // parts
+    tokens, adapters = found.tokens // parts, recipe.batch.tasks // parts
+    if TRAINEES[recipe.trainee].reads_instances:  # one for each row
+        adapters *= recipe.batch.rows
     widths = base.projection_widths().values()
     heads = base.attention.num_heads * base.attention.head_dim
     pairs = tokens * recipe.batch.length * base.attention.num_heads
@@ -118,7 +120,7 @@ def memory(recipe: Recipe, found: Sizes, width: int) -> dict[str, int]:
     return {
         "base LLM": width * found.base_parameters,
         "trained: weights, gradients, Adam": 16 * found.trained,
-        "adapters": 12 * tasks * found.spec.size,
+        "adapters": 12 * adapters * found.spec.size,
         "kept activations": activations,
         "working space": 12 * pairs + 2 * width * tokens * (base.width + 3 * base.mlp_width) + logits,
     }
@@ -136,6 +138,10 @@ def _base(location: str) -> tuple[DecoderConfig, str]:
             "huggingface-cli download or pip download"
         )
     return known, " (as published; its own config.json is not on this machine)"
+
+
+def _embeds(kind: type[Trainee]) -> bool:
+    return kind.reads_text or kind.reads_instances
 
 
 def _width_of_z(encoder: str) -> int:
@@ -167,7 +173,7 @@ def _number_of_tasks(recipe: Recipe) -> int:
 
 def _models(recipe: Recipe, kind: type[Trainee]) -> Iterator[tuple[str, ...]]:
     wanted = [("base LLM", recipe.base)]
-    if kind.reads_text:
+    if _embeds(kind):
         encoder = recipe.encoder.removeprefix(last_token.PREFIX)
         wanted.append(("text encoder", SHORT_NAMES.get(encoder, encoder)))
     for role, location in wanted:

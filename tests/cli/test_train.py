@@ -36,14 +36,17 @@ def test_train_starts_from_the_recipe_of_the_file(capsys, place, monkeypatch):
 
 
 RECIPES = ROOT / "experiments" / "recipes"
-FILES = {"smollm2_words": ("words",), "smollm2_family": ("family",), "multitask": ("family",), "oracles": ("family",)}
+FILES = {
+    **{"smollm2_words": ("words",), "smollm2_family": ("family",), "multitask": ("family",), "oracles": ("family",)},
+    **{"library": ("family",), "paper_mistral": ("tasks",), "paper_llama": ("tasks",), "paper_gemma": ("tasks",)},
+}
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in RECIPES.glob("*.py")))
 def test_every_file_of_recipes_is_one(monkeypatch, name):
     """A file for `t2l train`, or a module whose recipes are checked by making them."""
     if name in FILES:
-        assert cli.read_recipe(str(RECIPES / f"{name}.py")).tasks == FILES[name]
+        assert cli.read_recipe(str(RECIPES / f"{name}.py"), Recipe).tasks == FILES[name]
         return
     monkeypatch.syspath_prepend(str(ROOT))
     module = importlib.import_module(f"experiments.recipes.{name}")
@@ -63,8 +66,8 @@ RECIPE = (
 @pytest.mark.parametrize(
     ("code", "message"),
     [
-        ("x = 1\n", "exp.py: a recipe file must define RECIPE"),
-        ("RECIPE = {'steps': 3}\n", "exp.py: a recipe file must define RECIPE"),
+        ("x = 1\n", "exp.py: a recipe file of this command must define RECIPE"),
+        ("RECIPE = {'steps': 3}\n", "exp.py: a recipe file of this command must define RECIPE"),
         ("import os\nRECIPE = = 3\n", "exp.py, line 2: SyntaxError: invalid syntax"),
         ("import os\n\nos.nothing()\n", "exp.py, line 3: AttributeError"),
         ("import sys\nsys.exit(0)\n", "exp.py, line 2: SystemExit: 0"),

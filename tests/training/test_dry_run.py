@@ -20,7 +20,8 @@ from t2l_jax.decoder import DecoderConfig
 from t2l_jax.decoder.attention import AttentionConfig, LayerAttention
 from t2l_jax.errors import UserError
 from t2l_jax.hypernet import Condition, HypernetConfig
-from t2l_jax.io.base import parameter_shapes
+from t2l_jax.io.base import load_config, parameter_shapes
+from t2l_jax.io.locations import resolve
 from t2l_jax.training.dry_run import dry_run, memory, sizes
 from t2l_jax.training.objectives import Sft
 from t2l_jax.training.optimizer import make_optimizer
@@ -91,7 +92,8 @@ def test_the_papers_recipes_are_the_papers():
         "linear",
     )
     assert (one.lora.modules, one.lora.rank, one.lora.alpha, one.lora.rslora) == (("q_proj", "v_proj"), 8, 16.0, True)
-    assert (one.batch.tasks, one.batch.rows, one.batch.length, one.batch.too_long) == (8, 1, 512, "cut")
+    shape = one.batch
+    assert (shape.tasks, shape.rows, shape.length, shape.packing, shape.too_long) == (8, 1, 512, False, "cut")
     net = one.hypernet
     assert (net.head_bias, net.linear_init, net.embedding_init, net.init) == ("shared", "uniform", "unit", "sft")
     assert (one.encoder, one.instruction_share, one.selection.wordings) == ("gte-large", 1.0, 128)
@@ -115,6 +117,20 @@ def test_what_is_here_and_what_is_not(tmp_path, monkeypatch):
     assert f" {recipe.base} " in said["base", "LLM"]
     assert "  here, " in said["base", "LLM"]
     assert not (tmp_path / "cache" / "tokens").exists()
+
+
+def test_trainees_that_read_instances_write_an_adapter_for_each_row(tmp_path):
+    recipe = make_recipe(tmp_path / "run")
+    recipe = replace(recipe, batch=replace(recipe.batch, rows=4, packing=False))
+    texts = {name: dry_run(replace(recipe, trainee=name)) for name in ("hypernet", "instance", "instance-text")}
+    counts = {name: int(text.partition("  trained ")[2].split()[0].replace(",", "")) for name, text in texts.items()}
+    width = json.loads((Path(recipe.base) / "config.json").read_text())["hidden_size"]
+    assert counts["instance"] == counts["hypernet"]
+    assert counts["instance-text"] - counts["instance"] == width * recipe.hypernet.latent // 2
+    kinds = [replace(recipe, trainee=name) for name in ("hypernet", "instance")]
+    base = load_config(resolve(recipe.base))
+    per_task, per_row = (memory(one, sizes(one, TRAINEES[one.trainee], base), 4)["adapters"] for one in kinds)
+    assert per_row == 4 * per_task
 
 
 def test_trainees_that_read_no_text_need_the_number_of_tasks(tmp_path):
