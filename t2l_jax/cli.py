@@ -128,13 +128,12 @@ class Reconstruct(Generic[Settings]):
     """Train a hypernetwork to write the adapters of a library. Repeat the command to resume an interrupted run.
 
     A library is a folder of PEFT folders, one per task; the base LLM is not needed. Descriptions come from the task
-    sources (--tasks) or from a description.txt in each adapter's folder.
+    sources (--tasks) or from a description.txt in each adapter's folder. `t2l train experiments/recipes/library.py`
+    makes a library; `t2l train --init-from RUN/model` goes on by fine-tuning on examples.
 
     Examples:
-      t2l train experiments/recipes/library.py --out runs/library
       t2l reconstruct runs/library/adapters --tasks family --out runs/reconstruction
       t2l reconstruct adapters/ --hypernet.head S --objective.loss factors --steps 500 --out runs/small
-      t2l train --init-from runs/reconstruction/model --tasks family --out runs/tuned
     """
 
     library: Positional[Annotated[Path, arg(metavar="LIBRARY")]]

@@ -23,6 +23,7 @@ from t2l_jax.io.files import atomic_write
 from t2l_jax.io.peft import load_peft
 from t2l_jax.training import BestConfig, LoopConfig, OptimizerConfig
 from t2l_jax.training import run as run_module
+from t2l_jax.training import sft as sft_module
 from t2l_jax.training.recipe import ComputeConfig, LoraConfig, Recipe
 from t2l_jax.training.run import run
 
@@ -119,13 +120,13 @@ def test_the_chat_template_of_the_model_that_a_run_begins_from(recipe, finished,
     template = "{% for turn in messages %}say {{ turn.content }}{% endfor %}"
     there = t2l_jax.load(finished / "model")
     t2l_jax.io.published.save_model(tmp_path / "first", there.config, there.variables, "", chat_template=template)
-    templates, read = [], run_module.read_material
+    templates, read = [], sft_module.read_material
 
     def read_material(recipe, kind, tokenizer, encoder):
         templates.append(tokenizer.chat_template)
         return read(recipe, kind, tokenizer, encoder)
 
-    monkeypatch.setattr(run_module, "read_material", read_material)
+    monkeypatch.setattr(sft_module, "read_material", read_material)
     published = run(replace(recipe, init_from=str(tmp_path / "first")), tmp_path / "second")
     assert templates == [template]
     assert t2l_jax.load(published).chat_template == template
