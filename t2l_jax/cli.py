@@ -1,4 +1,4 @@
-"""`t2l generate | train | evaluate | publish | chat | embed | models | import | export`: thin commands."""
+"""`t2l generate | train | reconstruct | evaluate | publish | chat | embed | models | import | export`: thin layers."""
 
 import inspect
 import os

@@ -94,11 +94,11 @@ class HypernetConfig:
     shared: M and S add one trained bias to both A and B, as the original does; none: for standardised outputs."""
     standardised: bool = False
     """The head writes z-scores: each weight's mean over a library of LoRAs is added after scaling by its deviation."""
-    linear_init: Literal["lecun", "uniform"] = "lecun"
-    """Initial weights of the linear layers. lecun: normal of variance 1/inputs, bias zero; uniform: weights and bias in
-    ±1/sqrt(inputs), as in the original."""
-    embedding_init: Literal["narrow", "unit"] = "narrow"
-    """Initial embeddings of layer, module, side and row. narrow: variance 1/width; unit: variance 1 (the original)."""
+    linear_init: Literal["lecun", "uniform"] = "uniform"
+    """Initial weights of the linear layers. uniform: weights and bias in ±1/sqrt(inputs), as in the original; lecun:
+    normal of variance 1/inputs, bias zero."""
+    embedding_init: Literal["narrow", "unit"] = "unit"
+    """Initial embeddings of layer, module, side and row. unit: variance 1, as in the original; narrow: 1/width."""
     offset: Literal["none", "frozen", "learned"] = "none"
     """Adapter added to every output: none, frozen (from --offset-init or --init-from) or learned."""
 

@@ -56,7 +56,7 @@ def watch():
         peak = max(peak, anonymous())
         time.sleep(0.02)
 
-watcher = threading.Thread(target=watch)
+watcher = threading.Thread(target=watch, daemon=True)
 watcher.start()
 loop = LoopConfig(steps=3, validate_every=3, checkpoint_every=3)
 run(ReconstructionRecipe(trainee="one-hot", library=sys.argv[1], loop=loop), Path(sys.argv[2]))
@@ -153,7 +153,7 @@ def speed(args: ReconstructionSpeed) -> list[dict[str, Any]]:
                 "step, s": round(middle[loss][0], 3),
                 "fastest": round(walls[0], 3),
                 "slowest": round(walls[-1], 3),
-                "its products, s": round(floor[0], 3),
+                "the network's products, s": round(floor[0], 3),
                 "step / products": round(middle[loss][0] / floor[0], 2),
                 "the same, processor time": round(middle[loss][1] / floor[1], 2),
                 "step / step of factors": round(middle[loss][0] / middle["factors"][0], 2),

@@ -44,7 +44,9 @@ def main(args: Compression) -> None:
         for count in args.counts:
             recipe = replace(RECIPE, hypernet=replace(NET, head=head), batch_tasks=16)
             names = names_of(args.library, count)
-            run = distil(args.library, names, args.runs / f"hypernet-{head}-{count}-{args.steps}", recipe, args.steps)
+            run = distil(
+                args.library, names, args.runs / f"compression-{head}-{count}-{args.steps}", recipe, args.steps
+            )
             scores = asked.table(run.adapters(asked_names, tasks))
             ratio = run.parameters / (count * targets.spec.size)
             measured = {"relative error": round(run.relative_error, 3), **scores}

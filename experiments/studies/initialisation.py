@@ -4,7 +4,8 @@ Command: python -m experiments.studies.initialisation --steps 50 --seeds 3      
 Answer:  see results/initialisation
 
 The original draws the weights and biases of linear layers from U(±1/sqrt(inputs)) and its embeddings of layer, module,
-side and row from N(0, 1); we drew them narrower. Both begin as the base model, since heads begin with zero weights.
+side and row from N(0, 1). We drew the linear layers from a normal 1.73 times as wide, with biases of zero, and the
+embeddings narrower. Both begin as the base model, since heads begin with zero weights.
 """
 
 from dataclasses import replace
@@ -22,8 +23,8 @@ NET = SMALL.hypernet
 VARIANTS = {
     label: replace(SMALL, hypernet=replace(NET, linear_init=linear, embedding_init=embedding))
     for label, linear, embedding in (
-        ("narrow", "lecun", "narrow"),
-        ("original", "uniform", "unit"),
+        ("ours before", "lecun", "narrow"),
+        ("the original's", "uniform", "unit"),
     )
 }
 

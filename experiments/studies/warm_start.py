@@ -5,11 +5,10 @@ Answer:  see results/warm_start
 
 All three have the tasks of the library and their descriptions. SFT reads their examples, reconstruction their adapters.
 Each network is asked with the task's own held-out wording (aligned), with another task's (misaligned) and with a random
-string (gibberish): one that is blind to the description scores the same with all three. The multi-task LoRA, trained as
-long on the same tasks, reads none. Differences are paired by task.
+string (gibberish): one that is blind to the description scores the same with all three; the differences are paired by
+task. The multi-task LoRA, trained as long on the same tasks, reads none.
 """
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ import tyro
 
 from experiments.tools.distil import NET, RECIPE, ExactMatch, names_of
 from experiments.tools.results import RESULTS, write
-from experiments.tools.study import ADAPTED
+from experiments.tools.study import ADAPTED, records
 from t2l_jax.data.batches import BatchConfig
 from t2l_jax.data.family import build_task
 from t2l_jax.data.family.split import combinations
@@ -33,7 +32,7 @@ from t2l_jax.lora import stack
 from t2l_jax.model import load
 from t2l_jax.training import LoopConfig, OptimizerConfig
 from t2l_jax.training.objectives import SftConfig
-from t2l_jax.training.recipe import BaseRecipe, ComputeConfig, Recipe
+from t2l_jax.training.recipe import BaseRecipe, ComputeConfig, Recipe, ReconstructionRecipe
 from t2l_jax.training.run import run
 
 SPLITS = ("train", "unseen combinations")
@@ -64,7 +63,7 @@ def recipes(library: Path) -> dict[str, BaseRecipe]:
         selection=TaskSelection(only=tuple(names_of(library, 10**6)), wordings=8),
         batch=BatchConfig(tasks=16, rows=1, length=64),
         compute=ComputeConfig("bf16-matmul", remat=False),
-        hypernet=HypernetConfig(linear_init="uniform", embedding_init="unit", dropout=0.0),
+        hypernet=HypernetConfig(dropout=0.0),
         objective=SftConfig(label_smoothing=0.0, neftune=0.0, lora_dropout=0.0),
         optimizer=OptimizerConfig(learning_rate=1e-3, warmup=0.1, decay="cosine"),
     )
@@ -77,19 +76,21 @@ def train(recipe: BaseRecipe, minutes: float, folder: Path) -> Path:
     if not (folder / "steps").exists():
         start = LoopConfig(steps=4, log_every=1, validate_every=4, checkpoint_every=4)
         run(replace(recipe, loop=start), folder / "clock")
-        rates = [1 / record for record in _seconds(folder / "clock")]
-        (folder / "steps").write_text(str(max(10, round(60 * minutes * float(np.median(rates))))))
+        seconds = float(np.median(_seconds(folder / "clock", recipe)))
+        (folder / "steps").write_text(str(max(10, round(60 * minutes / seconds))))
     steps = int((folder / "steps").read_text())
     loop = LoopConfig(steps=steps, log_every=5, validate_every=steps, checkpoint_every=steps)
     return run(replace(recipe, loop=loop), folder / "run")
 
 
-def _seconds(folder: Path) -> list[float]:
-    """Seconds of each step but the first, which compiles; of one that is logged alone."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    unit = next(key for key in lines[0] if key.endswith("_per_second") and key != "supervised_per_second")
-    steps = [line for line in lines if unit in line]
-    return [1 / line[unit] for line in steps[1:]]
+def _seconds(folder: Path, recipe: BaseRecipe) -> list[float]:
+    """Seconds of each step but the first, which compiles. Each is logged alone, with how many it did in a second."""
+    steps = [line for line in records(folder) if "loss" in line][1:]
+    if isinstance(recipe, ReconstructionRecipe):
+        return [recipe.batch_tasks / line["adapters_per_second"] for line in steps]
+    assert isinstance(recipe, Recipe)
+    places = recipe.batch.tasks * recipe.batch.rows * recipe.batch.length
+    return [places * (1 - line["padding"]) / line["tokens_per_second"] for line in steps]
 
 
 def answers(asked: ExactMatch, model: Path, tasks: list[Task]) -> dict[str, list[np.ndarray]]:

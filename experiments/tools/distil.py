@@ -4,6 +4,7 @@ An answer counts as exact if each of its tokens is the likeliest after the right
 give the same answer, at the price of one forward pass.
 """
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -38,8 +39,6 @@ NET = HypernetConfig(
     init="reconstruction",
     head_bias="none",
     standardised=True,
-    linear_init="uniform",
-    embedding_init="unit",
     dropout=0.0,
 )
 RECIPE = ReconstructionRecipe(
@@ -82,7 +81,8 @@ class Distilled:
 
 def distil(library: Path, names: Sequence[str], folder: Path, recipe: ReconstructionRecipe, steps: int) -> Distilled:
     """Train on a part of a library, or take up the run that is in the folder."""
-    part = folder.parent / f"part-{library.parent.name}-{len(names)}"
+    which = hashlib.sha256(repr([str(library.resolve()), *names]).encode()).hexdigest()[:12]
+    part = folder.parent / f"part-{len(names)}-{which}"
     for name in names:
         (part / name).parent.mkdir(parents=True, exist_ok=True)
         if not (part / name).exists():

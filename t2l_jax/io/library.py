@@ -11,7 +11,7 @@ import hashlib
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -47,6 +47,7 @@ class Library:
 
     entries: tuple[Entry, ...]
     spec: LoraSpec
+    base: str | None  # name of the base model that the adapters are for, if their configs say it
     folder: Path
 
     def __len__(self) -> int:
@@ -54,7 +55,7 @@ class Library:
 
     def __getitem__(self, index: Sequence[int] | np.ndarray | slice) -> Adapter:
         rows: Sides = {}
-        for name, pair in self._maps():
+        for name, pair in self._maps.items():
             rows[name] = {side: np.array(mapped[index]) for side, mapped in pair.items()}
         return Adapter(rows, self.spec)
 
@@ -63,29 +64,34 @@ class Library:
         """A hash of the adapters and of the form they are packed in."""
         return self.folder.name
 
-    def statistics(self) -> tuple[Adapter, Adapter]:
-        """Mean and standard deviation (of a sample, as PyTorch computes it) of each weight over the library.
+    def statistics(self, rows: np.ndarray | None = None) -> tuple[Adapter, Adapter]:
+        """Mean and standard deviation (of a sample, as PyTorch computes it) of each weight over these adapters, or all.
 
         Raises UserError if a weight is the same in all adapters: it has no z-score.
         """
         means: Sides = {}
         deviations: Sides = {}
-        for name, pair in self._maps():
+        places = np.arange(len(self)) if rows is None else rows
+        for name, pair in self._maps.items():
             for side, mapped in pair.items():
-                mean, std = _moments(mapped)
+                mean, std = _moments(mapped, places)
                 # A deviation that float32 cannot tell from the mean's rounding is none.
                 if not (std > np.abs(mean) * np.finfo(np.float32).eps).all():
                     raise UserError(
-                        f"the library: some weights of {name}'s {side.upper()} are the same in all {len(self)} "
+                        f"the library: some weights of {name}'s {side.upper()} are the same in all {len(places)} "
                         "adapters, so that z-scores of them do not exist: choose --objective.loss gram or delta and "
                         "--hypernet.no-standardised, or a library of adapters that were trained apart"
                     )
                 means.setdefault(name, {})[side], deviations.setdefault(name, {})[side] = mean, std
         return Adapter(means, self.spec), Adapter(deviations, self.spec)
 
-    def _maps(self) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
-        for name in self.spec.names:
-            yield name, {side: np.load(_file(self.folder, name, side), mmap_mode="r") for side in ("a", "b")}
+    @cached_property
+    def _maps(self) -> Sides:
+        """The files, mapped once: they stay readable where the cache is emptied."""
+        return {
+            name: {side: np.load(_file(self.folder, name, side), mmap_mode="r") for side in ("a", "b")}
+            for name in self.spec.names
+        }
 
 
 def open_library(folder: Path, cache: Path, *, alpha: float, rslora: bool, canonical: bool = False) -> Library:
@@ -96,11 +102,11 @@ def open_library(folder: Path, cache: Path, *, alpha: float, rslora: bool, canon
     model, are left out with a warning that names them. Raises UserError if fewer than two are left, or if a file
     changes while it is read.
     """
-    entries, spec, digests = _survey(folder)
+    entries, spec, base, digests = _survey(folder)
     spec = replace(spec, alpha=alpha, rslora=rslora)
     form = repr([FORMAT, digests, spec.to_dict(), canonical, [entry.name for entry in entries]])
     packed = cache / hashlib.sha256(form.encode()).hexdigest()
-    library = Library(tuple(entries), spec, packed)
+    library = Library(tuple(entries), spec, base, packed)
     if not packed.exists():
         with atomic_folder(packed, replace=True) as partial:
             _pack(library, partial, digests, canonical)
@@ -116,16 +122,18 @@ def canonical_factors(
     deltas have equal canonical factors, unless singular values coincide.
     """
     left, right = np.linalg.qr(b.astype(np.float64)), np.linalg.qr(np.swapaxes(a, -1, -2).astype(np.float64))
-    u, s, vt = np.linalg.svd(left.R @ np.swapaxes(right.R, -1, -2))
+    u, s, vt = np.linalg.svd(left.R @ np.swapaxes(right.R, -1, -2), full_matrices=False)
     columns, root = left.Q @ u, np.sqrt(s)
     signs = np.where(columns.sum(axis=-2) < 0, -1.0, 1.0)
-    new_b = columns * (signs * root)[..., None, :]
-    new_a = (signs * root)[..., None] * (vt @ np.swapaxes(right.Q, -1, -2))
-    return new_a.astype(a.dtype), new_b.astype(b.dtype)
+    new_a, new_b = np.zeros_like(a), np.zeros_like(b)  # of a projection narrower than the rank, the last rows stay zero
+    count = s.shape[-1]
+    new_a[..., :count, :] = (signs * root)[..., None] * (vt @ np.swapaxes(right.Q, -1, -2))
+    new_b[..., :count] = columns * (signs * root)[..., None, :]
+    return new_a, new_b
 
 
-def _survey(folder: Path) -> tuple[list[Entry], LoraSpec, list[str]]:
-    """The adapters that belong together, their spec (scale apart), and a hash of each one's files."""
+def _survey(folder: Path) -> tuple[list[Entry], LoraSpec, str | None, list[str]]:
+    """The adapters that belong together, their spec (scale apart) and base model, and a hash of each one's files."""
     with os_errors_explained(folder, "read"):
         below = sorted(path.parent for path in folder.glob(f"*/{CONFIG_FILE}"))
     if not below:
@@ -137,8 +145,8 @@ def _survey(folder: Path) -> tuple[list[Entry], LoraSpec, list[str]]:
         for path in below:
             try:
                 adapter, files = _unchanged(path, load_peft)
-                if not any(pair["b"].any() for pair in adapter.weights.values()):
-                    raise UserError(f"{path}: every B is zero: an adapter that was not trained")
+                if not any(pair["a"].any() and pair["b"].any() for pair in adapter.weights.values()):
+                    raise UserError(f"{path}: every A or B is zero: an adapter that was not trained")
                 config = AdapterConfig.read(path / CONFIG_FILE)
                 texts = _descriptions(path / DESCRIPTION_FILE)
                 spec = replace(adapter.spec, alpha=1.0, rslora=False)
@@ -163,7 +171,7 @@ def _survey(folder: Path) -> tuple[list[Entry], LoraSpec, list[str]]:
             stacklevel=3,
         )
     kept = [(entry, files) for entry, own, own_base, files in read if (own, own_base) == (spec, base)]
-    return [entry for entry, _ in kept], spec, [files for _, files in kept]
+    return [entry for entry, _ in kept], spec, base, [files for _, files in kept]
 
 
 def _difference(own: LoraSpec, own_base: str | None, spec: LoraSpec, base: str | None) -> str:
@@ -198,13 +206,13 @@ def _descriptions(path: Path) -> tuple[str, ...]:
 
 def _pack(library: Library, folder: Path, digests: Sequence[str], canonical: bool) -> None:
     spec = library.spec
-    files = {
-        name: {
-            side: np.lib.format.open_memmap(_file(folder, name, side), "w+", np.float32, (len(library), *shape))
-            for side, shape in shapes.items()
-        }
-        for name, shapes in spec.shapes().items()
-    }
+    files: Sides = {}
+    for name, shapes in spec.shapes().items():
+        for side, shape in shapes.items():
+            path = _file(folder, name, side)
+            files.setdefault(name, {})[side] = np.lib.format.open_memmap(path, "w+", np.float32, (len(library), *shape))
+            with path.open("r+b") as file:  # a full disk is an error here, and a crash where the map is written
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
     with progress_bar() as progress:
         bar = progress.add_task("packing adapters", total=len(library), rate="")
         for index, (entry, known) in enumerate(zip(library.entries, digests, strict=True)):
@@ -221,16 +229,16 @@ def _pack(library: Library, folder: Path, digests: Sequence[str], canonical: boo
             mapped.flush()
 
 
-def _file(folder: Path, name: str, side: str) -> str:
-    return os.fspath(folder / f"{name}.{side}.npy")
+def _file(folder: Path, name: str, side: str) -> Path:
+    return folder / f"{name}.{side}.npy"
 
 
-def _moments(mapped: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation over the first axis, one adapter in memory at a time."""
+def _moments(mapped: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation over these rows, one adapter in memory at a time."""
     mean = np.zeros(mapped.shape[1:], np.float64)
     squares = np.zeros_like(mean)
-    for count, row in enumerate(mapped, start=1):  # Welford
-        change = row - mean
+    for count, row in enumerate(rows, start=1):  # Welford
+        change = mapped[row] - mean
         mean += change / count
-        squares += change * (row - mean)
-    return mean.astype(np.float32), np.sqrt(squares / (len(mapped) - 1)).astype(np.float32)
+        squares += change * (mapped[row] - mean)
+    return mean.astype(np.float32), np.sqrt(squares / (len(rows) - 1)).astype(np.float32)

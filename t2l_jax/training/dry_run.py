@@ -88,7 +88,7 @@ def sizes(recipe: Recipe, kind: type[Trainee], base: DecoderConfig) -> Sizes:
     """The sizes of a recipe with this base LLM."""
     spec = base.lora_spec(**asdict(recipe.lora))
     dim = _width_of_z(recipe.encoder) if _embeds(kind) else None
-    trainee = kind.make(recipe.hypernet, spec, dim, 1 if _embeds(kind) else _number_of_tasks(recipe))
+    trainee = kind.make(recipe.hypernet, spec, dim, _number_of_tasks(recipe) if kind.one_per_task else 1)
     variables = jax.eval_shape(trainee.init, jax.random.key(0))
     shape = recipe.batch
     return Sizes(

@@ -83,7 +83,7 @@ def published_form(location: str, config: HypernetConfig) -> HypernetConfig:
 
     A run may go on from a model that was trained for another objective: its head keeps its bias and its constants.
     """
-    there = load_model(model_folder(location))[0].hypernet
+    there = read_config(model_folder(location)).hypernet
     return replace(config, **{name: getattr(there, name) for name in FORM})
 
 

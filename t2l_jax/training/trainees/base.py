@@ -46,6 +46,7 @@ class Trainee(ABC):
     takes_new_tasks: ClassVar[bool] = False  # it can be validated on tasks it was not trained on
     takes_any_split: ClassVar[bool] = False  # it may be trained on held-out tasks
     takes_offset: ClassVar[bool] = False  # a fixed or learned adapter can be added to its outputs
+    one_per_task: ClassVar[bool] = False  # its size depends on the number of tasks
     reconstructs: ClassVar[bool] = False  # it can be trained on a library of adapters
     begins_from: ClassVar[str] = ""  # kind of location for `init_from`; empty: fresh variables only
     spec: LoraSpec  # of the adapters

@@ -127,6 +127,7 @@ class OneHotHypernetwork(TextHypernetwork):
 
     reads_text = False
     takes_new_tasks = False
+    one_per_task = True
     begins_from = ""
 
     @classmethod

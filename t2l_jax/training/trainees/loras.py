@@ -32,6 +32,7 @@ class LoraTable(Trainee):
     spec: LoraSpec
 
     takes_any_split = True
+    one_per_task = True
 
     @classmethod
     def make(cls, net: HypernetConfig, spec: LoraSpec, dim: int | None, num_tasks: int) -> "LoraTable":
