@@ -64,7 +64,7 @@ def test_every_loss_brings_the_deltas_nearer_to_the_librarys(tmp_path, loss):
     recipe = recipe_of(library, steps=60, trainee="one-hot", objective=objective, batch_tasks=64)
     model = t2l_jax.load(run(recipe, tmp_path / "run"))
     first, end = metrics(tmp_path / "run")[0]["relative_error"], last(tmp_path / "run", "seen/relative_error")
-    assert end < 0.7 * first
+    assert end < 0.8 * first
     names = json.loads((tmp_path / "run" / "tasks.json").read_text())["tasks"]
     assert names == sorted(NAMES)
     written, wanted = model.adapters(Condition(z=np.eye(5, dtype=np.float32))), random_adapters(5)
