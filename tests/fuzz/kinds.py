@@ -166,8 +166,9 @@ def _finite(array: Any) -> np.ndarray:
 
 def read_recipe(folder: Path) -> Any:
     from t2l_jax import cli
+    from t2l_jax.training.recipe import Recipe
 
-    return cli.read_recipe(str(folder / "recipe.py"))
+    return cli.read_recipe(str(folder / "recipe.py"), Recipe)
 
 
 def read_command(folder: Path) -> Any:
