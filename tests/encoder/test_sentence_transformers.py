@@ -149,7 +149,7 @@ def test_a_model_brings_the_adapter_of_its_encoder(minilm: Path, tmp_path: Path)
     shutil.rmtree(tmp_path / "adapter")
     model = load(tmp_path / "m")
     np.testing.assert_allclose(model.encoder.embed(TEXTS), loaded.embed(TEXTS), atol=1e-4)
-    assert f"{minilm} with an adapter, width 384" in describe(str(tmp_path / "m"))
+    assert f"{minilm} with an adapter, input width 384" in describe(str(tmp_path / "m"))
     before, weights = model.fingerprint, tmp_path / "m" / "encoder" / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4] + b"abcd")
     assert load(tmp_path / "m").fingerprint != before
