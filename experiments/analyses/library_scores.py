@@ -1,7 +1,7 @@
 """How good are the adapters of a library, and what did they cost?
 
 Command: python -m experiments.analyses.library_scores runs/library runs/library_seeds        (5 minutes on 2 cores)
-Answer:  some six of ten test answers are exact after 40 steps, whatever the seeds (results/library)
+Answer:  see results/library, once it is run
 
 The runs are those of experiments/recipes/library.py. Exact match of the test examples that fit in a row; minutes are
 those of the steps, from the rate that the run logged.
@@ -13,7 +13,7 @@ from typing import Any
 
 import tyro
 
-from experiments.tools.distil import ExactMatch, family_tasks, names_of, oracles
+from experiments.tools.distil import ExactMatch, family_tasks, names_of, oracles, shown
 from experiments.tools.results import RESULTS, write
 from experiments.tools.study import records
 
@@ -35,7 +35,7 @@ def main(args: LibraryScores) -> None:
     for run in args.runs:
         names = names_of(run / "adapters", 10**6)
         asked = ExactMatch([tasks[name] for name in names])
-        adapters = oracles(run / "adapters", names)
+        found = asked.of(oracles(run / "adapters", names))
         lines = [line for line in records(run) if "tokens_per_second" in line]
         rows.append(
             {
@@ -43,10 +43,10 @@ def main(args: LibraryScores) -> None:
                 "adapters": len(names),
                 "steps": len(lines),
                 "minutes": round(sum(_seconds(line) for line in lines) / 60, 1),
-                **asked.table(adapters),
+                **shown(found),
             }
         )
-        for name, scores in zip(names, asked.of(adapters), strict=True):
+        for name, scores in zip(names, found, strict=True):
             each.setdefault(name, {"task": name})[run.name] = round(100 * float(scores.mean()), 1)
     write(args.out, {"Exact match in %, 95% over tasks": rows, "Each task": list(each.values())})
 

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from experiments.tools.distil import NET
+from experiments.tools.distil import NET, RECIPE
 from experiments.tools.results import RESULTS, write
 from t2l_jax.hypernet import Condition, HypernetConfig
 from t2l_jax.io.peft import save_peft
@@ -169,7 +169,7 @@ def memory(sizes: tuple[int, ...]) -> list[dict[str, Any]]:
         for size in sizes:
             library = Path(folder) / str(size)
             for index in range(size):
-                save_peft(random_adapter(rng), library / f"task{index:04d}", base_model="org/base")
+                save_peft(random_adapter(rng), library / f"task{index:04d}", base_model=RECIPE.base_name)
             command = [sys.executable, "-c", MEMORY, str(library), str(Path(folder) / f"run{size}")]
             cache = {"T2L_CACHE": str(Path(folder) / "cache")}
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env={**os.environ, **cache})

@@ -2,7 +2,7 @@
 
 Command: t2l train experiments/recipes/library.py --out runs/library
          t2l train experiments/recipes/library.py --out runs/library_seeds --trainee oracles-seeds
-Answer:  results/library has the time and the score of each task
+Answer:  python -m experiments.analyses.library_scores RUN scores its tasks (25 minutes on 2 cores to train)
 
 All LoRAs take the same steps. In the first library they start from one A, so that their factors are comparable; in the
 second each starts from its own. The prompt is the instance alone: nothing but the LoRA tells the task.

@@ -130,8 +130,7 @@ class ExactMatch:
 
     def table(self, adapters: Adapter | None) -> dict[str, float]:
         """Exact match in percent, and its interval over tasks."""
-        found = interval(self.of(adapters))
-        return {name: round(100 * value, 1) for name, value in found._asdict().items()}
+        return shown(self.of(adapters))
 
     @cached_property
     def _packed(self) -> list[Any]:
@@ -151,6 +150,11 @@ class ExactMatch:
         config: DecoderConfig = self._objective.decoder.config
         spec = config.lora_spec(rank=1)
         return Adapter(jax.tree.map(lambda s: jnp.zeros((TOGETHER, *s)), spec.shapes(), is_leaf=_is_shape), spec)
+
+
+def shown(scores: Sequence[np.ndarray]) -> dict[str, float]:
+    """Mean over tasks in percent, and its interval."""
+    return {name: round(100 * value, 1) for name, value in interval(scores)._asdict().items()}
 
 
 def _is_shape(value: Any) -> bool:
