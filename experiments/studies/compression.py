@@ -1,7 +1,7 @@
 """Figure 1 of the paper: how do error and score grow worse as one network holds more adapters?
 
 Command: python -m experiments.studies.compression runs/library/adapters               (30 minutes on 2 cores)
-Answer:  see results/compression
+Answer:  not measured yet
 
 Networks L, M and S read descriptions and reconstruct 16, 64 or 256 adapters, in equally many steps of 16
 adapters. The exact match is that of the 16 tasks which are in all three parts.

@@ -1,7 +1,7 @@
 """Unseen combinations: reconstruction, SFT, or SFT that begins from reconstruction, in equal wall time?
 
 Command: python -m experiments.studies.warm_start runs/library/adapters --minutes 10     (45 minutes on 2 cores)
-Answer:  see results/warm_start
+Answer:  not measured yet
 
 All three have the tasks of the library and their descriptions. SFT reads their examples, reconstruction their adapters.
 Each network is asked with the task's own held-out wording (aligned), with another task's (misaligned) and with a random

@@ -53,6 +53,21 @@ class Material:
     modes: Sequence[PromptMode]
 
 
+def conditions_of(
+    trainee: type[Trainee],
+    encoder: Encoder | None,
+    wordings: Sequence[Sequence[str]],
+    places: Sequence[int],
+    cache: Path,
+) -> list[Condition]:
+    """The trainee's conditions for tasks with these wordings, at these places among the training tasks (or -1)."""
+    z = None
+    if encoder is not None and trainee.reads_text:
+        embedded = encoder.embed([text for texts in wordings for text in texts], cache / "embeddings")
+        z = np.split(embedded, np.cumsum([len(texts) for texts in wordings])[:-1])
+    return trainee.conditions(wordings, places, z)
+
+
 @dataclass(frozen=True)
 class Reader:
     """Converts tasks to tokens and conditions, caching both in `cache`. `encoder` is None if no text is read.
@@ -69,12 +84,8 @@ class Reader:
     cut: int | None = None
 
     def conditions(self, wordings: Sequence[Sequence[str]], places: Sequence[int]) -> list[Condition]:
-        """The trainee's conditions for tasks with these wordings, at these places among the training tasks (or -1)."""
-        z = None
-        if self.encoder is not None and self.trainee.reads_text:
-            embedded = self.encoder.embed([text for texts in wordings for text in texts], self.cache / "embeddings")
-            z = np.split(embedded, np.cumsum([len(texts) for texts in wordings])[:-1])
-        return self.trainee.conditions(wordings, places, z)
+        """See `conditions_of`."""
+        return conditions_of(self.trainee, self.encoder, wordings, places, self.cache)
 
     def instances(self, tasks: Sequence[Task], parts: Sequence[Sequence[Example]]) -> list[np.ndarray]:
         """The embeddings [n, z] of the inputs of some examples of each task. Equal inputs are embedded once.

@@ -19,6 +19,7 @@ from t2l_jax.io.library import Library, open_library
 from t2l_jax.io.locations import cache_folder
 from t2l_jax.sharding import task_mesh
 from t2l_jax.training.loop import Batches
+from t2l_jax.training.material import conditions_of
 from t2l_jax.training.objectives import Reconstruction, TargetBatch
 from t2l_jax.training.prepared import Prepared
 from t2l_jax.training.recipe import ReconstructionRecipe
@@ -79,22 +80,18 @@ def prepare_reconstruction(recipe: ReconstructionRecipe, kind: type[Trainee], en
     names = [entry.name for entry in library.entries]
 
     def conditions(rows: np.ndarray, places: Sequence[int], unseen: bool) -> list[Condition]:
-        if wordings is None or encoder is None:
-            return kind.conditions([()] * len(rows), places, None)
-        texts = [(wordings[row].unseen,) if unseen else wordings[row].train for row in rows]
-        embedded = encoder.embed([text for own in texts for text in own], cache_folder() / "embeddings")
-        z = np.split(embedded, np.cumsum([len(own) for own in texts])[:-1])
-        return kind.conditions(texts, places, z)
+        texts: list[tuple[str, ...]] = [()] * len(rows)
+        if wordings is not None:
+            texts = [(wordings[row].unseen,) if unseen else wordings[row].train for row in rows]
+        return conditions_of(kind, encoder, texts, places, cache_folder())
 
     count = min(recipe.batch_tasks, len(train))
     if count % recipe.accumulate:
         raise UserError(f"accumulate: {count} tasks cannot be cut into {recipe.accumulate} equal parts: use a divisor")
     sampler = TargetSampler(library, train, conditions(train, range(len(train)), False), count, loop.seed)
-    sets = {HELD_OUT: others} if kind.takes_new_tasks and len(others) else {}
     validation: dict[str, list[TargetBatch]] = {}
-    for name, rows in (sets | {SEEN: train}).items():
-        size = min(count // recipe.accumulate, len(rows), VALIDATION_TASKS)
-        some = np.asarray(evenly(list(rows), min(len(rows), VALIDATION_TASKS) // size * size))
+    for name, rows in (({HELD_OUT: others} if len(others) else {}) | {SEEN: train}).items():
+        some, size = validated(rows, count // recipe.accumulate)
         places = [int(np.searchsorted(train, row)) if name == SEEN else -1 for row in some]
         firsts = [take(own, 0) for own in conditions(some, places, True)]
         validation[name] = [
@@ -118,8 +115,15 @@ def prepare_reconstruction(recipe: ReconstructionRecipe, kind: type[Trainee], en
 {loop.last} steps of
 {count} adapters.""",
         read={"library": library.digest, "descriptions": hashlib.sha256(texts.encode()).hexdigest()},
+        chat_template=None if recipe.init_from is None else kind.chat_template(recipe.init_from),
         statistics=statistics,
     )
+
+
+def validated(rows: np.ndarray, together: int) -> tuple[np.ndarray, int]:
+    """The tasks of a validation set, evenly spaced, and how many make a batch: as many as in training, if there are."""
+    size = min(together, len(rows), VALIDATION_TASKS)
+    return np.asarray(evenly(list(rows), min(len(rows), VALIDATION_TASKS) // size * size)), size
 
 
 def split(count: int, held_out: int) -> tuple[np.ndarray, np.ndarray]:
