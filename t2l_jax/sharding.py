@@ -1,58 +1,216 @@
-"""The device mesh, and the mesh axis of each logical axis.
+"""The device mesh, and where each logical axis lies on it.
 
-The mesh has two axes: tasks are sharded over `data`, the base model's widths over `model`. Everything else follows from
-the logical axes that each parameter declares; XLA inserts the communication.
+The mesh has three axes:
+
+    data    divides tasks
+    fsdp    divides tasks too, and the widths of the base LLM's stored weights: its devices gather a layer just before
+            they compute it, so that none holds the whole base LLM
+    tensor  divides heads, MLP and vocabulary: its devices compute each layer of the same tasks together, and add up
+            what they return; also the heads of a large hypernetwork
+
+Everything else follows from the logical axes that each array declares; XLA inserts the communication.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from types import EllipsisType
 from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from t2l_jax.errors import UserError
-from t2l_jax.lora import PROJECTIONS
+from t2l_jax.lora import PROJECTIONS, Adapter
+from t2l_jax.schema import Width, check_fields
 
-RULES: dict[str, str | None] = {
-    "task": "data",
-    "heads": "model",  # query heads
-    "kv_heads": "model",
-    "mlp": "model",
-    "vocab": "model",
-    "layer": None,
-    "width": None,
+AXES = ("data", "fsdp", "tensor")
+RULES: dict[str, tuple[str, ...]] = {
+    "task": ("data", "fsdp"),
+    "heads": ("tensor",),  # query heads
+    "kv_heads": ("tensor",),
+    "mlp": ("tensor",),
+    "vocab": ("tensor",),
+    "head_in": ("tensor",),  # what a large head of the hypernetwork reads
+    "width": ("fsdp",),  # of stored weights; that of activations is never divided
+    "layer": (),
 }
 
 # Axes of the parameters with a vocabulary axis. Those of the layers' kernels are in `lora.PROJECTIONS`.
 TABLES = {"embedding": ("vocab", "width"), "head": ("vocab", "width")}
+LARGE = 2**24  # numbers in a kernel of the hypernetwork's heads from which `tensor` divides it
+SHARE = 4  # the base LLM may take one part in so many of a device's memory before fsdp divides it further
 
 
-def make_mesh(model: int = 1, data: int | None = None) -> Mesh:
-    """A mesh of `data` x `model` devices; by default `data` is the number of devices divided by `model`.
+@dataclass(frozen=True)
+class MeshConfig:
+    """How devices share a step. Tasks are divided among those that fsdp and tensor leave, and among fsdp's."""
 
-    Raises UserError if there are not enough devices, or if `model` does not divide them by default.
+    fsdp: Width | None = None
+    """Devices that share the base LLM's stored weights; each computes tasks of its own and gathers one layer at a time.
+    Default: as few as leave three quarters of a device's memory free."""
+    tensor: Width = 1
+    """Devices that compute each layer together, a part of the heads, MLP and vocabulary each. More communication than
+    fsdp, for when there are more devices than tasks."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "mesh")
+
+    def make(
+        self,
+        num_tasks: int,
+        base_bytes: int = 0,
+        devices: Sequence[jax.Device] | None = None,
+        memory: int | None = None,
+    ) -> Mesh:
+        """The mesh for steps of `num_tasks` tasks on these devices (default: all), with `memory` bytes each.
+
+        It takes the most devices that divide the tasks; with several processes it must take all. Raises UserError if
+        that cannot be, or if a base LLM of `base_bytes` does not fit.
+        """
+        devices = jax.devices() if devices is None else devices
+        memory = device_memory(devices[0]) if memory is None else memory
+        fsdp = self.fsdp or 1
+        if len(devices) % (fsdp * self.tensor):
+            raise UserError(
+                f"mesh: {len(devices)} devices cannot be split into groups of fsdp x tensor = {fsdp} x {self.tensor}: "
+                f"make the product a divisor of {len(devices)}"
+            )
+        largest = len(devices) // self.tensor
+        fitting = [count for count in range(fsdp, largest + 1, fsdp) if num_tasks % count == 0]
+        if not fitting or (fitting[-1] < largest and jax.process_count() > 1):
+            raise UserError(
+                f"mesh: {num_tasks} tasks cannot be divided among {largest if fitting else fsdp} devices (tensor "
+                f"{self.tensor}, fsdp {fsdp}): change the number of tasks in a step, or make tensor larger"
+            )
+        replicas = fitting[-1]
+        if self.fsdp is None:
+            fsdp = _enough(replicas, base_bytes // self.tensor, memory)
+        _check_memory(base_bytes, fsdp * self.tensor, memory, len(devices))
+        return make_mesh(fsdp, self.tensor, replicas // fsdp, devices)
+
+
+def _enough(replicas: int, size: int, memory: int | None) -> int:
+    """The least divisor of `replicas` that leaves each device with its share of `size` bytes; at most all."""
+    divisors = [count for count in range(1, replicas + 1) if replicas % count == 0]
+    return next((count for count in divisors if memory is None or size * SHARE <= count * memory), replicas)
+
+
+def _check_memory(base_bytes: int, parts: int, memory: int | None, count: int) -> None:
+    if memory is not None and base_bytes >= parts * memory:
+        raise UserError(
+            f"mesh: the base LLM takes {base_bytes / 1e9:.1f} GB, {base_bytes / parts / 1e9:.1f} GB on each of {parts} "
+            f"devices that share it, which have {memory / 1e9:.1f} GB: make mesh.fsdp x mesh.tensor at least "
+            f"{-(-base_bytes * 2 // memory)} (there are {count} devices)"
+        )
+
+
+def device_memory(device: jax.Device) -> int | None:
+    """Bytes of a device's memory; None where it does not say (CPUs)."""
+    stats = device.memory_stats()
+    return None if stats is None else stats.get("bytes_limit")
+
+
+def make_mesh(
+    fsdp: int = 1, tensor: int = 1, data: int | None = None, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+    """A mesh of `data` x `fsdp` x `tensor` devices; by default `data` is what the others leave.
+
+    Raises UserError if there are not enough devices, or if they are not divided evenly by default.
     """
-    count = jax.device_count()
+    devices = jax.devices() if devices is None else devices
+    count, group = len(devices), fsdp * tensor
     if data is None:
-        if model < 1 or count % model:
-            raise UserError(f"{count} devices cannot be split into groups of {model}: choose a divisor of {count}")
-        data = count // model
-    if data < 1 or model < 1 or data * model > count:
-        raise UserError(f"a mesh of {data} x {model} devices cannot be made of {count}: choose fewer")
-    devices = jax.devices()[: data * model]
-    return jax.make_mesh((data, model), ("data", "model"), (AxisType.Auto, AxisType.Auto), devices=devices)
+        if group < 1 or count % group:
+            raise UserError(f"{count} devices cannot be split into groups of {group}: choose a divisor of {count}")
+        data = count // group
+    if data < 1 or group < 1 or data * group > count:
+        raise UserError(f"a mesh of {data} x {fsdp} x {tensor} devices cannot be made of {count}: choose fewer")
+    used = list(devices)[: data * group]
+    return jax.make_mesh((data, fsdp, tensor), AXES, (AxisType.Auto,) * 3, devices=used)
+
+
+def shown(mesh: Mesh) -> str:
+    """A mesh in words."""
+    return " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
+
+
+def partition(*axes: str | None) -> PartitionSpec:
+    """The mesh axes of an array with these logical axes (None: not divided).
+
+    Raises ValueError if two of them fall on one mesh axis, since an array cannot be divided twice by it.
+    """
+    spread = [RULES[axis] if axis else () for axis in axes]
+    used = [name for names in spread for name in names]
+    if len(set(used)) < len(used):
+        raise ValueError(f"logical axes {axes} fall on one mesh axis twice: {used}")
+    return PartitionSpec(*(names[0] if len(names) == 1 else names or None for names in spread))
+
+
+def constrain(mesh: Mesh | None, x: jax.Array, *axes: str | EllipsisType | None) -> jax.Array:
+    """x, divided as its logical axes say, where ... stands for axes that are not divided. Without a mesh x itself.
+
+    An axis that its devices do not divide, such as the few tasks of a validation batch, stays whole.
+    """
+    if mesh is None or mesh.size == 1:
+        return x
+    split = axes.index(...) if ... in axes else len(axes)
+    named = (*axes[:split], *(None,) * (x.ndim - len(axes) + (... in axes)), *axes[split + 1 :])
+    whole = [
+        axis if isinstance(axis, str) and size % parts(mesh, axis) == 0 else None
+        for axis, size in zip(named, x.shape, strict=True)
+    ]
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, partition(*whole)))
+
+
+def constrain_adapter(mesh: Mesh | None, adapter: Adapter) -> Adapter:
+    """Adapters [T] divided by task, and by the axes of the kernels that they adapt."""
+    weights = {}
+    for name, own in adapter.weights.items():
+        inputs, outputs = kernel_axes(name)
+        a, b = constrain(mesh, own["a"], "task", ..., inputs), constrain(mesh, own["b"], "task", ..., outputs, None)
+        weights[name] = {"a": a, "b": b}
+    return replace(adapter, weights=weights)
+
+
+def kernel_axes(projection: str) -> tuple[str | None, str | None]:
+    """The logical axes of what a projection reads and returns, and of its kernel once it is gathered."""
+    inputs, outputs = (None if axis == "width" else axis for axis in PROJECTIONS[projection].axes)
+    return inputs, outputs
+
+
+def parts(mesh: Mesh, axis: str) -> int:
+    """The number of parts into which the mesh divides a logical axis."""
+    count = 1
+    for name in RULES[axis]:
+        count *= mesh.shape[name]
+    return count
+
+
+def check_divides(mesh: Mesh, sizes: dict[str, int]) -> None:
+    """Raise UserError if the mesh does not divide a logical axis of a base LLM, given their sizes."""
+    for axis, size in sizes.items():
+        if size % parts(mesh, axis):
+            (name,) = RULES[axis]
+            what = axis.replace("_", " ")
+            raise UserError(
+                f"mesh.{name}: {mesh.shape[name]} devices do not divide the base LLM's {what}, {size}: choose a divisor"
+            )
+
+
+def param_axes(path: str) -> tuple[str, ...]:
+    """The logical axes of a decoder parameter, by its path; () for norms, which every device holds."""
+    *parents, leaf = path.split("/")
+    if leaf in ("kernel", "bias") and parents[-1] in PROJECTIONS:
+        kernel = PROJECTIONS[parents[-1]].axes
+        if leaf == "kernel":
+            return "layer", *kernel
+        return ("layer", kernel[1]) if kernel[1] != "width" else ()
+    return TABLES.get(path, ())
 
 
 def param_sharding(mesh: Mesh, path: str) -> NamedSharding:
-    """The sharding of a decoder parameter, by its path. Pass `partial(param_sharding, mesh)` to `load_base`.
-
-    Norms, and parameters in no table, are replicated.
-    """
-    *parents, leaf = path.split("/")
-    axes: tuple[str, ...] = TABLES.get(path, ())
-    if leaf in ("kernel", "bias") and parents[-1] in PROJECTIONS:
-        kernel = PROJECTIONS[parents[-1]].axes
-        axes = ("layer", *(kernel if leaf == "kernel" else kernel[1:]))  # a bias has the output axis alone
-    return NamedSharding(mesh, PartitionSpec(*(RULES[axis] for axis in axes)))
+    """The sharding of a decoder parameter, by its path. Pass `partial(param_sharding, mesh)` to `load_base`."""
+    return NamedSharding(mesh, partition(*param_axes(path)))
 
 
 def place_base(mesh: Mesh, params: dict[str, Any]) -> dict[str, Any]:
@@ -62,21 +220,26 @@ def place_base(mesh: Mesh, params: dict[str, Any]) -> dict[str, Any]:
     )
 
 
-def task_mesh(num_tasks: int) -> Mesh:
-    """The mesh of data-parallel training: the largest number of devices that divides `num_tasks`."""
-    count = jax.device_count()
-    return make_mesh(data=max(size for size in range(1, count + 1) if num_tasks % size == 0))
+def trained_sharding(mesh: Mesh, tree: Any) -> Any:
+    """The shardings of what is trained, or of a state that holds it: whole on every device but for large heads."""
+
+    def place(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        names = [str(getattr(key, "key", getattr(key, "name", key))) for key in path]
+        head = len(names) > 1 and names[-2].startswith("head_") and names[-1] == "kernel" and leaf.size >= LARGE
+        return NamedSharding(mesh, partition(*(("head_in", None) if head else ())))
+
+    return jax.tree_util.tree_map_with_path(place, tree)
 
 
 def batch_sharding(mesh: Mesh, leading: int = 0) -> NamedSharding:
     """The sharding of arrays whose first axis, after `leading` others, is the task: tokens, conditions, adapters."""
-    return NamedSharding(mesh, PartitionSpec(*(None,) * leading, RULES["task"]))
+    return NamedSharding(mesh, partition(*(None,) * leading, "task"))
 
 
 def place_batch(mesh: Mesh, batch: Any) -> Any:
     """Shard a batch by task; replicate it if the devices do not divide its tasks (possible in validation)."""
     num_tasks = jax.tree.leaves(batch)[0].shape[0]
-    fits = num_tasks % mesh.shape["data"] == 0
+    fits = num_tasks % parts(mesh, "task") == 0
     return jax.device_put(batch, batch_sharding(mesh) if fits else replicated(mesh))
 
 

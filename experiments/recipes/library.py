@@ -19,7 +19,7 @@ RECIPE = Recipe(
     tasks=("family",),
     selection=TaskSelection(most=256),
     batch=BatchConfig(tasks=256, rows=1, length=64),
-    compute=ComputeConfig(precision="bf16-matmul", remat=False, accumulate=8),
+    compute=ComputeConfig(precision="bf16-matmul", remat="none", accumulate=8),
     objective=SftConfig(label_smoothing=0.0, weight_l2=0.0, neftune=0.0, lora_dropout=0.0),
     optimizer=OptimizerConfig(learning_rate=2e-3, warmup=0.1, decay="cosine"),
     loop=LoopConfig(steps=40, log_every=1, validate_every=20, checkpoint_every=20),

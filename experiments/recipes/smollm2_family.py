@@ -22,7 +22,7 @@ RECIPE = Recipe(
     instruction_share=0.25,
     batch=BatchConfig(tasks=64, rows=1, length=256),
     objective=SftConfig(label_smoothing=0.0, neftune=0.0, lora_dropout=0.0),
-    compute=ComputeConfig(remat=False),
+    compute=ComputeConfig(remat="none"),
     optimizer=OptimizerConfig(learning_rate=6e-4, warmup=0.04, decay="cosine"),
     loop=LoopConfig(steps=3000, seed=9, log_every=25, validate_every=1000, checkpoint_every=1000),
 )

@@ -17,7 +17,7 @@ from t2l_jax.data.batches import BatchConfig
 from t2l_jax.training.recipe import ComputeConfig
 
 SMALL = replace(
-    RECIPE, batch=BatchConfig(tasks=16, rows=1, length=32), compute=ComputeConfig("bf16-matmul", remat=False)
+    RECIPE, batch=BatchConfig(tasks=16, rows=1, length=32), compute=ComputeConfig("bf16-matmul", remat="none")
 )
 NET = SMALL.hypernet
 VARIANTS = {

@@ -48,7 +48,7 @@ python -m experiments.studies.task_folds deal --tasks {tasks} --out runs/folds
 """
 OPTIONS = (
     "--tasks family runs/folds/{fold} --task-weights 1 1 --selection.wordings 8 --instruction-share 0 --compute.remat "
-    "--steps 1300 --seed 17 --validate-every 1300 --checkpoint-every 1300"
+    "projections --steps 1300 --seed 17 --validate-every 1300 --checkpoint-every 1300"
 )
 FOLD = """
 t2l train experiments/recipes/smollm2_family.py --out runs/hyper{fold} --encoder runs/registry2 {options}

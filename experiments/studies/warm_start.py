@@ -62,7 +62,7 @@ def recipes(library: Path) -> dict[str, BaseRecipe]:
         encoder=ADAPTED,
         selection=TaskSelection(only=tuple(names_of(library, 10**6)), wordings=8),
         batch=BatchConfig(tasks=16, rows=1, length=64),
-        compute=ComputeConfig("bf16-matmul", remat=False),
+        compute=ComputeConfig("bf16-matmul", remat="none"),
         hypernet=HypernetConfig(dropout=0.0),
         objective=SftConfig(label_smoothing=0.0, neftune=0.0, lora_dropout=0.0),
         optimizer=OptimizerConfig(learning_rate=1e-3, warmup=0.1, decay="cosine"),

@@ -8,13 +8,16 @@ from collections.abc import Mapping
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from t2l_jax.decoder.precision import rounded_einsum
 from t2l_jax.lora import lora_delta
+from t2l_jax.sharding import constrain, kernel_axes
 
-PROJECTION = "projection"  # the name under which rematerialisation keeps what projections return
+# Names by which rematerialisation chooses: what projections return, and kernels that were gathered.
+PROJECTION, GATHERED = "projection", "gathered"
 
 
 class LoraDense(nn.Module):
@@ -27,6 +30,7 @@ class LoraDense(nn.Module):
     lora_scale: float
     use_bias: bool = False
     matmul_dtype: DTypeLike | None = None
+    mesh: Mesh | None = None  # its devices gather the kernel's stored parts, and keep heads and MLP divided
 
     @nn.compact
     def __call__(
@@ -36,10 +40,12 @@ class LoraDense(nn.Module):
         lora: Mapping[str, Float[Array, "..."]] | None,  # a: [*T, r, i], b: [*T, o, r]
     ) -> Float[Array, "*B o"]:
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.width))
+        inputs, outputs = kernel_axes(self.name or "")
+        kernel = checkpoint_name(constrain(self.mesh, kernel, inputs, outputs), GATHERED)
         out = rounded_einsum("...i,io->...o", x, kernel.astype(x.dtype), self.matmul_dtype, x.dtype)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros_init(), (self.width,)).astype(x.dtype)
             out = out + jnp.broadcast_to(bias, out.shape)
         if lora is not None:
             out = out + self.lora_scale * lora_delta(dropped, lora["a"].astype(x.dtype), lora["b"].astype(x.dtype))
-        return checkpoint_name(out, PROJECTION)
+        return checkpoint_name(constrain(self.mesh, out, "task", ..., outputs), PROJECTION)

@@ -7,7 +7,7 @@ The layers are one set of parameters stacked on a leading axis, so that compile 
 differs between families (windows, norms, scales, rotary positions) is data in `DecoderConfig`, never a subclass.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -16,16 +16,19 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from t2l_jax.decoder.attention import LONG_ROW, AttentionConfig, attend, attend_causally, rotary_angles, rotate
-from t2l_jax.decoder.dense import PROJECTION, LoraDense
+from t2l_jax.decoder.dense import GATHERED, PROJECTION, LoraDense
 from t2l_jax.decoder.precision import rounded_einsum
 from t2l_jax.errors import UserError
 from t2l_jax.lora import PROJECTIONS, Adapter, LoraModule, LoraSpec
+from t2l_jax.sharding import constrain
 
 Activation = Literal["silu", "gelu_tanh", "gelu"]
+Remat = Literal["none", "projections", "layer", "offload"]
 LayerLora = Mapping[str, Mapping[str, Float[Array, "..."]]]
 SHARED = 1  # the segment that every other one of its row begins with
 GLOBAL_WINDOW = 2**30  # wider than any sequence: a layer that sees everything before it
@@ -51,6 +54,17 @@ class DecoderConfig:
     logit_scale: float = 1.0
     logit_softcap: float | None = None
     tied_head: bool = True
+
+    def axis_sizes(self) -> dict[str, int]:
+        """Logical axis -> the number by which a mesh must divide it: of heads, not of their channels."""
+        heads, kv_heads = self.attention.num_heads, self.attention.num_kv_heads
+        return {
+            "heads": heads,
+            "kv_heads": kv_heads,
+            "mlp": self.mlp_width,
+            "vocab": self.vocab_size,
+            "width": self.width,
+        }
 
     def projection_widths(self) -> dict[str, tuple[int, int]]:
         """Projection name -> (input width, output width), in the order of `lora.PROJECTIONS`."""
@@ -148,6 +162,7 @@ class Layer(nn.Module):
     train: bool
     matmul_dtype: DTypeLike | None
     long_row: int
+    mesh: Mesh | None
 
     @nn.compact
     def __call__(
@@ -157,7 +172,7 @@ class Layer(nn.Module):
         own: PerLayer,
         places: Places,
     ) -> tuple[tuple[Float[Array, "*B S D"], Cache | None], None]:
-        x, cache = carry
+        x, cache = constrain(self.mesh, carry[0], "task"), carry[1]
         out, cache = self.attention(self.norm("attn_norm", x, self.config.pre_norms), cache, lora, own, places)
         x = self.add(x, self.norm("post_attn_norm", out, self.config.post_norms))
         out = self.mlp(self.norm("mlp_norm", x, self.config.pre_norms), lora)
@@ -183,7 +198,7 @@ class Layer(nn.Module):
     ) -> Float[Array, "*B S o"]:
         """One of the seven projections; `dropped` is x after LoRA dropout."""
         width = self.config.projection_widths()[name][1]
-        dense = LoraDense(width, self.lora_scale, use_bias, self.matmul_dtype, name=name)
+        dense = LoraDense(width, self.lora_scale, use_bias, self.matmul_dtype, self.mesh, name=name)
         return dense(x, dropped, lora.get(name))
 
     def drop(self, x: Float[Array, "*B S i"]) -> Float[Array, "*B S i"]:
@@ -254,7 +269,8 @@ class Decoder(nn.Module):
     train: bool = False  # dropout on
     matmul_dtype: DTypeLike | None = None  # round the operands of matrix products to this; sums stay float32
     long_row: int = LONG_ROW  # rows of at least this many tokens attend in blocks
-    remat: bool = True  # for the backward pass keep only what projections return, and recompute the rest
+    remat: Remat = "projections"  # what the backward pass recomputes: see `remat_policy`
+    mesh: Mesh | None = None  # over whose devices tasks and the layers' widths are divided
 
     @nn.compact
     def __call__(
@@ -278,7 +294,8 @@ class Decoder(nn.Module):
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(tokens.shape[-1], dtype=jnp.int32), tokens.shape)
         embedding = self.param("embedding", nn.initializers.normal(0.02), (config.vocab_size, config.width))
-        x = embedding[tokens].astype(self.dtype) * jnp.asarray(config.embed_scale, self.dtype)
+        table = constrain(self.mesh, embedding, "vocab")
+        x = constrain(self.mesh, table[tokens], "task").astype(self.dtype) * jnp.asarray(config.embed_scale, self.dtype)
         if embed_noise is not None:
             x = x + embed_noise.astype(self.dtype)
         if cache is not None:
@@ -308,8 +325,8 @@ class Decoder(nn.Module):
     def _layers(self, adapter: Adapter | None) -> nn.Module:
         """The stack of layers as one scanned module: parameters and the adapter's layer axis are scanned over."""
         layer_axis = 0 if adapter is None else len(adapter.batch_shape)
-        policy = jax.checkpoint_policies.save_only_these_names(PROJECTION)
-        layer = nn.remat(Layer, prevent_cse=False, policy=policy) if self.remat else Layer
+        policy = remat_policy(self.remat, self.mesh)
+        layer = Layer if policy is None else nn.remat(Layer, prevent_cse=False, policy=policy)
         scanned = nn.scan(
             layer,
             variable_axes={"params": 0},
@@ -319,8 +336,36 @@ class Decoder(nn.Module):
         )
         scale = 1.0 if adapter is None else adapter.spec.scale
         return scanned(
-            self.config, scale, self.lora_dropout, self.train, self.matmul_dtype, self.long_row, name="layers"
+            self.config,
+            scale,
+            self.lora_dropout,
+            self.train,
+            self.matmul_dtype,
+            self.long_row,
+            self.mesh,
+            name="layers",
         )
+
+
+def remat_policy(kind: Remat, mesh: Mesh | None) -> Callable[..., Any] | None:
+    """What the forward pass keeps of a layer beside its input; None: whatever the backward pass reads.
+
+    none: everything but kernels that were gathered from several devices; projections: what the projections return, and
+    masks of dropout; offload: the same, in the host's memory; layer: nothing.
+    """
+    policies = jax.checkpoint_policies
+    if kind == "none":
+        return None if mesh is None or mesh.shape["fsdp"] == 1 else policies.save_anything_except_these_names(GATHERED)
+    if kind == "layer":
+        return policies.nothing_saveable
+    if kind == "projections":
+        return policies.save_only_these_names(PROJECTION)
+    return policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=[PROJECTION],
+        offload_src="device",
+        offload_dst="pinned_host",
+    )
 
 
 def logits(

@@ -18,7 +18,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from t2l_jax.decoder import DecoderConfig, logits
-from t2l_jax.sharding import RULES
+from t2l_jax.sharding import RULES, partition, parts
 
 CHUNK = 128  # positions
 
@@ -53,20 +53,20 @@ def answer_loss(
     Positions with weight 0 are not supervised, and False in the mask. Only `hidden` has a gradient: the decoder's
     `params` are frozen. With a mesh every device scores its own tasks, or all tasks if the devices do not divide them.
     """
-    if mesh is None or len(hidden) % mesh.shape[RULES["task"]]:
+    if mesh is None or len(hidden) % parts(mesh, "task"):
         return _answer_loss(scoring, params, hidden, targets, weights)
 
     def of_device(*args: Any) -> tuple[Array, Array]:
         entropy, missed = _answer_loss(scoring, *args)
         return entropy[None], missed
 
-    task = PartitionSpec(RULES["task"])
+    task = partition("task")
     spread = jax.shard_map(
         of_device,
         mesh=mesh,
         in_specs=(PartitionSpec(), *(task,) * 3),
         out_specs=(task, task),
-        axis_names={RULES["task"]},  # where the vocabulary lies stays as it is
+        axis_names=set(RULES["task"]),  # where the vocabulary lies stays as it is
         check_vma=False,
     )
     head = {name: params[name] for name in ("embedding", "head") if name in params}

@@ -114,7 +114,7 @@ def memory(recipe: Recipe, found: Sizes, width: int) -> dict[str, int]:
     kept = width * (base.width + sum(out for _, out in widths))
     masks = (2 * base.width + heads + base.mlp_width) * bool(getattr(recipe.objective, "lora_dropout", 0))
     activations = base.num_layers * tokens * (kept + masks)
-    if not recipe.compute.remat:
+    if recipe.compute.remat == "none":
         activations = base.num_layers * (tokens * (2 * kept + masks) + 6 * width * pairs)
     logits = 12 * CHUNK * base.vocab_size
     return {

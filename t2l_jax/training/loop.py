@@ -17,7 +17,7 @@ from t2l_jax.io.checkpoint import Checkpoints
 from t2l_jax.io.files import locked
 from t2l_jax.io.session import session
 from t2l_jax.progress import progress_bar
-from t2l_jax.sharding import make_mesh, place_batch, replicated
+from t2l_jax.sharding import make_mesh, place_batch, trained_sharding
 from t2l_jax.training.best import Best, BestConfig
 from t2l_jax.training.hooks import End, Hook, LoopConfig, Moment, SaveCheckpoint, Validate, WriteMetrics
 from t2l_jax.training.loader import prefetch
@@ -69,7 +69,8 @@ def train(
     checkpoint, on SIGTERM or SIGINT.
     """
     mesh = run.mesh or make_mesh(data=1)
-    variables = jax.device_put(initial or trainee.init(jax.random.key(run.loop.seed)), replicated(mesh))
+    variables = initial or trainee.init(jax.random.key(run.loop.seed))
+    variables = jax.device_put(variables, trained_sharding(mesh, variables))
     constants = {name: value for name, value in variables.items() if name != "params"}
     objective = objective.place(mesh)
     optimizer = make_optimizer(run.optimizer, run.loop.steps, run.loop.last)
@@ -78,7 +79,7 @@ def train(
     validate = make_validation(trainee)
     fresh = TrainState(jnp.zeros((), jnp.int32), variables["params"], optimizer.init(variables["params"]))
     with locked(folder), Checkpoints(folder / "checkpoints") as checkpoints, stop_request() as request:
-        state = checkpoints.restore_latest(jax.device_put(fresh, replicated(mesh)))
+        state = checkpoints.restore_latest(jax.device_put(fresh, trained_sharding(mesh, fresh)))
         best = Best(folder / "best", run.best, tuple(sets), objective, state.params)
         look = partial(Validate, run.loop, sets, lambda params, batch: validate(params, constants, objective, batch))
         with (

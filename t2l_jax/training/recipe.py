@@ -14,13 +14,13 @@ from jax.sharding import Mesh
 from t2l_jax.data.batches import BatchConfig
 from t2l_jax.data.prompts import PromptConfig
 from t2l_jax.data.selection import TaskSelection
-from t2l_jax.decoder import Decoder, DecoderConfig
+from t2l_jax.decoder import Decoder, DecoderConfig, Remat
 from t2l_jax.decoder.attention import LONG_ROW
 from t2l_jax.errors import UserError
 from t2l_jax.hypernet import HypernetConfig
 from t2l_jax.io.published import PromptModes
 from t2l_jax.schema import Count, Index, Positive, Share, Width, check_fields
-from t2l_jax.sharding import task_mesh
+from t2l_jax.sharding import MeshConfig
 from t2l_jax.training.best import BestConfig
 from t2l_jax.training.hooks import LoopConfig
 from t2l_jax.training.objectives import ObjectiveConfig, ReconstructionConfig, SftConfig
@@ -53,9 +53,10 @@ class ComputeConfig:
     """Precision of the base LLM. float32; bf16-matmul: parameters and activations in float32, matrix products of
     bfloat16 operands summed in float32 (twice as fast on CPUs with AMX); bfloat16: parameters and activations too
     (half the memory); auto: bfloat16 on accelerators, float32 on CPUs. Trained parameters are always float32."""
-    remat: bool = True
-    """Rematerialise: keep only the projections' outputs for the backward pass and recompute the rest. Saves memory and,
-    on an H200, time."""
+    remat: Remat = "projections"
+    """What is kept for the backward pass, which recomputes the rest. none: everything; projections: what the seven
+    projections of a layer return (on an H200 faster than none); layer: only what a layer reads (the least memory);
+    offload: as projections, in the host's memory."""
     accumulate: Width = 1
     """Gradient accumulation: split each batch into this many sequential parts. Less memory, the same gradient."""
 
@@ -68,14 +69,8 @@ class ComputeConfig:
         chosen = automatic if self.precision == "auto" else self.precision
         return jnp.bfloat16 if chosen == "bfloat16" else jnp.float32
 
-    def decoder(self, config: DecoderConfig) -> Decoder:
-        """A decoder with these settings."""
-        matmul_dtype = jnp.bfloat16 if self.precision == "bf16-matmul" else None
-        long_row = LONG_ROW if jax.default_backend() == "cpu" else 16 * LONG_ROW  # blocks are many small products
-        return Decoder(config, self.base_dtype(), matmul_dtype=matmul_dtype, remat=self.remat, long_row=long_row)
-
-    def mesh(self, num_tasks: int) -> Mesh:
-        """The mesh over which a batch of `num_tasks` tasks is sharded: the most devices that divide its parts.
+    def together(self, num_tasks: int) -> int:
+        """The number of tasks of a batch that are computed together.
 
         Raises UserError if `accumulate` does not divide the batch.
         """
@@ -84,7 +79,15 @@ class ComputeConfig:
                 f"a batch of {num_tasks} tasks cannot be cut into {self.accumulate} equal parts: "
                 "make --compute.accumulate a divisor of --batch.tasks"
             )
-        return task_mesh(num_tasks // self.accumulate)
+        return num_tasks // self.accumulate
+
+    def decoder(self, config: DecoderConfig, mesh: Mesh | None = None) -> Decoder:
+        """A decoder with these settings."""
+        matmul_dtype = jnp.bfloat16 if self.precision == "bf16-matmul" else None
+        long_row = LONG_ROW if jax.default_backend() == "cpu" else 16 * LONG_ROW  # blocks are many small products
+        return Decoder(
+            config, self.base_dtype(), matmul_dtype=matmul_dtype, remat=self.remat, long_row=long_row, mesh=mesh
+        )
 
 
 if TYPE_CHECKING:
@@ -118,6 +121,7 @@ class BaseRecipe:
     folders, or a folder of NAME/metadata.yaml (the registry of the original), whose data sets come from the hub."""
     hypernet: HypernetConfig = field(default_factory=HypernetConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
     best: BestConfig = field(default_factory=BestConfig)
     loop: Annotated[LoopConfig, tyro.conf.arg(name="")] = field(default_factory=LoopConfig)
 

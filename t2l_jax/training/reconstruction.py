@@ -17,7 +17,6 @@ from t2l_jax.errors import UserError
 from t2l_jax.hypernet import Condition
 from t2l_jax.io.library import Library, open_library
 from t2l_jax.io.locations import cache_folder
-from t2l_jax.sharding import task_mesh
 from t2l_jax.training.loop import Batches
 from t2l_jax.training.material import conditions_of
 from t2l_jax.training.objectives import Reconstruction, TargetBatch
@@ -107,7 +106,7 @@ def prepare_reconstruction(recipe: ReconstructionRecipe, kind: type[Trainee], en
         spec=library.spec,
         tasks=tuple(names[row] for row in train),
         batches=Batches(sampler.draw, validation),
-        mesh=task_mesh(count // recipe.accumulate),
+        mesh=recipe.mesh.make(count // recipe.accumulate),
         accumulate=recipe.accumulate,
         objective=lambda: Reconstruction(std, objective),
         prompt=recipe.prompt,

@@ -19,6 +19,7 @@ from t2l_jax.io.files import atomic_write, locked, read_json, refuse_nonempty
 from t2l_jax.io.locations import resolve
 from t2l_jax.io.peft import digest
 from t2l_jax.io.published import ENCODER_FOLDER
+from t2l_jax.sharding import shown
 from t2l_jax.training.initial import weights_digest, with_statistics
 from t2l_jax.training.loop import RunConfig, train
 from t2l_jax.training.prepared import Prepared
@@ -60,10 +61,9 @@ def run(recipe: BaseRecipe, folder: Path, wandb: str | None = None, *, trust_rem
     )
     initial, began = _begin(recipe, trainee, release, prepared)
     objective, mesh = prepared.objective(), prepared.mesh
-    if mesh.size < jax.device_count():
-        print(
-            f"t2l: training on {mesh.size} of {jax.device_count()} devices: no more divide its tasks", file=sys.stderr
-        )
+    if jax.device_count() > 1:
+        fewer = "" if mesh.size == jax.device_count() else f" of {jax.device_count()}: no more divide its tasks"
+        print(f"t2l: training on {mesh.size} devices{fewer} ({shown(mesh)})", file=sys.stderr)
     # Only now: a recipe that is refused leaves nothing behind.
     _claim(folder, recipe, prepared, encoder, began)
     trackers: tuple[OpenTracker, ...] = (partial(WeightsAndBiases, wandb), *TRACKERS) if wandb else TRACKERS
@@ -109,7 +109,7 @@ def _claim(folder: Path, recipe: BaseRecipe, prepared: Prepared, encoder: Encode
 
 def _changed(there: dict[str, Any], here: dict[str, Any], recipe: BaseRecipe) -> str:
     """Text that lists the fields in which two recipes differ, except those that a resumed run may change."""
-    free = {"loop.log_every", "loop.checkpoint_every"}
+    free = {"loop.log_every", "loop.checkpoint_every", "mesh.fsdp", "mesh.tensor", "compute.remat"}
     if not recipe.optimizer.cooldown:
         free.add("loop.stop_after")  # a run that ended early may be resumed: its steps are the same
     old, new = (flatten_dict(values, sep=".") for values in (there, here))

@@ -2,16 +2,23 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
 from t2l_jax.data.tasks import Task
+from t2l_jax.decoder import DecoderConfig
 from t2l_jax.decoder.padding import check_tokens
 from t2l_jax.encoder import Encoder
 from t2l_jax.errors import UserError
-from t2l_jax.io.base import check_separate, load_config, load_tokenizer
+from t2l_jax.io.base import check_separate, load_config, load_tokenizer, parameter_shapes
 from t2l_jax.io.locations import resolve
 from t2l_jax.io.sakana_chat import TEMPLATES, template_for
+from t2l_jax.sharding import check_divides
 from t2l_jax.training.loop import Batches
 from t2l_jax.training.material import check_best, read_material
 from t2l_jax.training.objectives import FrozenBase
@@ -22,12 +29,12 @@ from t2l_jax.training.trainees import Trainee
 
 def prepare_sft(recipe: Recipe, kind: type[Trainee], encoder: Encoder | None) -> Prepared:
     """Read tasks, tokenizer and configuration of the base LLM; its weights are loaded with the objective."""
-    mesh = recipe.compute.mesh(recipe.batch.tasks)
-    files = resolve(recipe.base)
+    together, files = recipe.compute.together(recipe.batch.tasks), resolve(recipe.base)
     template = _chat_template(recipe, kind)
     material = read_material(recipe, kind, load_tokenizer(files, template), encoder)
     check_best(recipe.best, recipe.objective.kind, material.validation)
     config = load_config(files)
+    mesh = base_mesh(recipe, config, together)
     base = FrozenBase(files, config, recipe.compute.decoder, recipe.compute.base_dtype(), mesh)
     spec = config.lora_spec(**asdict(recipe.lora))
     check_separate(files, spec.names)
@@ -50,6 +57,20 @@ def prepare_sft(recipe: Recipe, kind: type[Trainee], encoder: Encoder | None) ->
         base=config,
         chat_template=template,
     )
+
+
+def base_mesh(
+    recipe: Recipe, config: DecoderConfig, together: int, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+    """The mesh of a recipe, whose steps compute so many tasks together.
+
+    Raises UserError if it does not divide the base LLM's axes, or if this does not fit.
+    """
+    numbers = sum(math.prod(shape) for shape in parameter_shapes(config).values())
+    size = numbers * jnp.dtype(recipe.compute.base_dtype()).itemsize
+    mesh = recipe.mesh.make(together, size, devices)
+    check_divides(mesh, config.axis_sizes())
+    return mesh
 
 
 def _chat_template(recipe: Recipe, kind: type[Trainee]) -> str | None:

@@ -14,7 +14,7 @@ from flax import struct
 from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
-from t2l_jax.sharding import batch_sharding, replicated
+from t2l_jax.sharding import batch_sharding, replicated, trained_sharding
 from t2l_jax.training.objectives import Objective
 from t2l_jax.training.trainees import Trainee
 
@@ -42,9 +42,9 @@ def make_step(
     """The jitted step (state, constants, objective, batch) -> (state, metrics). The state is donated: use the new one.
 
     The gradient of the batch is accumulated over `accumulate` sequential parts of T / accumulate tasks. With a mesh,
-    tasks are sharded over its devices and the new state is replicated. The metrics are the objective's, `loss` (what is
-    minimised), `trainee_loss` (the trainee's own part of it) and `grad_norm`. Equal arguments return the same function,
-    so a second run in this process does not compile again.
+    tasks are sharded over its devices, and the new state as `trained_sharding` says. The metrics are the objective's,
+    `loss` (what is minimised), `trainee_loss` (the trainee's own part of it) and `grad_norm`. Equal arguments return
+    the same function, so a second run in this process does not compile again.
     """
 
     def step(state: TrainState, constants: Any, objective: Objective, batch: Any) -> tuple[TrainState, Metrics]:
@@ -67,9 +67,13 @@ def make_step(
             grads, metrics = _mean(gradient, parts, key, accumulate)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, opt_state), {**metrics, "grad_norm": optax.tree.norm(grads)}
+        new, metrics = TrainState(state.step + 1, params, opt_state), {**metrics, "grad_norm": optax.tree.norm(grads)}
+        if mesh is not None:
+            new = jax.lax.with_sharding_constraint(new, trained_sharding(mesh, new))
+            metrics = jax.lax.with_sharding_constraint(metrics, replicated(mesh))
+        return new, metrics
 
-    return jax.jit(step, donate_argnums=0, out_shardings=None if mesh is None else replicated(mesh))
+    return jax.jit(step, donate_argnums=0)
 
 
 def _parts(batch: Any, count: int, mesh: Mesh | None) -> Any:

@@ -337,7 +337,8 @@ def test_fresh_adapter_changes_nothing():
     assert_same(first, run(CONFIG, params, TOKENS), tolerance=1e-5)  # another program, which may round differently
 
 
-def test_remat_keeps_values_and_gradients():
+@pytest.mark.parametrize("kind", ["projections", "layer", "offload"])
+def test_remat_keeps_values_and_gradients(kind):
     params, adapter = random_params(CONFIG), random_adapter(0)
 
     @partial(jax.jit, static_argnums=0)
@@ -348,7 +349,7 @@ def test_remat_keeps_values_and_gradients():
 
         return jax.value_and_grad(loss)(adapter)
 
-    jax.tree.map(partial(assert_same, tolerance=1e-5), value_and_grad(True, adapter), value_and_grad(False, adapter))
+    jax.tree.map(partial(assert_same, tolerance=1e-5), value_and_grad(kind, adapter), value_and_grad("none", adapter))
 
 
 def test_lora_dropout_acts_in_training_only():

@@ -22,7 +22,7 @@ RECIPE = Recipe(
     trainee="hypernet", base="base", tasks=("tasks",), instruction_share=0.5, batch=BatchConfig(tasks=2, length=32),
     lora=LoraConfig(rank=2, alpha=4.0, modules=("q_proj", "v_proj")), hypernet=HypernetConfig(latent=16, head_in=16),
     loop=LoopConfig(steps=2, validate_every=2, seed=1), optimizer=OptimizerConfig(learning_rate=0.1),
-    compute=ComputeConfig(accumulate=1, remat=True),
+    compute=ComputeConfig(accumulate=1, remat="projections"),
 )
 """
 

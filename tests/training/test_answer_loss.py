@@ -59,7 +59,7 @@ def test_chunks_compute_what_the_dense_loss_does(supervised, smoothing):
     np.testing.assert_allclose(alone, found, rtol=1e-6)
 
 
-@pytest.mark.parametrize("mesh", [(2, 1), (8, 1), (4, 2), (3, 1)])
+@pytest.mark.parametrize("mesh", [(1, 1, 2), (1, 1, 8), (1, 2, 4), (2, 2, 2), (1, 1, 3)])  # fsdp, tensor, data
 def test_devices_change_nothing(mesh):
     """Their tasks have numbers of supervised positions of their own: here one has all. Three do not divide them."""
     params, hidden, targets, _ = given(0)
@@ -67,7 +67,7 @@ def test_devices_change_nothing(mesh):
     scoring = Scoring(CONFIG)
     loss = jax.value_and_grad(partial(answer_loss, scoring), argnums=1, has_aux=True)
     (expected, misses), slope = jax.jit(loss)(params, hidden, targets, weights)
-    mesh = make_mesh(model=mesh[1], data=mesh[0])
+    mesh = make_mesh(*mesh)
     spread = jax.jit(partial(loss, mesh=mesh))
     (found, missed), gradient = spread(place_base(mesh, params), hidden, targets, weights)
     np.testing.assert_allclose(found, expected, rtol=1e-6)
@@ -77,7 +77,7 @@ def test_devices_change_nothing(mesh):
 
 def test_where_the_vocabulary_lies_on_several_devices_it_stays_there():
     params, hidden, targets, weights = given(0)
-    mesh = make_mesh(model=2)
+    mesh = make_mesh(tensor=2)
     placed = place_base(mesh, params), *place_batch(mesh, (hidden, targets, weights + 0.01))
     program = jax.jit(partial(answer_loss, Scoring(CONFIG), mesh=mesh)).lower(*placed).compile().as_text()
     assert f"f32[{CHUNK},96]" not in program  # each device scores half of the vocabulary

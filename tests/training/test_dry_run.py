@@ -199,6 +199,6 @@ def test_the_memory_is_near_to_the_compilers():
     measured = used.argument_size_in_bytes + used.temp_size_in_bytes
     measured += used.output_size_in_bytes - used.alias_size_in_bytes
     assert 0.5 < measured / estimate < 1.5
-    assert memory(replace(recipe, compute=ComputeConfig(remat=False)), found, 4)["kept activations"] > np.prod(
+    assert memory(replace(recipe, compute=ComputeConfig(remat="none")), found, 4)["kept activations"] > np.prod(
         (8, 128, 6, 2 * 4 * 128)
     )

@@ -22,9 +22,9 @@ CONFIG = DecoderConfig(8, 4, 1, 4, AttentionConfig(1, 1, 4, layers=(LayerAttenti
 )  # fmt: skip
 def test_precision_is_that_of_the_base_model(precision, dtype, narrow):
     """On this CPU `auto` is float32."""
-    compute = ComputeConfig(precision, remat=False)
+    compute = ComputeConfig(precision, remat="none")
     decoder = compute.decoder(CONFIG)
-    assert (jnp.dtype(compute.base_dtype()), jnp.dtype(decoder.dtype), decoder.remat) == (dtype, dtype, False)
+    assert (jnp.dtype(compute.base_dtype()), jnp.dtype(decoder.dtype), decoder.remat) == (dtype, dtype, "none")
     assert decoder.matmul_dtype == (None if narrow is None else jnp.dtype(narrow))
 
 

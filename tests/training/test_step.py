@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import Mesh
 from tiny_training import PAPER, SHAPE, SPEC, objective, sampler
 
 from t2l_jax.sharding import make_mesh, place_batch, replicated
@@ -24,10 +25,9 @@ SGD = optax.sgd(0.1)
 
 
 def take_step(
-    sft: SftConfig, trainee: Trainee, accumulate: int = 1, devices: int | None = None
+    sft: SftConfig, trainee: Trainee, accumulate: int = 1, mesh: Mesh | None = None
 ) -> tuple[TrainState, dict[str, Any]]:
     """The state and metrics after a step from the trainee's own initialisation, somewhat moved."""
-    mesh = None if devices is None else make_mesh(data=devices)
     params = jax.tree.map(lambda leaf: leaf + 0.01, trainee.init(jax.random.key(0))["params"])
     state, learn, batch = TrainState(jnp.zeros((), jnp.int32), params, SGD.init(params)), objective(sft), DRAW(0)
     if mesh is not None:
@@ -39,10 +39,13 @@ def assert_close(found: Any, expected: Any) -> None:
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-5, atol=2e-6), found, expected)
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_eight_devices_do_what_one_does(accumulate):
+@pytest.mark.parametrize(
+    ("data", "fsdp", "tensor", "accumulate"), [(8, 1, 1, 1), (8, 1, 1, 2), (2, 4, 1, 1), (2, 2, 2, 2), (1, 2, 4, 1)]
+)
+def test_eight_devices_do_what_one_does(data, fsdp, tensor, accumulate):
     """Dropout and noise included: random numbers do not depend on where they are drawn."""
-    one, eight = (take_step(PAPER, TABLE, accumulate, devices) for devices in (1, 8))
+    one = take_step(PAPER, TABLE, accumulate, make_mesh(data=1))
+    eight = take_step(PAPER, TABLE, accumulate, make_mesh(fsdp, tensor, data))
     assert_close(eight, one)
     assert all(leaf.sharding.is_fully_replicated and len(leaf.devices()) == 8 for leaf in jax.tree.leaves(eight[0]))
 

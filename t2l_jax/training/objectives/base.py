@@ -56,13 +56,13 @@ class FrozenBase:
 
     files: ModelFiles
     config: DecoderConfig
-    decoder_of: Callable[[DecoderConfig], Decoder]
+    decoder_of: Callable[[DecoderConfig, Mesh], Decoder]
     dtype: Any
     mesh: Mesh
 
     @cached_property
     def decoder(self) -> Decoder:
-        return self.decoder_of(self.config)
+        return self.decoder_of(self.config, self.mesh)
 
     @cached_property
     def params(self) -> dict[str, Any]:

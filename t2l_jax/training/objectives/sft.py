@@ -17,7 +17,7 @@ from t2l_jax.data.batch import ROW_FIELDS, Batch
 from t2l_jax.decoder import SHARED, Decoder
 from t2l_jax.lora import Adapter
 from t2l_jax.schema import NonNegative, Rate, check_fields
-from t2l_jax.sharding import place_base
+from t2l_jax.sharding import constrain_adapter, place_base
 from t2l_jax.training.answer_loss import Scoring, answer_loss
 from t2l_jax.training.objectives.base import FrozenBase, Objective
 
@@ -91,7 +91,7 @@ class Sft(Objective):
     best: ClassVar[str] = "cross_entropy"
 
     def place(self, mesh: Mesh) -> "Sft":
-        return replace(self, base=place_base(mesh, self.base), mesh=mesh)
+        return replace(self, base=place_base(mesh, self.base), decoder=self.decoder.clone(mesh=mesh), mesh=mesh)
 
     def part(self, batch: Batch, count: int) -> Batch:
         """Rescales the weights to sum to about 1, so that the mean over the parts is the batch's loss."""
@@ -112,7 +112,7 @@ class Sft(Objective):
         `exact` is the share of examples, averaged over tasks, whose answer tokens are all the likeliest under teacher
         forcing. Logits are computed at supervised positions only, in chunks.
         """
-        config, train = self.config, key is not None
+        config, train, adapter = self.config, key is not None, constrain_adapter(self.mesh, adapter)
         if batch.tokens.shape[1] == 1:  # XLA's CPU reductions are ten times slower where an axis has length one
             batch = replace(batch, **{name: getattr(batch, name)[:, 0] for name in ROW_FIELDS})
         decoder = self.decoder.clone(train=train, lora_dropout=config.lora_dropout if train else 0.0)
