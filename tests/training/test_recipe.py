@@ -37,8 +37,8 @@ def test_on_accelerators_auto_is_bfloat16_and_short_rows_attend_whole(monkeypatc
 
 def test_a_batch_that_cannot_be_cut_is_refused():
     with pytest.raises(UserError, match="a batch of 2 tasks cannot be cut into 3 equal parts"):
-        ComputeConfig(accumulate=3).mesh(2)
-    assert ComputeConfig(accumulate=2).mesh(8).size == 4
+        ComputeConfig(accumulate=3).together(2)
+    assert ComputeConfig(accumulate=2).together(8) == 4
 
 
 @pytest.mark.parametrize(
