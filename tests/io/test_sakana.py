@@ -9,7 +9,7 @@ import pytest
 import torch
 from command_line import assert_refused, run
 from safetensors.numpy import load_file
-from sakana_files import BASE, ORDER, RANK, TASKS, VARIANTS, WIDTH_Z, Graph, args_of, random_state, save
+from sakana_files import BASE, ORDER, RANK, TASKS, VARIANTS, args_of, assert_same_adapters, random_state, save
 from tiny_published import snapshot
 
 import t2l_jax
@@ -17,24 +17,11 @@ from t2l_jax.encoder.last_token import PREFIX
 from t2l_jax.encoder.load import SHORT_NAMES
 from t2l_jax.errors import UserError
 from t2l_jax.evaluation.weights import find_baselines
-from t2l_jax.hypernet import Condition
 from t2l_jax.io import sakana
 from t2l_jax.io.published import load_model
 from t2l_jax.io.sakana import import_sakana
 from t2l_jax.io.sakana_export import export_sakana
 from t2l_jax.lora import PROJECTIONS
-
-
-def assert_same_adapters(model, args, state, order=ORDER, tolerance=1e-5):
-    """The adapters of a folder of ours, next to those of the original's graph."""
-    z = torch.eye(WIDTH_Z) if args["use_one_hot_task_emb"] else torch.randn(3, WIDTH_Z)
-    expected = {key: value.numpy() for key, value in Graph(args, state, order).adapters(z).items()}
-    largest = max(np.abs(value).max() for value in expected.values())
-    written = model.adapters(Condition(z=z.numpy())).weights
-    assert {f"{side}.{name}" for name in written for side in "AB"} == set(expected)
-    for key, value in expected.items():
-        side, name = key.split(".")
-        np.testing.assert_allclose(written[name][side.lower()], value, atol=tolerance * largest, rtol=0)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
