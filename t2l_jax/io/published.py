@@ -38,7 +38,7 @@ ENCODER_FOLDER = "encoder"  # in a published folder: the text encoder's adapter
 TEMPLATE_FILE = "chat_template.jinja"  # in a published folder
 MAX_TEMPLATE = 1 << 20  # bytes
 ADAPTERS = ("offset", "mean", "std")  # variables of the hypernetwork that are adapters
-SCORES = ("constants/mean/", "constants/std/")  # where tensors of z-scores are named
+STATISTICS = ("constants/mean/", "constants/std/")  # prefixes of the tensors of standardised outputs
 PromptModes = Literal["instance", "instruction", "definition", "both"]  # both: instance, and one of the others
 Reads = Literal["description", "identity", "instance", "both"]
 WORDS: dict[Reads, str] = {  # what a model reads, in prose
@@ -136,7 +136,7 @@ def save_model(
     flat = tensors_of(variables)
     with np.errstate(over="ignore"):
         tensors = {
-            name: np.ascontiguousarray(leaf, np.float32 if name.startswith(SCORES) else dtype)
+            name: np.ascontiguousarray(leaf, np.float32 if name.startswith(STATISTICS) else dtype)
             for name, leaf in flat.items()
         }
     for name, tensor in tensors.items():
