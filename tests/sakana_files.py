@@ -10,9 +10,13 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 import yaml
+
+from t2l_jax.hypernet import Condition
+from t2l_jax.model import Model
 
 BASE = "org/gemma-2-2b-it"  # one whose chat template is known
 LAYERS, RANK, LATENT, HEAD_IN, WIDTH_Z = 2, 2, 8, 6, 5
@@ -176,3 +180,17 @@ class Graph:
 
     def norm(self, x: torch.Tensor, key: str) -> torch.Tensor:
         return F.layer_norm(x, x.shape, self.state[f"{key}.weight"], self.state[f"{key}.bias"])
+
+
+def assert_same_adapters(
+    model: Model, args: dict[str, Any], state: State, order: tuple[str, ...] = ORDER, tolerance: float = 1e-5
+) -> None:
+    """The adapters of a folder of ours, next to those of the original's graph."""
+    z = torch.eye(WIDTH_Z) if args["use_one_hot_task_emb"] else torch.randn(3, WIDTH_Z)
+    expected = {key: value.numpy() for key, value in Graph(args, state, order).adapters(z).items()}
+    largest = max(np.abs(value).max() for value in expected.values())
+    written = model.adapters(Condition(z=z.numpy())).weights
+    assert {f"{side}.{name}" for name in written for side in "AB"} == set(expected)
+    for key, value in expected.items():
+        side, name = key.split(".")
+        np.testing.assert_allclose(written[name][side.lower()], value, atol=tolerance * largest, rtol=0)

@@ -68,23 +68,25 @@ def make_folder(folder: Path) -> None:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """Create the folder and hold an exclusive lock on it during the block; a killed process releases its lock.
 
-    Raises UserError if another process holds the lock.
+    If another process holds the lock, raises UserError or, with `wait`, waits until it is released.
     """
     with os_errors_explained(folder):
         make_folder(folder)
         handle = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(handle)
-        raise UserError(f"{folder}: another process is writing here: wait for it, or choose another folder") from error
-    except OSError as error:  # some network file systems do not support locks
-        os.close(handle)
-        raise UserError(f"{folder}: cannot be locked ({error.strerror}): choose a folder on another disk") from error
-    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError as error:
+            raise UserError(
+                f"{folder}: another process is writing here: wait for it, or choose another folder"
+            ) from error
+        except OSError as error:  # some network file systems do not support locks
+            raise UserError(
+                f"{folder}: cannot be locked ({error.strerror}): choose a folder on another disk"
+            ) from error
         yield
     finally:
         os.close(handle)

@@ -23,7 +23,7 @@ from jaxtyping import Float
 
 from t2l_jax.errors import UserError
 from t2l_jax.io.adapter_config import AdapterConfig
-from t2l_jax.io.files import atomic_folder, check_name, os_errors_explained
+from t2l_jax.io.files import atomic_folder, check_name, locked, os_errors_explained
 from t2l_jax.io.peft import CONFIG_FILE, DESCRIPTION_FILE, WEIGHTS_FILE, digest, load_peft
 from t2l_jax.lora import Adapter, LoraSpec
 from t2l_jax.progress import progress_bar
@@ -95,7 +95,7 @@ class Library:
 
 
 def open_library(folder: Path, cache: Path, *, alpha: float, rslora: bool, canonical: bool = False) -> Library:
-    """The adapters in the PEFT folders below `folder`, packed in the folder `cache` on first use.
+    """The adapters in the PEFT folders below `folder`, packed in the folder `cache` on first use, by one run at a time.
 
     B is rescaled to the scale of `alpha` and `rslora`. With `canonical`, factors are replaced by those of
     `canonical_factors`. Adapters that are damaged, or that differ from most others in rank, projections, layers or base
@@ -108,8 +108,10 @@ def open_library(folder: Path, cache: Path, *, alpha: float, rslora: bool, canon
     packed = cache / hashlib.sha256(form.encode()).hexdigest()
     library = Library(tuple(entries), spec, base, packed)
     if not packed.exists():
-        with atomic_folder(packed, replace=True) as partial:
-            _pack(library, partial, digests, canonical)
+        with locked(cache, wait=True):
+            if not packed.exists():  # another run may have packed it meanwhile
+                with atomic_folder(packed) as partial:
+                    _pack(library, partial, digests, canonical)
     return library
 
 

@@ -38,6 +38,7 @@ ENCODER_FOLDER = "encoder"  # in a published folder: the text encoder's adapter
 TEMPLATE_FILE = "chat_template.jinja"  # in a published folder
 MAX_TEMPLATE = 1 << 20  # bytes
 ADAPTERS = ("offset", "mean", "std")  # variables of the hypernetwork that are adapters
+STATISTICS = ("constants/mean/", "constants/std/")  # prefixes of the tensors of standardised outputs
 PromptModes = Literal["instance", "instruction", "definition", "both"]  # both: instance, and one of the others
 Reads = Literal["description", "identity", "instance", "both"]
 WORDS: dict[Reads, str] = {  # what a model reads, in prose
@@ -125,6 +126,7 @@ def save_model(
 ) -> None:
     """Write a published folder atomically, with weights in `dtype`.
 
+    Mean and deviation of standardised outputs are always float32: a small deviation would be zero in halves.
     `encoder_adapter` is the folder of the text encoder's adapter, which is copied into the published folder;
     `chat_template` is the template to write prompts with, if it is not the base model's own.
 
@@ -133,7 +135,10 @@ def save_model(
     config = replace(config, encoder_adapter=encoder_adapter is not None, chat_template=chat_template is not None)
     flat = tensors_of(variables)
     with np.errstate(over="ignore"):
-        tensors = {name: np.ascontiguousarray(np.asarray(leaf).astype(dtype)) for name, leaf in flat.items()}
+        tensors = {
+            name: np.ascontiguousarray(leaf, np.float32 if name.startswith(STATISTICS) else dtype)
+            for name, leaf in flat.items()
+        }
     for name, tensor in tensors.items():
         if not all_finite(tensor):
             raise UserError(

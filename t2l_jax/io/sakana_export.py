@@ -2,6 +2,7 @@
 
 import json
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +42,10 @@ def export_sakana(location: str | Path, out: Path) -> ModelConfig:
         folder = run / MODEL_FOLDER
     else:
         folder = model_folder(location)
-    config, variables = load_model(folder)
+    published, variables = load_model(folder)
+    config, tensors = _folded(published, {name: np.asarray(leaf) for name, leaf in tensors_of(variables).items()})
     options = _args(config, tasks, str(folder))
-    theirs = to_theirs(
-        layout(config.hypernet, config.lora, tensor_shapes(config)),
-        {name: np.asarray(leaf) for name, leaf in tensors_of(variables).items()},
-    )
+    theirs = to_theirs(layout(config.hypernet, config.lora, tensor_shapes(config)), tensors)
     import torch  # here, since importing it takes seconds
 
     state = OrderedDict((key, torch.tensor(tensor)) for key, tensor in theirs.items())
@@ -54,7 +53,22 @@ def export_sakana(location: str | Path, out: Path) -> ModelConfig:
         torch.save(state, partial / WEIGHTS_FILE)
         (partial / ARGS_FILE).write_text(yaml.safe_dump(options))
         (partial / CONFIG_FILE).write_text(json.dumps(_adapter_config(config), indent=2) + "\n")
-    return config
+    return published
+
+
+def _folded(config: ModelConfig, tensors: dict[str, np.ndarray]) -> tuple[ModelConfig, dict[str, np.ndarray]]:
+    """M and S may have a constant on A alone, which no bias of the original's is: there it is a part of the offset."""
+    net = config.hypernet
+    if net.head == "L" or net.head_bias != "separate" or net.standardised:
+        return config, tensors
+    offset = "frozen" if net.offset == "none" else net.offset
+    group, folded = "params" if offset == "learned" else "constants", dict(tensors)
+    for name, pair in config.lora.shapes().items():
+        bias = folded.pop(f"constants/head_{name}/bias_a")
+        for side, shape in pair.items():
+            key = f"{group}/offset/{name}/{side}"
+            folded[key] = tensors.get(key, np.zeros(shape, np.float32)) + (bias[None] if side == "a" else 0)
+    return replace(config, hypernet=replace(net, head_bias="none", offset=offset)), folded
 
 
 def _args(config: ModelConfig, tasks: tuple[str, ...], where: str) -> dict[str, Any]:
@@ -96,10 +110,6 @@ def _refuse_forms(config: ModelConfig, tasks: tuple[str, ...], where: str) -> No
         raise UserError(f"{where}: reads {WORDS[config.reads]}: the original reads no instances")
     if net.task.kind != "linear":
         raise UserError(f"{where}: hypernet.task.kind is {net.task.kind}: the original reads its linear encoder only")
-    if net.head != "L" and net.head_bias == "separate":
-        raise UserError(
-            f"{where}: hypernet.head_bias is separate: the original's {net.head} has one bias for A and B (shared)"
-        )
     if net.standardised and net.head_bias != "none":
         raise UserError(
             f"{where}: hypernet.standardised with a head bias: the original has one of them (head_bias none)"

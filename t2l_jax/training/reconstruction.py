@@ -17,6 +17,7 @@ from t2l_jax.errors import UserError
 from t2l_jax.hypernet import Condition
 from t2l_jax.io.library import Library, open_library
 from t2l_jax.io.locations import cache_folder
+from t2l_jax.io.published import model_folder, read_config
 from t2l_jax.training.loop import Batches
 from t2l_jax.training.material import conditions_of
 from t2l_jax.training.objectives import Reconstruction, TargetBatch
@@ -60,6 +61,11 @@ class TargetSampler:
 def prepare_reconstruction(recipe: ReconstructionRecipe, kind: type[Trainee], encoder: Encoder | None) -> Prepared:
     """Check and pack the library, and embed the descriptions of its tasks. The base LLM is not read."""
     objective, loop = recipe.objective, recipe.loop
+    if recipe.init_from is not None and read_config(model_folder(recipe.init_from)).hypernet.offset != "none":
+        raise UserError(
+            f"init_from: {recipe.init_from} adds an offset to every output, and adapters are reconstructed whole: "
+            "begin from a model without an offset, or leave it out"
+        )
     library = open_library(
         Path(recipe.library),
         cache_folder() / "libraries",

@@ -165,10 +165,10 @@ def _finite(array: Any) -> np.ndarray:
 
 
 def read_recipe(folder: Path) -> Any:
-    from t2l_jax import cli
+    from t2l_jax.cli import entry
     from t2l_jax.training.recipe import Recipe
 
-    return cli.read_recipe(str(folder / "recipe.py"), Recipe)
+    return entry.read_recipe(str(folder / "recipe.py"), Recipe)
 
 
 def read_command(folder: Path) -> Any:

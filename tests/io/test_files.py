@@ -2,6 +2,7 @@ import errno
 import fcntl
 import os
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,24 @@ def test_a_file_system_without_locks_is_explained(tmp_path, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", refuse)
     with pytest.raises(UserError, match=r"cannot be locked \(No locks available\): choose"), locked(tmp_path):
         pass
+
+
+def test_a_lock_that_another_holds_is_refused_or_waited_for(tmp_path):
+    order = []
+
+    def other() -> None:
+        with locked(tmp_path, wait=True):
+            order.append("other")
+
+    with locked(tmp_path):
+        with pytest.raises(UserError, match="another process is writing here: wait for it"), locked(tmp_path):
+            pass
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join(0.05)  # long enough to show that it does not wait
+        order.append("own")
+    thread.join()
+    assert order == ["own", "other"]
 
 
 def test_writing_below_a_file_is_explained(tmp_path):

@@ -1,6 +1,7 @@
 """Libraries of adapters: what is packed, what is left out, what is refused."""
 
 import json
+from contextlib import contextmanager
 from dataclasses import replace
 
 import jax
@@ -11,6 +12,7 @@ from tiny_library import NAMES, SPEC, deltas, random_adapters, save_library
 
 from t2l_jax.errors import UserError
 from t2l_jax.io import library as module
+from t2l_jax.io.files import locked
 from t2l_jax.io.library import canonical_factors, open_library
 from t2l_jax.io.peft import save_peft
 from t2l_jax.lora import Adapter
@@ -43,6 +45,29 @@ def test_a_library_is_packed_once_and_anew_where_it_changed(tmp_path, monkeypatc
     second = opened(folder, tmp_path)
     assert second.digest != first.digest
     assert not np.array_equal(second[[1]].weights["q_proj"]["a"], first[[1]].weights["q_proj"]["a"])
+
+
+def test_a_run_that_waited_for_another_takes_what_that_has_packed(tmp_path, monkeypatch):
+    folder = save_library(tmp_path / "library")
+    pack, packed = module._pack, []
+
+    def counted(library, *rest):
+        packed.append(library.digest)
+        pack(library, *rest)
+
+    @contextmanager
+    def waited(cache, *, wait):
+        assert wait
+        monkeypatch.setattr(module, "locked", locked)
+        opened(folder, tmp_path)  # the other run
+        with locked(cache, wait=wait):
+            yield
+
+    monkeypatch.setattr(module, "_pack", counted)
+    monkeypatch.setattr(module, "locked", waited)
+    library = opened(folder, tmp_path)
+    assert packed == [library.digest]
+    assert len(library[:]) == 5
 
 
 def test_statistics_are_those_of_a_sample(tmp_path):

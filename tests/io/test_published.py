@@ -58,6 +58,18 @@ def test_halves_take_half_the_space_and_come_back_as_float32(tmp_path):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), loaded, variables)
 
 
+def test_a_small_deviation_of_standardised_outputs_survives(tmp_path):
+    """Halves end at 6e-8."""
+    config = tiny_config(hypernet=replace(NET, head_bias="none", standardised=True))
+    variables = hypernet.init(jax.random.key(0), config.hypernet, config.lora)
+    variables["constants"] = jax.tree.map(lambda leaf: 1e-9 * (1 + leaf), variables["constants"])
+    save_model(tmp_path / "m", config, variables, "")
+    loaded = load_model(tmp_path / "m")[1]
+    jax.tree.map(np.testing.assert_array_equal, loaded["constants"], variables["constants"])
+    stored = load_file(tmp_path / "m" / "model.safetensors")
+    assert {tensor.dtype for name, tensor in stored.items() if name.startswith("params/")} == {np.dtype(np.float16)}
+
+
 def test_an_encoders_adapter_without_its_weights_is_missing(tmp_path):
     save_published(tmp_path / "m", tiny_config())
     path = tmp_path / "m" / "config.json"

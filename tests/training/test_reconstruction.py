@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from command_line import run as t2l
 from tiny_library import NAMES, deltas, random_adapters, save_library
-from tiny_published import WIDTH_Z, HashEncoder
+from tiny_published import NET, WIDTH_Z, HashEncoder, save_published, tiny_config
 from tiny_recipe import make_recipe
 
 import t2l_jax
@@ -132,6 +132,18 @@ def test_reconstruction_goes_on_to_sft_and_sft_to_reconstruction(tmp_path):
     assert not model.config.hypernet.standardised
     assert model.config.hypernet.head_bias == "separate"
     assert last(tmp_path / "back", "seen/relative_error") < metrics(tmp_path / "back")[0]["relative_error"]
+
+
+def test_a_model_with_an_offset_is_no_beginning(tmp_path, capsys):
+    there = tiny_config(hypernet=replace(NET, offset="frozen"))
+    start = str(save_published(tmp_path / "model", there))
+    library = str(save_library(tmp_path / "library"))
+    out = str(tmp_path / "run")
+    status, _, err = t2l(capsys, "reconstruct", library, "--base-name", "org/tiny", "--init-from", start, "--out", out)
+    assert (status, err.count("\n")) == (2, 1)
+    assert f"init_from: {start} adds an offset to every output" in err
+    assert "begin from a model without an offset" in err
+    assert not (tmp_path / "run").exists()
 
 
 def test_batches_depend_on_seed_and_step_alone(tmp_path):

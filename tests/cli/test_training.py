@@ -1,4 +1,4 @@
-"""`t2l train`: the recipe of a file is run as it was asked for, or refused."""
+"""`t2l train` and `t2l evaluate`: what was asked for is run, or refused in one line."""
 
 import importlib
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from command_line import ROOT, assert_refused, run
 
-from t2l_jax import cli
+from t2l_jax.cli import entry
 from t2l_jax.training import run as run_module
 from t2l_jax.training.recipe import Recipe
 
@@ -46,7 +46,7 @@ FILES = {
 def test_every_file_of_recipes_is_one(monkeypatch, name):
     """A file for `t2l train`, or a module whose recipes are checked by making them."""
     if name in FILES:
-        assert cli.read_recipe(str(RECIPES / f"{name}.py"), Recipe).tasks == FILES[name]
+        assert entry.read_recipe(str(RECIPES / f"{name}.py"), Recipe).tasks == FILES[name]
         return
     monkeypatch.syspath_prepend(str(ROOT))
     module = importlib.import_module(f"experiments.recipes.{name}")
@@ -132,3 +132,46 @@ def test_train_refuses_a_file_that_is_no_recipe(capsys, place, code, message):
 def test_train_refuses_and_leaves_no_run(capsys, place, monkeypatch, tmp_path_factory, arguments, message):
     monkeypatch.setenv("T2L_CACHE", str(tmp_path_factory.mktemp("cache")))
     assert_refused(capsys, message, "train", *arguments)
+
+
+def test_evaluate(capsys, place):
+    arguments = (
+        "--tasks",
+        "tasks",
+        "--wordings",
+        "1",
+        "--methods",
+        "base",
+        "misaligned",
+        "aligned",
+        "--out",
+        "results",
+    )
+    status, out, err = run(capsys, "evaluate", "models/good", *arguments)
+    assert (status, err) == (0, "")
+    assert "| tasks | base | misaligned adapter | aligned adapter |" in out
+    assert "| train (2) |" in out
+    assert "| one (train, exact_match) |" in Path("results/table.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("models/good", "--tasks", "nowhere"), "nowhere: no such folder of tasks"),
+        (("models/good", "--tasks", "tasks", "--multitask", "nowhere"), "nowhere: holds no adapter_config.json"),
+        (("models/good", "--tasks", "tasks", "--methods", "oracle"), "oracle has no material"),
+        (
+            ("models/good", "--tasks", "tasks", "--examples", "0"),
+            "field examples: must be at least 1, got 0",
+        ),
+        (("nowhere", "--tasks", "tasks"), "nowhere: no such model folder"),
+        (("models/good", "--tasks", "tasks", "--multitask", "x" * 300), "File name too long"),
+        (("models/good", "--tasks", "tasks", "--oracles", "x" * 300), "File name too long"),
+        (("models/good", "--tasks", "tasks", "--one-hot", "x" * 300), "File name too long"),
+        (("models/good", "--tasks", "x" * 300), "File name too long"),
+        (("x" * 300, "--tasks", "tasks"), "File name too long"),
+        (("models/good", "--tasks", "tasks", "--max-new-tokens", "9" * 12), "field max_new_tokens: must be at most"),
+    ],
+)
+def test_evaluate_refuses(capsys, place, arguments, message):
+    assert_refused(capsys, message, "evaluate", *arguments)

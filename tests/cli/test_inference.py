@@ -1,5 +1,6 @@
-"""`t2l generate`: one adapter or many are written, and what is wrong is said in one line."""
+"""`t2l generate | chat | embed`: adapters, answers and embeddings are the library's, or one line says what is wrong."""
 
+import io
 import json
 import os
 import subprocess
@@ -10,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command_line import MODEL, ROOT, assert_refused, run
-from tiny_published import NET, save_published, tiny_config
+from tiny_published import NET, HashEncoder, save_published, tiny_config
 
 import t2l_jax
+from t2l_jax.decoder.generation import Sampling
 from t2l_jax.hypernet import TaskEncoderConfig
 from t2l_jax.io.peft import load_peft
 
@@ -118,3 +120,97 @@ def test_generate_in_a_process_of_its_own_without_the_base_model(tmp_path, minil
     assert load_peft(tmp_path / "out").spec.rank == 2
     assert done.stderr.startswith("t2l: error: out exists already")
     assert done.stderr.count("\n") == 1
+
+
+def test_chat_answers_until_an_empty_line(capsys, place, monkeypatch):
+    options = (*MODEL, "--max-new-tokens", "6")
+    answers = []
+    for source in (("--description", "Say a."), ("--adapter", "models/adapter-fits"), ()):
+        monkeypatch.setattr(sys, "stdin", io.StringIO("red blue\none two\n\nnot read\n"))
+        status, out, err = run(capsys, "chat", *source, *options)
+        assert (status, err) == (0, "")
+        answers.append(out)
+    model = t2l_jax.load("models/good")
+    adapter = model.generate(["Say a."])[0]
+    sampling = Sampling(6)
+    expected = [model.load_base().chat([text], adapter, sampling)[0] for text in ("red blue", "one two")]
+    assert answers[0] == "".join(f"{answer}\n" for answer in expected)
+    assert answers[1] == answers[2]  # an adapter whose B is zero
+
+
+@pytest.mark.parametrize(("model", "texts"), [("both", ["Say a."]), ("instance", [])])
+def test_chat_with_a_model_that_reads_instances_has_an_adapter_for_every_line(capsys, place, monkeypatch, model, texts):
+    source = [part for text in texts for part in ("--description", text)]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("red blue\none two\n\n"))
+    status, out, err = run(capsys, "chat", "--model", f"models/{model}", *source, "--max-new-tokens", "6")
+    assert (status, err) == (0, "")
+    loaded = t2l_jax.load(f"models/{model}")
+    llm, expected = loaded.load_base(), []
+    for text in ("red blue", "one two"):
+        adapter = loaded.generate(texts or None, [text])[0]
+        expected += llm.chat([text], adapter, Sampling(6))
+    assert out == "".join(f"{answer}\n" for answer in expected)
+    assert out != "".join(f"{answer}\n" for answer in llm.chat(["red blue", "one two"], sampling=Sampling(6)))
+
+
+def test_chat_draws_anew_every_turn_and_the_same_for_a_seed(capsys, place, monkeypatch):
+    answers = []
+    for seed in ("1", "1", "2"):
+        monkeypatch.setattr(sys, "stdin", io.StringIO("red blue\nred blue\n\n"))
+        status, out, _ = run(capsys, "chat", *MODEL, "--temperature", "5", "--max-new-tokens", "6", "--seed", seed)
+        assert status == 0
+        answers.append(out)
+    assert answers[0] == answers[1] != answers[2]
+    first, second = answers[0].splitlines()
+    assert first != second
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--description", "Say a.", "--adapter", "models/adapter-fits"), "not both"),
+        (("--description", ""), "description 1 is empty"),
+        (("--adapter", "nowhere"), "adapter_config.json cannot be read"),
+        (("--adapter", "models/adapter-wide"), "q_proj is 64 -> 64, the base model's 16 -> 16"),
+        (("--adapter", "models/adapter-cut"), "adapter_model.safetensors: damaged or cut short"),
+        (("--adapter", "x" * 300), "File name too long"),
+        (("--temperature", "nan"), "sampling: field temperature: must be a finite number, got nan"),
+        (("--top-p", "nan"), "sampling: field top_p: must be a finite number, got nan"),
+        (("--max-new-tokens", "9" * 12), "sampling: field max_new_tokens: must be at most 131072"),
+        (("--seed", "9" * 20), "--seed must be from 0 to 2147483647, got 99999999999999999999"),
+        (("--seed", "-1"), "--seed must be from 0 to 2147483647"),
+        (("--temperature", "-1"), "sampling: field temperature: must be at least 0"),
+        (("--top-p", "0"), "sampling: field top_p: must be above 0"),
+        (("--max-new-tokens", "0"), "sampling: field max_new_tokens: must be at least 1"),
+    ],
+)
+def test_chat_refuses(capsys, place, arguments, message):
+    assert_refused(capsys, message, "chat", *MODEL, *arguments)
+
+
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])  # the second is Python's in the locale C
+def test_chat_refuses_bytes_that_are_no_text(capsys, place, monkeypatch, errors):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"red \xff blue\n"), "utf-8", errors))
+    assert_refused(capsys, "not UTF-8" if errors != "strict" else "not utf-8 text", "chat", *MODEL)
+
+
+@pytest.mark.parametrize("source", [MODEL, ("--encoder", "another")])
+def test_embed(capsys, place, source):
+    assert run(capsys, "embed", "Say a", "Say b", *source)[:2] == (0, "2 embeddings of width 12 written to z.npy\n")
+    np.testing.assert_array_equal(np.load("z.npy", allow_pickle=False), HashEncoder().embed(["Say a", "Say b"]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "give at least one text"),
+        (("Say a.", "--encoder", "minilm", *MODEL), "not both"),
+        (("Say a.", "", *MODEL), "description 2 is empty"),
+        (("Say a.", "--out", "file/z.npy", *MODEL), "cannot be written"),
+        (("Say a.", "--out", "full", *MODEL), "full exists already"),
+        (("Say a.", "--out", "file", "--model", "nowhere"), "file exists already"),  # before a model is loaded
+        (("Say a.", "--out", "x" * 300, *MODEL), "File name too long"),
+    ],
+)
+def test_embed_refuses(capsys, place, arguments, message):
+    assert_refused(capsys, message, "embed", *arguments)
