@@ -197,7 +197,7 @@ def prefill(
         adapter,
         segments=(positions >= 0).astype(jnp.int32),
         positions=jnp.maximum(positions, 0),
-        cache=init_cache(decoder.config, lengths.shape, size + room, decoder.dtype),
+        cache=init_cache(decoder.config.attention, lengths.shape, size + room, decoder.dtype),
     )
     return output
 

@@ -14,23 +14,24 @@ from typing import Any, Literal, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from t2l_jax.decoder.attention import LONG_ROW, AttentionConfig, attend, attend_causally, rotary_angles, rotate
+from t2l_jax.decoder.cache import SHARED, Cache, note_places, write_cache
 from t2l_jax.decoder.dense import GATHERED, PROJECTION, LoraDense
 from t2l_jax.decoder.precision import rounded_einsum
+from t2l_jax.decoder.splash import attend_with_splash, fits, windows_of
 from t2l_jax.errors import UserError
 from t2l_jax.lora import PROJECTIONS, Adapter, LoraModule, LoraSpec
 from t2l_jax.sharding import constrain
 
 Activation = Literal["silu", "gelu_tanh", "gelu"]
 Remat = Literal["none", "projections", "layer", "offload"]
+Attention = Literal["scores", "splash", "splash-interpreted"]
 LayerLora = Mapping[str, Mapping[str, Float[Array, "..."]]]
-SHARED = 1  # the segment that every other one of its row begins with
 GLOBAL_WINDOW = 2**30  # wider than any sequence: a layer that sees everything before it
 
 
@@ -101,27 +102,6 @@ class DecoderConfig:
                 )
 
 
-@struct.dataclass
-class Cache:
-    """Keys and values of the tokens seen so far, and what the mask needs to know about them.
-
-    `slot` is where the next tokens go; `segments` is 0 for a slot that holds nothing.
-    """
-
-    keys: Float[Array, "L *B K C h"]
-    values: Float[Array, "L *B K C h"]
-    positions: Int[Array, "*B C"]
-    segments: Int[Array, "*B C"]
-    slot: Int[Array, ""]
-
-
-def init_cache(config: DecoderConfig, batch_shape: tuple[int, ...], length: int, dtype: Any = jnp.float32) -> Cache:
-    """An empty cache with room for `length` tokens a row."""
-    kv = (config.num_layers, *batch_shape, config.attention.num_kv_heads, length, config.attention.head_dim)
-    blank = jnp.zeros((*batch_shape, length), jnp.int32)
-    return Cache(jnp.zeros(kv, dtype), jnp.zeros(kv, dtype), blank, blank, jnp.zeros((), jnp.int32))
-
-
 class RMSNorm(nn.Module):
     """Root-mean-square normalisation in float32 over the last axis."""
 
@@ -142,15 +122,17 @@ class PerLayer(NamedTuple):
     layer: Int[Array, "..."]
     window: Int[Array, "..."]
     rotary: Int[Array, "..."]  # which of the angles
+    kind: Int[Array, "..."]  # which of `splash.windows_of`
     magnitude: Float[Array, "..."] | None  # of cosines and sines; None: 1 in all layers
 
 
 class Places(NamedTuple):
     """Where tokens stand: how far from which others, which of these they may see, their angles by rotary setting."""
 
-    distance: Int[Array, "*B S C"]
-    visible: Bool[Array, "*B S C"]
+    distance: Int[Array, "*B S C"] | None  # None: the kernel knows
+    visible: Bool[Array, "*B S C"] | None
     angles: Float[Array, "n *B S half"]
+    segments: Int[Array, "*B S"]
 
 
 class Layer(nn.Module):
@@ -163,6 +145,7 @@ class Layer(nn.Module):
     matmul_dtype: DTypeLike | None
     long_row: int
     mesh: Mesh | None
+    kernel: Attention
 
     @nn.compact
     def __call__(
@@ -229,6 +212,10 @@ class Layer(nn.Module):
             angles = jax.lax.dynamic_index_in_dim(places.angles, own.rotary, keepdims=False)
         q, k = (rotate(y, angles, own.magnitude) for y in (q, k))
         k, v = k.swapaxes(-3, -2), v.swapaxes(-3, -2)
+        if places.visible is None or places.distance is None:
+            interpret = self.kernel == "splash-interpreted"
+            out = attend_with_splash(q, k, v, places.segments, own.kind, config, self.mesh, PROJECTION, interpret)
+            return self.project("o_proj", out, self.drop(out), lora, config.out_bias), cache
         mask = places.visible & (places.distance < own.window)
         if cache is None:
             out = attend_causally(q, k, v, mask, config, self.matmul_dtype, self.long_row)
@@ -243,17 +230,6 @@ class Layer(nn.Module):
         gate = act[self.config.activation](self.project("gate_proj", x, dropped, lora, use_bias))
         hidden = gate * self.project("up_proj", x, dropped, lora, use_bias)
         return self.project("down_proj", hidden, self.drop(hidden), lora, use_bias)
-
-
-def write_cache(
-    cache: Cache, k: Float[Array, "*B K S h"], v: Float[Array, "*B K S h"], layer: Int[Array, ""]
-) -> tuple[Cache, Float[Array, "*B K C h"], Float[Array, "*B K C h"]]:
-    """Put new keys and values at the cache's slot of this layer; return the cache and that layer's whole k and v."""
-    start = _indices(layer, *(0,) * (k.ndim - 2), cache.slot, 0)
-    keys = jax.lax.dynamic_update_slice(cache.keys, k[None].astype(cache.keys.dtype), start)
-    values = jax.lax.dynamic_update_slice(cache.values, v[None].astype(cache.values.dtype), start)
-    whole_k, whole_v = (jax.lax.dynamic_index_in_dim(array, layer, keepdims=False) for array in (keys, values))
-    return replace(cache, keys=keys, values=values), whole_k, whole_v
 
 
 class Decoder(nn.Module):
@@ -271,6 +247,7 @@ class Decoder(nn.Module):
     long_row: int = LONG_ROW  # rows of at least this many tokens attend in blocks
     remat: Remat = "projections"  # what the backward pass recomputes: see `remat_policy`
     mesh: Mesh | None = None  # over whose devices tasks and the layers' widths are divided
+    attention: Attention = "scores"  # splash: a kernel for TPUs, for rows without a shared prefix; see `splash`
 
     @nn.compact
     def __call__(
@@ -299,22 +276,24 @@ class Decoder(nn.Module):
         if embed_noise is not None:
             x = x + embed_noise.astype(self.dtype)
         if cache is not None:
-            cache = _place(cache, positions, segments)
-        seen = (positions, segments) if cache is None else (cache.positions, cache.segments)
-        distance = positions[..., :, None] - seen[0][..., None, :]
-        mine, theirs = segments[..., :, None], seen[1][..., None, :]
-        visible = (distance >= 0) & (mine > 0) & ((mine == theirs) | (theirs == SHARED))
-        if cache is None:
-            visible = jnp.tril(visible)  # what `attend_causally` relies on
+            cache = note_places(cache, positions, segments)
+        distance, visible = None, None
+        if cache is not None or self.attention == "scores" or not fits(tokens.shape[-1]):
+            distance, visible = _mask(positions, segments, cache)
         angles, rotary, magnitude = rotary_angles(config.attention, positions)
+        different = windows_of(config.attention)
         windows = [GLOBAL_WINDOW if own.window is None else own.window for own in config.attention.layers]
         (x, cache), _ = self._layers(adapter)(
             (x, cache),
             {} if adapter is None else adapter.weights,
             PerLayer(
-                jnp.arange(config.num_layers, dtype=jnp.int32), jnp.asarray(windows, jnp.int32), rotary, magnitude
+                jnp.arange(config.num_layers, dtype=jnp.int32),
+                jnp.asarray(windows, jnp.int32),
+                rotary,
+                jnp.asarray([different.index(own.window) for own in config.attention.layers], jnp.int32),
+                magnitude,
             ),
-            Places(distance, visible, angles),
+            Places(distance, visible, angles, segments),
         )
         if cache is not None:
             cache = replace(cache, slot=cache.slot + tokens.shape[-1])
@@ -343,6 +322,7 @@ class Decoder(nn.Module):
             self.matmul_dtype,
             self.long_row,
             self.mesh,
+            self.attention,
             name="layers",
         )
 
@@ -381,16 +361,12 @@ def logits(
     return scores
 
 
-def _place(cache: Cache, positions: Int[Array, "*B S"], segments: Int[Array, "*B S"]) -> Cache:
-    """Note positions and segments of the tokens about to be written at the cache's slot."""
-    start = _indices(*(0,) * (positions.ndim - 1), cache.slot)
-    return replace(
-        cache,
-        positions=jax.lax.dynamic_update_slice(cache.positions, positions.astype(jnp.int32), start),
-        segments=jax.lax.dynamic_update_slice(cache.segments, segments.astype(jnp.int32), start),
-    )
-
-
-def _indices(*values: int | Array) -> tuple[Array, ...]:
-    """Indices of one type, as `dynamic_update_slice` takes them, also where integers have 64 bits by default."""
-    return tuple(jnp.asarray(value, jnp.int32) for value in values)
+def _mask(
+    positions: Int[Array, "*B S"], segments: Int[Array, "*B S"], cache: Cache | None
+) -> tuple[Int[Array, "*B S C"], Bool[Array, "*B S C"]]:
+    """How far each token stands from each that it may read, of the row or of the cache; and whether it may."""
+    seen = (positions, segments) if cache is None else (cache.positions, cache.segments)
+    distance = positions[..., :, None] - seen[0][..., None, :]
+    mine, theirs = segments[..., :, None], seen[1][..., None, :]
+    visible = (distance >= 0) & (mine > 0) & ((mine == theirs) | (theirs == SHARED))
+    return distance, visible if cache is not None else jnp.tril(visible)  # what `attend_causally` relies on

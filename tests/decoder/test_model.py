@@ -234,7 +234,9 @@ def test_activations_differ():
 def test_cache_gives_the_full_forward_pass():
     params, prompt = random_params(CONFIG), 9
     positions = jnp.broadcast_to(jnp.arange(24), TOKENS.shape)
-    scores, cache = run_cached(params, TOKENS[:, :prompt], None, positions[:, :prompt], init_cache(CONFIG, (2,), 30))
+    scores, cache = run_cached(
+        params, TOKENS[:, :prompt], None, positions[:, :prompt], init_cache(CONFIG.attention, (2,), 30)
+    )
     parts = [scores]
     for t in range(prompt, 24):
         scores, cache = run_cached(params, TOKENS[:, t : t + 1], None, positions[:, t : t + 1], cache)
@@ -248,7 +250,7 @@ def test_cache_with_left_padding_gives_the_full_forward_pass():
     tokens = jnp.pad(TOKENS, ((0, 0), (pad, 0)))
     segments = jnp.pad(jnp.ones_like(TOKENS), ((0, 0), (pad, 0)))
     positions = jnp.broadcast_to(jnp.maximum(jnp.arange(tokens.shape[1]) - pad, 0), tokens.shape)
-    cache, parts = init_cache(CONFIG, (2,), 40), []
+    cache, parts = init_cache(CONFIG.attention, (2,), 40), []
     for part in (slice(0, 10), slice(10, 11), slice(11, 28)):
         scores, cache = run_cached(params, tokens[:, part], segments[:, part], positions[:, part], cache)
         parts.append(scores)
