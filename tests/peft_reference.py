@@ -17,6 +17,7 @@ TOKENS = np.random.default_rng(0).integers(0, 64, (2, 12))
 
 
 def save_llama(folder):
+    """Write the Llama as transformers does."""
     config = transformers.LlamaConfig(
         vocab_size=64,
         hidden_size=32,

@@ -57,7 +57,7 @@ def export_sakana(location: str | Path, out: Path) -> ModelConfig:
 
 
 def _folded(config: ModelConfig, tensors: dict[str, np.ndarray]) -> tuple[ModelConfig, dict[str, np.ndarray]]:
-    """M and S may have a constant on A alone, which no bias of the original's is: there it is a part of the offset."""
+    """Move the constant that M and S add to A into the offset: the original's head bias is for A and B alike."""
     net = config.hypernet
     if net.head == "L" or net.head_bias != "separate" or net.standardised:
         return config, tensors

@@ -11,7 +11,7 @@ from sakana_files import args_of, assert_same_adapters, random_state, save
 
 import t2l_jax
 from t2l_jax.errors import UserError
-from t2l_jax.io.published import ModelConfig, load_model, save_model, tensor_shapes, with_tensors
+from t2l_jax.io.published import ModelConfig, load_model, save_model, tensor_shapes, tensors_of, with_tensors
 from t2l_jax.io.sakana import import_sakana
 from t2l_jax.io.sakana_export import export_sakana
 
@@ -68,10 +68,12 @@ def test_a_constant_on_a_becomes_a_part_of_the_offset(head, offset, tmp_path):
     args = args_of(head)
     theirs = import_sakana(save(tmp_path / "theirs", args, random_state(args)), tmp_path / "imported")
     config = replace(theirs, hypernet=replace(theirs.hypernet, head_bias="separate", offset=offset))
-    rng = np.random.default_rng(0)
-    shapes = tensor_shapes(config)
-    random = {name: rng.standard_normal(shape, np.float32) / 2 for name, shape in shapes.items()}
-    save_model(tmp_path / "ours", config, with_tensors(random, config.lora), "", np.float32)
+    given, rng = tensors_of(load_model(tmp_path / "imported")[1]), np.random.default_rng(0)
+    tensors = {
+        name: given[name] if name in given else rng.standard_normal(shape, np.float32) / 2
+        for name, shape in tensor_shapes(config).items()
+    }
+    save_model(tmp_path / "ours", config, with_tensors(tensors, config.lora), "", np.float32)
     assert export_sakana(tmp_path / "ours", tmp_path / "back") == load_model(tmp_path / "ours")[0]
     written = yaml.safe_load((tmp_path / "back" / "args.yaml").read_text())
     state = torch.load(tmp_path / "back" / "hypermod.pt", weights_only=True)
