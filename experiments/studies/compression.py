@@ -1,7 +1,9 @@
 """Figure 1 of the paper: how do error and score grow worse as one network holds more adapters?
 
 Command: python -m experiments.studies.compression runs/library/adapters               (30 minutes on 2 cores)
-Answer:  not measured yet
+Answer:  in 200 steps only the 16 adapters, each seen 200 times, are learned: L recovers 97% of their score, S 55%.
+         Of 64, each seen 50 times, at most 5%; of 256, seen 12 times, nothing. Whether more steps or a larger network
+         would help is not measured (results/compression)
 
 Networks L, M and S read descriptions and reconstruct 16, 64 or 256 adapters, in equally many steps of 16
 adapters. The exact match is that of the 16 tasks which are in all three parts.
@@ -68,6 +70,9 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
             own = [row for row in rows if row["network"] == head]
             axes.plot([row["adapters"] for row in own], [row[quantity] for row in own], marker="o", label=head)
         axes.set(xscale="log", xlabel="adapters", title=quantity)
+        counts = sorted({row["adapters"] for row in rows})
+        axes.set_xticks(counts, labels=map(str, counts), minor=False)
+        axes.set_xticks([], minor=True)
         axes.grid(alpha=0.3)
         axes.legend()
     figure.savefig(path, dpi=100)

@@ -18,7 +18,7 @@ import tyro
 
 from experiments.tools.distil import NET, RECIPE, ExactMatch, names_of
 from experiments.tools.results import RESULTS, write
-from experiments.tools.study import ADAPTED, records
+from experiments.tools.study import ADAPTED
 from t2l_jax.data.batches import BatchConfig
 from t2l_jax.data.family import build_task
 from t2l_jax.data.family.split import combinations
@@ -32,7 +32,7 @@ from t2l_jax.lora import stack
 from t2l_jax.model import load
 from t2l_jax.training import LoopConfig, OptimizerConfig
 from t2l_jax.training.objectives import SftConfig
-from t2l_jax.training.recipe import BaseRecipe, ComputeConfig, Recipe, ReconstructionRecipe
+from t2l_jax.training.recipe import BaseRecipe, ComputeConfig, Recipe
 from t2l_jax.training.run import run
 
 SPLITS = ("train", "unseen combinations")
@@ -46,7 +46,11 @@ class WarmStart:
     library: tyro.conf.Positional[Path]
     """Folder of the library's PEFT folders."""
     minutes: float = 10.0
-    """Minutes of training of each arm, compilation and validation apart."""
+    """Minutes of training of each arm, without compilation and validation, on a machine that does nothing else."""
+    reconstruction_rate: float = 1.37
+    """Steps of reconstruction in a second on such a machine, from results/reconstruction_speed: a batch has half as many."""
+    sft_rate: float = 0.4
+    """Steps of SFT in a second: 370 tokens a second, as runs of 40 steps on the quiet machine logged."""
     tasks: int = 32
     """Tasks of each split that are asked."""
     runs: Path = Path("runs/warm_start")
@@ -71,55 +75,45 @@ def recipes(library: Path) -> dict[str, BaseRecipe]:
     return {"reconstruction": reconstruction, "SFT": sft, BLIND: replace(sft, trainee="multitask")}
 
 
-def train(recipe: BaseRecipe, minutes: float, folder: Path) -> Path:
-    """Train for about so many minutes: a first run of four steps tells how long a step takes."""
-    if not (folder / "steps").exists():
-        start = LoopConfig(steps=4, log_every=1, validate_every=4, checkpoint_every=4)
-        run(replace(recipe, loop=start), folder / "clock")
-        seconds = float(np.median(_seconds(folder / "clock", recipe)))
-        (folder / "steps").write_text(str(max(10, round(60 * minutes / seconds))))
-    steps = int((folder / "steps").read_text())
+def train(recipe: BaseRecipe, seconds: float, steps_per_second: float, folder: Path) -> Path:
+    """Train for as many steps as take so long on a machine that does nothing else."""
+    steps = round(seconds * steps_per_second)
     loop = LoopConfig(steps=steps, log_every=5, validate_every=steps, checkpoint_every=steps)
-    return run(replace(recipe, loop=loop), folder / "run")
+    return run(replace(recipe, loop=loop), folder)
 
 
-def _seconds(folder: Path, recipe: BaseRecipe) -> list[float]:
-    """Seconds of each step but the first, which compiles. Each is logged alone, with how many it did in a second."""
-    steps = [line for line in records(folder) if "loss" in line][1:]
-    if isinstance(recipe, ReconstructionRecipe):
-        return [recipe.batch_tasks / line["adapters_per_second"] for line in steps]
-    assert isinstance(recipe, Recipe)
-    places = recipe.batch.tasks * recipe.batch.rows * recipe.batch.length
-    return [places * (1 - line["padding"]) / line["tokens_per_second"] for line in steps]
-
-
-def answers(asked: ExactMatch, model: Path, tasks: list[Task]) -> dict[str, list[np.ndarray]]:
-    """The scores of each task by condition."""
+def answers(asked: ExactMatch, model: Path, tasks: list[Task]) -> dict[str, tuple[list[np.ndarray], list[np.ndarray]]]:
+    """Scores and cross-entropies of each task by condition."""
     if (model / "adapter_config.json").exists():
         shared = stack([load_peft(model)] * len(tasks))
-        return {"aligned": asked.of(shared)}
+        return {"aligned": asked.measure(shared)}
     net, own = load(model), [task.held_out_wording() for task in tasks]
     texts = {"aligned": own, "misaligned": misalign(own), "gibberish": [random_text(task.name, 0) for task in tasks]}
-    return {name: asked.of(net.generate(wordings)) for name, wordings in texts.items()}
+    return {name: asked.measure(net.generate(wordings)) for name, wordings in texts.items()}
 
 
 def main(args: WarmStart) -> None:
     """Train, ask, compare."""
     ways, models = recipes(args.library), {}
-    for name in ("reconstruction", "SFT", BLIND):
-        models[name] = train(ways[name], args.minutes, args.runs / name.replace(" ", "-"))
-    first = train(ways["reconstruction"], args.minutes / 2, args.runs / "half")
+    rates = {"reconstruction": args.reconstruction_rate, "SFT": args.sft_rate, BLIND: args.sft_rate}
+    seconds = 60 * args.minutes
+    for name, rate in rates.items():
+        models[name] = train(ways[name], seconds, rate, args.runs / name.replace(" ", "-"))
+    first = train(ways["reconstruction"], seconds / 2, args.reconstruction_rate, args.runs / "half")
     warm = replace(ways["SFT"], init_from=str(first), hypernet=replace(NET, standardised=False))
-    models["reconstruction, then SFT"] = train(warm, args.minutes / 2, args.runs / "warm")
-    names, rows = set(names_of(args.library, 10**6)), []
+    models["reconstruction, then SFT"] = train(warm, seconds / 2, args.sft_rate, args.runs / "warm")
+    names, tables = set(names_of(args.library, 10**6)), {"exact match in %": [], "cross-entropy in nats": []}
     for split in SPLITS:
         members = [m for m in combinations()[split] if split != "train" or m.name in names]
         tasks = [build_task(member, 1, 8, "test") for member in evenly(members, args.tasks)]
         asked = ExactMatch(tasks)
         for name, model in models.items():
-            rows.append({"tasks": split, "trained by": name, **_row(answers(asked, model, tasks))})
-    title = f"{args.minutes:g} minutes each; exact match of {args.tasks} tasks a split in %, 95% over tasks"
-    write(args.out, {title: rows})
+            found = answers(asked, model, tasks)
+            for which, (quantity, scale) in enumerate((("exact match in %", 100), ("cross-entropy in nats", 1))):
+                scores = {key: [scale * task for task in measured[which]] for key, measured in found.items()}
+                tables[quantity].append({"tasks": split, "trained by": name, **_row(scores)})
+    title = f"{args.minutes:g} minutes each, {args.tasks} tasks a split, 95% over tasks"
+    write(args.out, {f"{title}: {quantity}": rows for quantity, rows in tables.items()})
 
 
 def _row(scores: dict[str, list[np.ndarray]]) -> dict[str, Any]:
@@ -135,8 +129,8 @@ def _row(scores: dict[str, list[np.ndarray]]) -> dict[str, Any]:
 
 
 def _shown(scores: list[np.ndarray]) -> str:
-    mean, low, high = (100 * value for value in interval(scores))
-    return f"{mean:.1f} [{low:.1f}, {high:.1f}]"
+    mean, low, high = interval(scores)
+    return f"{mean:.2f} [{low:.2f}, {high:.2f}]"
 
 
 if __name__ == "__main__":

@@ -118,15 +118,20 @@ class ExactMatch:
 
     def of(self, adapters: Adapter | None) -> list[np.ndarray]:
         """The scores of each task's examples, given an adapter for each task (None: the base model's)."""
-        found = []
+        return self.measure(adapters)[0]
+
+    def measure(self, adapters: Adapter | None) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Of each task the scores of its examples, and the mean cross-entropy of its answers in nats."""
+        found, nats = [], []
         for start in range(0, len(self.tasks), TOGETHER):
             places = np.arange(start, min(start + TOGETHER, len(self.tasks)))
             padded = np.resize(places, TOGETHER)
             batch = collate([self._packed[place] for place in padded], Condition(z=np.zeros((TOGETHER, 1))), LENGTH)
             own = self._nothing if adapters is None else jax.tree.map(jnp.asarray, adapters[padded])
-            shares = np.asarray(_exact_of_each(self._objective, own, batch))
+            shares, entropies = map(np.asarray, _measure_each(self._objective, own, batch))
             found += [_marks(share, self._counts[place]) for share, place in zip(shares, places, strict=False)]
-        return found
+            nats += list(entropies[: len(places), None])
+        return found, nats
 
     def table(self, adapters: Adapter | None) -> dict[str, float]:
         """Exact match in percent, and its interval over tasks."""
@@ -162,13 +167,14 @@ def _is_shape(value: Any) -> bool:
 
 
 @jax.jit
-def _exact_of_each(objective: Sft, adapters: Adapter, batch: Any) -> jax.Array:
-    """The share of exact answers of each task of a batch, whose tasks weigh the same."""
+def _measure_each(objective: Sft, adapters: Adapter, batch: Any) -> tuple[jax.Array, jax.Array]:
+    """Of each task of a batch the share of exact answers and the cross-entropy."""
 
-    def one(index: jax.Array) -> jax.Array:
+    def one(index: jax.Array) -> tuple[jax.Array, jax.Array]:
         own = jax.tree.map(lambda leaf: leaf[index][None], batch)
         alone = replace(own, weights=own.weights / jnp.sum(own.weights))
-        return objective.loss(jax.tree.map(lambda leaf: leaf[index][None], adapters), alone, None)[1]["exact"]
+        found = objective.loss(jax.tree.map(lambda leaf: leaf[index][None], adapters), alone, None)[1]
+        return found["exact"], found["cross_entropy"]
 
     return jax.lax.map(one, jnp.arange(TOGETHER))
 
