@@ -48,6 +48,9 @@ class BatchConfig:
     """Tokens per row."""
     packing: bool = True
     """Pack several examples into a row. Without, a row holds one example (the paper's batch: 8 tasks, one row each)."""
+    shared_prefix: bool = True
+    """Store what all prompts of a task begin with once in a packed row. Turn it off for attention with a kernel
+    (--compute.attention), which knows no such rows."""
     too_long: Literal["drop", "cut"] = "drop"
     """Examples longer than a row. drop: left out; cut: their prompts lose their first tokens (as in the original), and
     only those whose answers are too long are left out."""
@@ -210,23 +213,27 @@ class Packed:
     rows: Sequence[Sequence[Encoded]]
 
 
-def pack(table: TokenTable, order: Int[np.ndarray, " n"], rows: int, length: int) -> Packed:
-    """Put each example, in this order, in the fullest row with room for it, until LOOKAHEAD examples fit in none."""
+def pack(table: TokenTable, order: Int[np.ndarray, " n"], rows: int, length: int, prefix: bool = True) -> Packed:
+    """Put each example, in this order, in the fullest row with room for it, until LOOKAHEAD examples fit in none.
+
+    Without `prefix`, what all prompts begin with is a part of each example.
+    """
+    shared = table.shared if prefix else 0
     filled: list[list[Encoded]] = [[] for _ in range(rows)]
-    free, misses = [length - table.shared] * rows, 0
+    free, misses = [length - shared] * rows, 0
     for index in order:
-        need = int(table.lengths[index]) - table.shared
+        need = int(table.lengths[index]) - shared
         fitting = [row for row in range(rows) if free[row] >= need]
         if fitting:
             row = min(fitting, key=free.__getitem__)
             prompt, answer = table[int(index)]
-            filled[row].append(Encoded(prompt[table.shared :], answer))
+            filled[row].append(Encoded(prompt[shared:], answer))
             free[row] -= need
-        elif need <= length - table.shared:
+        elif need <= length - shared:
             misses += 1
         if misses == LOOKAHEAD or not any(free):
             break
-    return Packed(table.tokens[: table.shared], filled)
+    return Packed(table.tokens[:shared], filled)
 
 
 def fill(
@@ -242,7 +249,7 @@ def fill(
     fewer examples that fit.
     """
     if shape.packing and instances is None:
-        return [(pack(table, order, shape.rows, shape.length), condition)]
+        return [(pack(table, order, shape.rows, shape.length, shape.shared_prefix), condition)]
     chosen = fitting(table, order, shape.rows, shape.length)
     rows = [[table[index]] for index in chosen] + [[]] * (shape.rows - len(chosen))
     if instances is None:

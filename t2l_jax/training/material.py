@@ -165,7 +165,10 @@ class Reader:
         """The rows of each task with an example that fits, or of each of its last examples; see `fill`."""
         orders = [np.arange(len(table))[::-1] for table in tables]
         if not self.trainee.reads_instances:
-            packed = [pack(*part, shape.rows, shape.length) for part in zip(tables, orders, strict=True)]
+            packed = [
+                pack(table, order, shape.rows, shape.length, shape.shared_prefix)
+                for table, order in zip(tables, orders, strict=True)
+            ]
             return [part for part in zip(packed, conditions, strict=True) if any(part[0].rows)]
         chosen = [fitting(*part, VALIDATION_EXAMPLES, shape.length) for part in zip(tables, orders, strict=True)]
         examples = [[task.test[index] for index in some] for task, some in zip(tasks, chosen, strict=True)]

@@ -57,15 +57,18 @@ class ComputeConfig:
     """What is kept for the backward pass, which recomputes the rest. none: everything; projections: what the seven
     projections of a layer return (on an H200 faster than none); layer: only what a layer reads (the least memory);
     offload: as projections, in the host's memory."""
+    attention: Literal["auto", "scores", "splash"] = "auto"
+    """scores: the scores of a row's tokens, block by block. splash: a kernel for TPUs that never stores them, for rows
+    of a multiple of 128 tokens with --batch.no-shared-prefix or without packing. auto: splash where it can be."""
     accumulate: Width = 1
     """Gradient accumulation: split each batch into this many sequential parts. Less memory, the same gradient."""
 
     def __post_init__(self) -> None:
         check_fields(self, "compute")
 
-    def base_dtype(self) -> Any:
-        """Dtype of the base LLM's parameters and activations."""
-        automatic = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    def base_dtype(self, platform: str | None = None) -> Any:
+        """Dtype of the base LLM's parameters and activations on a platform (default: JAX's)."""
+        automatic = "float32" if (platform or jax.default_backend()) == "cpu" else "bfloat16"
         chosen = automatic if self.precision == "auto" else self.precision
         return jnp.bfloat16 if chosen == "bfloat16" else jnp.float32
 
@@ -81,12 +84,23 @@ class ComputeConfig:
             )
         return num_tasks // self.accumulate
 
-    def decoder(self, config: DecoderConfig, mesh: Mesh | None = None) -> Decoder:
-        """A decoder with these settings."""
+    def decoder(self, config: DecoderConfig, mesh: Mesh | None = None, splash: bool = False) -> Decoder:
+        """A decoder with these settings; `splash` says whether its rows suit that kernel.
+
+        Raises UserError if the kernel is asked for on other devices than TPUs.
+        """
         matmul_dtype = jnp.bfloat16 if self.precision == "bf16-matmul" else None
-        long_row = LONG_ROW if jax.default_backend() == "cpu" else 16 * LONG_ROW  # blocks are many small products
+        platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+        if self.attention == "splash" and platform != "tpu":
+            raise UserError(f"compute.attention: splash is a kernel for TPUs, these devices are {platform}: use auto")
         return Decoder(
-            config, self.base_dtype(), matmul_dtype=matmul_dtype, remat=self.remat, long_row=long_row, mesh=mesh
+            config,
+            self.base_dtype(platform),
+            matmul_dtype=matmul_dtype,
+            long_row=LONG_ROW if platform == "cpu" else 16 * LONG_ROW,  # blocks are many small products
+            remat=self.remat,
+            mesh=mesh,
+            attention="splash" if splash and platform == "tpu" and self.attention != "scores" else "scores",
         )
 
 
@@ -161,6 +175,10 @@ class Recipe(BaseRecipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         trainee, offset = TRAINEES[self.trainee], self.hypernet.offset
+        if self.compute.attention == "splash" and not self.separate:
+            raise UserError(
+                "compute.attention: splash knows no rows whose examples share a prefix: add --batch.no-shared-prefix"
+            )
         if trainee.reads_instances and self.batch.packing:
             raise UserError(
                 f"batch.packing: {self.trainee} writes an adapter for each example, and a packed row holds several: "
@@ -179,6 +197,15 @@ class Recipe(BaseRecipe):
             raise UserError("offset_init: hypernet.offset is none: make it frozen or learned")
         elif self.init_from is not None:
             raise UserError("offset_init: the model of init_from has an offset of its own: give one of the two")
+
+    @property
+    def separate(self) -> bool:
+        """True if no examples of a row share a prefix, so that each is a segment that sees itself alone."""
+        return not (self.batch.packing and self.batch.shared_prefix)
+
+    def decoder(self, config: DecoderConfig, mesh: Mesh | None = None) -> Decoder:
+        """The base LLM's decoder as this recipe computes it."""
+        return self.compute.decoder(config, mesh, self.separate)
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ def prepare_sft(recipe: Recipe, kind: type[Trainee], encoder: Encoder | None) ->
     check_best(recipe.best, recipe.objective.kind, material.validation)
     config = load_config(files)
     mesh = base_mesh(recipe, config, together)
-    base = FrozenBase(files, config, recipe.compute.decoder, recipe.compute.base_dtype(), mesh)
+    base = FrozenBase(files, config, recipe.decoder, recipe.compute.base_dtype(), mesh)
     spec = config.lora_spec(**asdict(recipe.lora))
     check_separate(files, spec.names)
     for task in material.sampler.tasks:

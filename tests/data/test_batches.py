@@ -132,6 +132,16 @@ def test_what_all_prompts_begin_with_is_taken_once_in_a_row():
     np.testing.assert_array_equal(batch.targets[0, 0], [0, 0, 0, 9, 2, 9, 2, 9, 2])
 
 
+def test_without_a_shared_prefix_every_example_is_a_segment_of_its_own():
+    """By hand: of three examples of 5 tokens a row of 12 holds two."""
+    tables = {"instance": TokenTable.of([Encoded((1, 2, 3, index), (9, 2)) for index in (5, 6, 7)])}
+    task = TrainingTask("t", conditions(1), tables)
+    batch = Sampler([task], BatchConfig(1, 1, 12, shared_prefix=False), 0).draw(0)
+    np.testing.assert_array_equal(batch.segments[0, 0], [2] * 5 + [3] * 5 + [0] * 2)
+    np.testing.assert_array_equal(batch.positions[0, 0], [*range(5), *range(5), 0, 0])
+    np.testing.assert_array_equal(batch.tokens[0, 0][[0, 1, 2, 5, 6, 7]], [1, 2, 3] * 2)
+
+
 @pytest.mark.parametrize(
     ("prompts", "shared"),
     [([(1, 2, 3), (1, 2, 3)], 2), ([(1, 2), (1, 2, 3)], 1), ([(4, 2, 3), (1, 2, 3)], 0), ([(7,)], 0), ([], 0)],

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from t2l_jax.data.batches import BatchConfig
 from t2l_jax.decoder import DecoderConfig
 from t2l_jax.decoder.attention import LONG_ROW, AttentionConfig, LayerAttention
 from t2l_jax.errors import UserError
@@ -64,3 +65,26 @@ def test_a_batch_that_cannot_be_cut_is_refused():
 def test_a_recipe_that_contradicts_itself_is_refused(offset, changes, message):
     with pytest.raises(UserError, match=message):
         replace(Recipe(), **{"hypernet": HypernetConfig(offset=offset), **changes})
+
+
+@pytest.mark.parametrize(
+    ("platform", "batch", "attention", "expected"),
+    [
+        ("cpu", BatchConfig(shared_prefix=False), "auto", "scores"),
+        ("tpu", BatchConfig(), "auto", "scores"),
+        ("tpu", BatchConfig(shared_prefix=False), "auto", "splash"),
+        ("tpu", BatchConfig(packing=False), "auto", "splash"),
+        ("tpu", BatchConfig(packing=False), "scores", "scores"),
+    ],
+)
+def test_rows_without_a_shared_prefix_take_the_kernel_on_tpus(monkeypatch, platform, batch, attention, expected):
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    assert Recipe(batch=batch, compute=ComputeConfig(attention=attention)).decoder(CONFIG).attention == expected
+
+
+def test_a_kernel_that_cannot_be_used_is_refused():
+    splash = ComputeConfig(attention="splash")
+    with pytest.raises(UserError, match=r"share a prefix: add --batch\.no-shared-prefix"):
+        Recipe(compute=splash)
+    with pytest.raises(UserError, match="splash is a kernel for TPUs, these devices are cpu"):
+        Recipe(compute=splash, batch=BatchConfig(shared_prefix=False)).decoder(CONFIG)
