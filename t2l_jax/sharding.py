@@ -88,6 +88,14 @@ class MeshConfig:
         _check_memory(base_bytes, fsdp * self.tensor, memory, len(devices))
         return make_mesh(fsdp, self.tensor, replicas // fsdp, devices)
 
+    def of_weights(self) -> Mesh | None:
+        """The mesh of a base LLM that answers: all devices compute the same rows. None for a single device.
+
+        Raises UserError if there are not enough devices.
+        """
+        count = (self.fsdp or 1) * self.tensor
+        return make_mesh(self.fsdp or 1, self.tensor, data=1) if count > 1 else None
+
 
 def _enough(replicas: int, size: int, memory: int | None) -> int:
     """The least divisor of `replicas` that leaves each device with its share of `size` bytes; at most all."""

@@ -14,11 +14,13 @@ from t2l_jax.decoder.generation import Sampling
 from t2l_jax.errors import UserError
 from t2l_jax.llm import LLM
 from t2l_jax.lora import Adapter, init_adapter, merge, stack
+from t2l_jax.sharding import make_mesh
 
 TEMPLATE = (
     "{% for turn in messages %}{% if turn.role == 'tool' %}{{ raise_exception('no tools') }}{% endif %}"
     "<s>{{ turn.role }}:{{ turn.content }}</s>{% endfor %}{% if add_generation_prompt %}<s>assistant:{% endif %}"
 )
+TOKENS = np.arange(12).reshape(2, 6)
 SAMPLING = Sampling(24, temperature=3.0)  # hot: many bytes that are no UTF-8
 
 
@@ -123,6 +125,19 @@ def test_chat_gives_each_adapter_its_message_or_messages(llm, adapters):
     groups = [["one", "two", "three"], ["four"]]
     grouped = llm.chat(groups, adapter=adapters, **options)
     assert grouped == [llm.chat(group, adapters[i], **options) for i, group in enumerate(groups)]
+
+
+def test_a_base_whose_weights_several_devices_share_says_the_same(llm, adapters, folder):
+    shared = LLM.load(str(folder), mesh=make_mesh(fsdp=4, tensor=2))
+    kernel = shared.params["layers"]["q_proj"]["kernel"]
+    assert kernel.addressable_shards[0].data.size * 8 == kernel.size
+    np.testing.assert_allclose(shared(TOKENS), llm(TOKENS), atol=1e-5)
+    groups = [["one", "two", "three"], ["four"]]
+    answers = [model.chat(groups, adapter=adapters, sampling=Sampling(8)) for model in (shared, llm)]
+    assert answers[0] == answers[1]
+    assert "".join(shared.stream("hi", sampling=Sampling(8))) == llm.chat(["hi"], sampling=Sampling(8))[0]
+    with pytest.raises(UserError, match="8 devices do not divide the base LLM's heads, 4"):
+        LLM.load(str(folder), mesh=make_mesh(tensor=8))
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -99,6 +99,10 @@ class Chat:
     """Nucleus sampling: sample from the smallest set of tokens whose total probability reaches this."""
     seed: int = 0
     """Random seed for sampling."""
+    fsdp: Annotated[int, arg(name="mesh.fsdp")] = 1
+    """Number of devices that share the base model's weights and gather one layer at a time."""
+    tensor: Annotated[int, arg(name="mesh.tensor")] = 1
+    """Number of devices that compute each layer of the base model together (faster than mesh.fsdp)."""
     trust_remote_code: bool = False
     """Let the text encoder's own Python code run (gte-large needs it)."""
 
@@ -108,6 +112,7 @@ class Chat:
         from t2l_jax import load, load_peft
         from t2l_jax.decoder.generation import Sampling
         from t2l_jax.io.base import check_separate, load_config
+        from t2l_jax.sharding import MeshConfig
 
         if self.description is not None and self.adapter is not None:
             raise UserError("give --description or --adapter, not both")
@@ -122,7 +127,7 @@ class Chat:
         if self.adapter is not None:
             adapter = load_peft(self.adapter, load_config(model.base))
             check_separate(model.base, adapter.spec.names)
-        llm = model.load_base()
+        llm = model.load_base(mesh=MeshConfig(self.fsdp, self.tensor).of_weights())
         prompt = "> " if sys.stdin.isatty() else ""
         key = jax.random.key(self.seed)
         while message := _ask(prompt):

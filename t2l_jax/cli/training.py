@@ -86,7 +86,7 @@ class Reconstruct(Generic[Settings]):
 class Evaluate(Generic[Settings]):
     """Compare generated adapters with the base model, prompting, control adapters and trained LoRAs.
 
-    Repeat the command to resume an interrupted evaluation. Runs on one device, in float32.
+    Repeat the command to resume an interrupted evaluation. Runs in float32.
 
     Examples:
       t2l evaluate --max-tasks 4 --examples 4

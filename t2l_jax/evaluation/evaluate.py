@@ -27,7 +27,7 @@ from t2l_jax.llm import LLM
 from t2l_jax.model import Model
 from t2l_jax.progress import progress_bar
 
-SETTINGS_WITHOUT_EFFECT = ("batch_tokens", "max_prompt_tokens")
+SETTINGS_WITHOUT_EFFECT = ("batch_tokens", "max_prompt_tokens", "mesh")
 
 
 def evaluate(model: Model, config: EvaluationConfig, folder: Path, given: Baselines = Baselines()) -> str:  # noqa: B008
@@ -46,7 +46,7 @@ def evaluate(model: Model, config: EvaluationConfig, folder: Path, given: Baseli
     notes += more + _partial_notes(methods, splits, given) + _mode_notes(model, config, methods)
     settings = _settings(model, config, splits, methods, given)
     store.check(folder, settings)
-    llm = model.load_base()
+    llm = model.load_base(mesh=config.mesh.of_weights())
     with jax.default_matmul_precision("highest"):  # `engine.TIE` assumes the rounding of float32
         answerers = _answerers(model, llm, splits, methods, config, given, own)
         reads = {name: source.config.reads for name, source in _hypernetworks(model, given).items()}

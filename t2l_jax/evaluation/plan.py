@@ -27,6 +27,7 @@ from t2l_jax.evaluation.metrics import CODE_PASS, NUMERIC_MATCH
 from t2l_jax.io.published import Reads
 from t2l_jax.llm import LLM
 from t2l_jax.schema import Count, check_fields
+from t2l_jax.sharding import MeshConfig
 
 EITHER = ""  # mode of the base model's rows: their prompts do not depend on the mode
 SHOTS = 3
@@ -112,6 +113,8 @@ class EvaluationConfig:
     """Maximum number of tokens per prompt. A longer prompt is an error; it is never truncated."""
     batch_tokens: Count = 4096
     """Prompt tokens per batch, padding included. Affects speed and memory only, not the scores."""
+
+    mesh: MeshConfig = field(default_factory=MeshConfig)
 
     def __post_init__(self) -> None:
         check_fields(self, "evaluation")
