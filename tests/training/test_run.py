@@ -27,6 +27,8 @@ from t2l_jax.training import sft as sft_module
 from t2l_jax.training.recipe import ComputeConfig, LoraConfig, Recipe
 from t2l_jax.training.run import run
 
+pytestmark = pytest.mark.usefixtures("no_picture")
+
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory) -> Recipe:
@@ -147,7 +149,7 @@ def test_oracles_are_trained_each_on_its_own_task(recipe, tmp_path):
 
 def test_a_run_that_goes_on_replaces_its_adapters(recipe, tmp_path):
     """Stopped after a step, the run writes what it has; ended, what it has then."""
-    whole = replace(recipe, trainee="multitask", loop=LoopConfig(steps=12, validate_every=1))
+    whole = replace(recipe, trainee="multitask", loop=LoopConfig(steps=12, validate_every=4))
     early = load_peft(run(replace(whole, loop=replace(whole.loop, stop_after=1)), tmp_path / "run"))
     late = load_peft(find_baselines(run(whole, tmp_path / "run"), None).multitask)
     alone = load_peft(run(whole, tmp_path / "alone"))
