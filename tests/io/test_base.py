@@ -279,7 +279,7 @@ def test_loading_needs_little_memory_beside_the_parameters(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of transformers' GGUF reader
-def test_tokenizer_from_gguf_is_converted_once(smollm2, tmp_path, monkeypatch):
+def test_tokenizer_from_gguf_is_converted_once(smollm2, gguf_parsed_once, tmp_path, monkeypatch):
     monkeypatch.setenv("T2L_CACHE", str(tmp_path))
     text = "Hello, wörld! 12345\n\tdef f(x):<|im_end|>"
     first = load_tokenizer(resolve(smollm2))
