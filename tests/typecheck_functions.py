@@ -2,11 +2,16 @@
 
 import inspect
 from collections.abc import Callable
+from functools import partial
+from importlib.machinery import SourceFileLoader
+from types import CodeType
 from typing import Any, get_args
+from unittest.mock import patch
 
 import jaxtyping
 from beartype import beartype
 from beartype.roar import BeartypeDecorHintPep3119Exception
+from jaxtyping import _import_hook
 
 _with_axes = jaxtyping.jaxtyped
 
@@ -19,6 +24,19 @@ def install() -> None:
     """
     jaxtyping.jaxtyped = lambda *, typechecker: lambda thing: _checked(thing, typechecker)  # it is what the hook calls
     jaxtyping.install_import_hook("t2l_jax", "typecheck_functions.check_function")
+    loader = _import_hook._JaxtypingLoader
+    loader.exec_module, loader.get_code = SourceFileLoader.exec_module, _get_code
+
+
+def _get_code(loader: Any, name: str) -> CodeType | None:
+    """A module's checked bytecode, which has a file name of its own.
+
+    Jaxtyping keeps that name up while the module runs, so that whatever it imports first is looked for by that name,
+    too: two thousand modules of libraries, compiled anew in every process.
+    """
+    named = partial(_import_hook._optimized_cache_from_source, loader._typechecker.get_hash())
+    with patch("importlib._bootstrap_external.cache_from_source", named):
+        return SourceFileLoader.get_code(loader, name)
 
 
 def check_function(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -102,7 +102,7 @@ def test_logits_are_those_of_transformers(family, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of transformers' GGUF reader
-def test_logits_of_smollm2_are_those_of_transformers(smollm2, optimised):
+def test_logits_of_smollm2_are_those_of_transformers(smollm2, optimised, gguf_parsed_once):
     text = "The Loire is the longest river of France. It rises in the Massif Central, not far from the Rhône, and runs "
     tokens = load_tokenizer(resolve(smollm2))(2 * text + "north and then west to the Atlantic.").input_ids
     assert len(tokens) >= 64

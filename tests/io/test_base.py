@@ -2,9 +2,6 @@
 
 import json
 import math
-import subprocess
-import sys
-from pathlib import Path
 
 import flax.serialization
 import flax.traverse_util
@@ -20,6 +17,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from safetensors.torch import load_file, save_file
 from tiny_models import random_tokens, save_tiny, torch_logits
 
+from experiments.benchmarks import loading_memory
 from t2l_jax.decoder import Decoder, logits
 from t2l_jax.errors import UserError
 from t2l_jax.io import base as base_module
@@ -273,8 +271,7 @@ def test_folder_without_config_is_refused(llama, tmp_path):
 
 
 def test_loading_needs_little_memory_beside_the_parameters(tmp_path):
-    command = [sys.executable, "-m", "experiments.benchmarks.loading_memory", "--layers", "1", "--out", tmp_path]
-    subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, check=True)
+    loading_memory.main(loading_memory.LoadingMemory(layers=1, out=tmp_path))  # loads in a process of its own
     (row,) = json.loads((tmp_path / "table.json").read_text())["tables"]["Loading"]
     size, peak = row["parameters, GB"], row["peak above the imports, GB"]
     assert size > 0.4
@@ -282,7 +279,7 @@ def test_loading_needs_little_memory_beside_the_parameters(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of transformers' GGUF reader
-def test_tokenizer_from_gguf_is_converted_once(smollm2, tmp_path, monkeypatch):
+def test_tokenizer_from_gguf_is_converted_once(smollm2, gguf_parsed_once, tmp_path, monkeypatch):
     monkeypatch.setenv("T2L_CACHE", str(tmp_path))
     text = "Hello, wörld! 12345\n\tdef f(x):<|im_end|>"
     first = load_tokenizer(resolve(smollm2))

@@ -135,7 +135,7 @@ def test_gguf_names(tmp_path):
     assert_equal(read_all(gguf_tensors(tmp_path / "model.gguf")), expected)
 
 
-def test_gguf_index_is_the_one_of_the_gguf_package(smollm2):
+def test_gguf_index_is_the_one_of_the_gguf_package(smollm2, gguf_parsed_once):
     file = next(smollm2.glob("*.gguf"))
     theirs = {tensor.data_offset: tensor for tensor in gguf.GGUFReader(file).tensors}
     ours = list(gguf_tensors(file))

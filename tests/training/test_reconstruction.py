@@ -34,10 +34,10 @@ def _no_models(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(run_module, "load_encoder", lambda *_, **__: HashEncoder())
 
 
-def recipe_of(library: Path, steps: int = 4, **changes) -> ReconstructionRecipe:
+def recipe_of(library: Path, steps: int = 4, every: int = 2, **changes) -> ReconstructionRecipe:
     net = ReconstructionRecipe().hypernet
     small = replace(net, latent=16, head_in=16, dropout=0.0)
-    loop = LoopConfig(steps=steps, validate_every=2, checkpoint_every=2, log_every=2)
+    loop = LoopConfig(steps=steps, validate_every=every, checkpoint_every=every, log_every=every)
     base = {
         "library": str(library),
         "base_name": "org/tiny",
@@ -57,11 +57,12 @@ def last(folder: Path, key: str) -> float:
     return next(record[key] for record in reversed(metrics(folder)) if key in record)
 
 
+@pytest.mark.usefixtures("no_picture")
 @pytest.mark.parametrize("loss", ["factors", "canonical", "delta", "gram"])
 def test_every_loss_brings_the_deltas_nearer_to_the_librarys(tmp_path, loss):
     library = save_library(tmp_path / "library")
     objective = ReconstructionConfig(loss)
-    recipe = recipe_of(library, steps=60, trainee="one-hot", objective=objective, batch_tasks=64)
+    recipe = recipe_of(library, steps=60, every=60, trainee="one-hot", objective=objective, batch_tasks=64)
     model = t2l_jax.load(run(recipe, tmp_path / "run"))
     first, end = metrics(tmp_path / "run")[0]["relative_error"], last(tmp_path / "run", "seen/relative_error")
     assert end < 0.8 * first
@@ -91,6 +92,7 @@ def test_held_out_tasks_choose_the_weights(tmp_path):
             np.testing.assert_allclose(own, other, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.usefixtures("no_picture")
 def test_a_resumed_run_has_the_same_losses(tmp_path):
     library = save_library(tmp_path / "library")
     run(recipe_of(library), tmp_path / "whole")
@@ -102,6 +104,7 @@ def test_a_resumed_run_has_the_same_losses(tmp_path):
     assert whole == parts
 
 
+@pytest.mark.usefixtures("no_picture")
 def test_a_run_is_not_resumed_on_another_library(tmp_path):
     library = save_library(tmp_path / "library")
     run(recipe_of(library, steps=2), tmp_path / "run")
@@ -113,6 +116,7 @@ def test_a_run_is_not_resumed_on_another_library(tmp_path):
         run(recipe_of(tmp_path / "library2", steps=2), tmp_path / "run")
 
 
+@pytest.mark.usefixtures("no_picture")
 def test_reconstruction_goes_on_to_sft_and_sft_to_reconstruction(tmp_path):
     """With the head's bias and constants of the model that it begins from."""
     sft = make_recipe(tmp_path / "material")
@@ -213,6 +217,7 @@ def test_the_command_refuses_in_one_line_and_leaves_nothing(tmp_path, capsys, op
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.usefixtures("no_picture")
 def test_the_command_takes_a_recipe_file_and_flags(tmp_path, capsys):
     library = save_library(tmp_path / "library")
     file = tmp_path / "small.py"
