@@ -86,9 +86,9 @@ def main(args: StepSpeed) -> None:
     rows = []
     spec = SHAPE.lora_spec()
     for label, trainee, remat in (
-        ("hypernetwork L", TextHypernetwork(HypernetConfig(), spec), False),
-        ("hypernetwork L, remat", TextHypernetwork(HypernetConfig(), spec), True),
-        ("one LoRA", SharedLora(spec), False),
+        ("hypernetwork L", TextHypernetwork(HypernetConfig(), spec), "none"),
+        ("hypernetwork L, remat", TextHypernetwork(HypernetConfig(), spec), "projections"),
+        ("one LoRA", SharedLora(spec), "none"),
     ):
         decoder = ComputeConfig("bfloat16", remat).decoder(SHAPE)
         run = partial(stepper(trainee, decoder, base, lora_dropout=0.0), batch)
