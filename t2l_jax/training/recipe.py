@@ -63,9 +63,9 @@ class ComputeConfig:
     def __post_init__(self) -> None:
         check_fields(self, "compute")
 
-    def base_dtype(self) -> Any:
-        """Dtype of the base LLM's parameters and activations."""
-        automatic = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    def base_dtype(self, platform: str | None = None) -> Any:
+        """Dtype of the base LLM's parameters and activations on a platform (default: JAX's)."""
+        automatic = "float32" if (platform or jax.default_backend()) == "cpu" else "bfloat16"
         chosen = automatic if self.precision == "auto" else self.precision
         return jnp.bfloat16 if chosen == "bfloat16" else jnp.float32
 
@@ -84,9 +84,10 @@ class ComputeConfig:
     def decoder(self, config: DecoderConfig, mesh: Mesh | None = None) -> Decoder:
         """A decoder with these settings."""
         matmul_dtype = jnp.bfloat16 if self.precision == "bf16-matmul" else None
-        long_row = LONG_ROW if jax.default_backend() == "cpu" else 16 * LONG_ROW  # blocks are many small products
+        platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+        long_row = LONG_ROW if platform == "cpu" else 16 * LONG_ROW  # blocks are many small products
         return Decoder(
-            config, self.base_dtype(), matmul_dtype=matmul_dtype, remat=self.remat, long_row=long_row, mesh=mesh
+            config, self.base_dtype(platform), matmul_dtype=matmul_dtype, remat=self.remat, long_row=long_row, mesh=mesh
         )
 
 
