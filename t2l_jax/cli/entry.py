@@ -16,13 +16,14 @@ from tyro.conf import subcommand
 import t2l_jax
 from t2l_jax.cli.inference import Chat, Embed, Generate
 from t2l_jax.cli.models import Export, Import, Models, Publish
-from t2l_jax.cli.training import Evaluate, Reconstruct, Train
+from t2l_jax.cli.training import Evaluate, Plan, Reconstruct, Train
 from t2l_jax.errors import Stopped, UserError
 
-if TYPE_CHECKING:  # importing it takes seconds, so only `t2l train` does
+if TYPE_CHECKING:  # importing it takes seconds, so only the commands that need it do
     from t2l_jax.training.recipe import BaseRecipe
 
-Command = Publish | Generate | Train[Any] | Reconstruct[Any] | Evaluate[Any] | Chat | Embed | Models | Import | Export
+Trained = Train[Any] | Plan[Any] | Reconstruct[Any]
+Command = Publish | Generate | Trained | Evaluate[Any] | Chat | Embed | Models | Import | Export
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -53,20 +54,22 @@ def _refuse(reason: str) -> NoReturn:
 
 
 def parse(arguments: Sequence[str]) -> Command:
-    """Parse the arguments into a command; `train` with a recipe file takes its defaults from that recipe."""
+    """Parse the arguments into a command; `train` or `plan` with a recipe file takes its defaults from that recipe."""
     file = next((argument for argument in arguments if argument.endswith(".py")), None)
     commands: list[Any] = []
-    for kind in (Generate, Train, Reconstruct, Evaluate, Publish, Chat, Embed, Models, Import, Export):
+    for kind in (Generate, Train, Plan, Reconstruct, Evaluate, Publish, Chat, Embed, Models, Import, Export):
         name, text = kind.__name__.lower(), inspect.getdoc(kind) or ""
         chosen = arguments[:1] == [name]
         options: dict[str, Any] = {"description": text if chosen else text.split("\n")[0]}
         typed: Any = kind
-        if kind is Train:
-            typed = Train[None]
+        if kind in (Train, Plan):
+            typed = kind[None]
             if chosen:
                 from t2l_jax.training.recipe import Recipe
 
-                typed, options["default"] = Train[Recipe], Train(read_recipe(file, Recipe))
+                typed = kind[Recipe]
+                given = read_recipe(file, Recipe)
+                options["default"] = Train(given) if kind is Train else Plan(given, tyro.MISSING)
         if kind is Reconstruct:
             typed = Reconstruct[None]
             if chosen:
@@ -83,7 +86,7 @@ def parse(arguments: Sequence[str]) -> Command:
         commands.append(Annotated[typed, subcommand(name, **options)])
     union: Any = Union[tuple(commands)]  # noqa: UP007 (its members are known at run time only)
     command = tyro.cli(union, args=arguments, prog="t2l", description=t2l_jax.__doc__)
-    named = command.file if isinstance(command, Train | Reconstruct) else None
+    named = command.file if isinstance(command, Train | Plan | Reconstruct) else None
     if named is not None and (file is None or named != Path(file)):
         raise UserError(f"{named}: a recipe is a Python file: give one whose name ends in .py")
     return command

@@ -1,4 +1,4 @@
-"""`t2l train | reconstruct | evaluate`: the commands whose options are a configuration of the library's."""
+"""`t2l train | plan | reconstruct | evaluate`: the commands whose options are a configuration of the library's."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -46,6 +46,43 @@ class Train(Generic[Settings]):
             return
         written = run(self.recipe, self.out, self.wandb, trust_remote_code=self.trust_remote_code)
         print(f"written to {written}")
+
+
+@dataclass(frozen=True)
+class Plan(Generic[Settings]):
+    """Compile a training step for devices that need not be here: memory, FLOPs, communication, the compiler's time.
+
+    Nothing is downloaded or trained, but the shapes of the base LLM and of the text encoder must be known. For a TPU
+    install its compiler, which needs none: pip install 'libtpu==0.0.42.*'. A large step takes minutes; an equal one,
+    compiled before, is read from the cache.
+
+    Examples:
+      t2l plan experiments/recipes/paper_mistral.py --topology v5e:4x4 --batch.tasks 16
+      t2l plan experiments/recipes/paper_llama.py --topology v5p:4x4x4 --batch.tasks 64 --mesh.fsdp 16
+      t2l plan experiments/recipes/smollm2_words.py --topology cpu:8 --search
+    """
+
+    recipe: Annotated[Settings, arg(name="")]
+    topology: str
+    """Devices: v5e:4x4, v6e:16x16, v5p:4x4x4 (chips of a TPU slice), cpu:8, h100:8 (of this machine)."""
+    file: Positional[Annotated[Path | None, arg(metavar="FILE.py")]] = None
+    """Recipe file: Python that defines RECIPE, which is executed. Default: the values shown here (word tasks)."""
+    search: bool = False
+    """Also find the most tasks of a step for each rematerialisation, and the best mesh. Compiles many times."""
+
+    def run(self) -> None:
+        from t2l_jax.training.plan import plan, report
+        from t2l_jax.training.plan_search import search
+        from t2l_jax.training.recipe import Recipe
+        from t2l_jax.training.topology import find_topology
+
+        assert isinstance(self.recipe, Recipe)
+        topology = find_topology(self.topology)  # before anything is computed
+        print(report(plan(self.recipe, topology)))
+        if self.search:
+            print()
+            for line in search(self.recipe, topology):
+                print(line, flush=True)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ D is the base LLM's width, b the bytes of an activation (2 in bfloat16, 4 in flo
 
 With n devices that divide the tasks, a device holds 1/n of the adapters, activations and working space, and all of the
 rest. It is an estimate: what the compiler keeps and shares depends on the machine. On a CPU the compiler's own figures
-are 0.7 to 1 times the sum (tests/training/test_dry_run.py).
+are 0.7 to 1 times the sum (tests/training/test_dry_run.py). `t2l plan` compiles the step and has the compiler's own.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -63,41 +63,46 @@ class Sizes:
 def dry_run(recipe: Recipe) -> str:
     """The report. Raises UserError if the shapes of the base LLM or of the text encoder are not known here."""
     kind = TRAINEES[recipe.trainee]
-    base, note = _base(recipe.base)
+    base, note = find_base(recipe.base)
     found = sizes(recipe, kind, base)
     shape, lora = recipe.batch, found.spec
     lines = [f"{recipe.trainee} for {recipe.base_name}: {recipe.loop.last:,} steps. Nothing was downloaded or trained."]
-    lines += ["", "To read", *_aligned([*_models(recipe, kind), *_sources(recipe.tasks)])]
+    lines += ["", "To read", *aligned([*_models(recipe, kind), *_sources(recipe.tasks)])]
     numbers = [
         ("base LLM", f"{found.base_parameters:,} parameters{note}"),
         ("trained", f"{found.trained:,} parameters"),
         ("an adapter", f"{lora.size:,} weights ({', '.join(lora.names)}; rank {lora.rank}; {lora.num_layers} layers)"),
         ("a step", f"{shape.tasks} tasks x {shape.rows} rows x {shape.length} tokens = {found.tokens:,} with padding"),
     ]
-    lines += ["", "Sizes", *_aligned(numbers)]
+    lines += ["", "Sizes", *aligned(numbers)]
     kinds = ("bfloat16", "float32") if recipe.compute.precision == "auto" else (recipe.compute.precision,)
     columns = [memory(recipe, found, BYTES[kind]) for kind in kinds]
     table: Table = [("", *kinds)]
-    table += [(name, *(_bytes(column[name]) for column in columns)) for name in columns[0]]
-    table.append(("in all", *(_bytes(sum(column.values())) for column in columns)))
-    lines += ["", "Memory that one device needs (an estimate, see t2l_jax/training/dry_run.py)", *_aligned(table)]
+    table += [(name, *(in_bytes(column[name]) for column in columns)) for name in columns[0]]
+    table.append(("in all", *(in_bytes(sum(column.values())) for column in columns)))
+    lines += ["", "Memory that one device needs (an estimate, see t2l_jax/training/dry_run.py)", *aligned(table)]
     return "\n".join(lines)
 
 
 def sizes(recipe: Recipe, kind: type[Trainee], base: DecoderConfig) -> Sizes:
     """The sizes of a recipe with this base LLM."""
-    spec = base.lora_spec(**asdict(recipe.lora))
-    dim = _width_of_z(recipe.encoder) if _embeds(kind) else None
-    trainee = kind.make(recipe.hypernet, spec, dim, _number_of_tasks(recipe) if kind.one_per_task else 1)
+    trainee = make_trainee(recipe, kind, base)
     variables = jax.eval_shape(trainee.init, jax.random.key(0))
     shape = recipe.batch
     return Sizes(
         base=base,
         base_parameters=_count(parameter_shapes(base).values()),
         trained=_count(leaf.shape for leaf in jax.tree.leaves(variables["params"])),
-        spec=spec,
+        spec=trainee.spec,
         tokens=shape.tasks * shape.rows * shape.length,
     )
+
+
+def make_trainee(recipe: Recipe, kind: type[Trainee], base: DecoderConfig) -> Trainee:
+    """What a recipe trains for this base LLM, without reading the text encoder or, but for their number, the tasks."""
+    dim = width_of_z(recipe.encoder) if _embeds(kind) else None
+    spec = base.lora_spec(**asdict(recipe.lora))
+    return kind.make(recipe.hypernet, spec, dim, _number_of_tasks(recipe) if kind.one_per_task else 1)
 
 
 def memory(recipe: Recipe, found: Sizes, width: int) -> dict[str, int]:
@@ -126,7 +131,7 @@ def memory(recipe: Recipe, found: Sizes, width: int) -> dict[str, int]:
     }
 
 
-def _base(location: str) -> tuple[DecoderConfig, str]:
+def find_base(location: str) -> tuple[DecoderConfig, str]:
     """The base LLM's configuration, and where it is from if not from its own files."""
     files = cached(location)
     if files is not None:
@@ -144,9 +149,10 @@ def _embeds(kind: type[Trainee]) -> bool:
     return kind.reads_text or kind.reads_instances
 
 
-def _width_of_z(encoder: str) -> int:
+def width_of_z(encoder: str) -> int:
+    """The width of a text encoder's embeddings, from its configuration alone."""
     if encoder.startswith(last_token.PREFIX):
-        return _base(encoder.removeprefix(last_token.PREFIX))[0].width
+        return find_base(encoder.removeprefix(last_token.PREFIX))[0].width
     location = SHORT_NAMES.get(encoder, encoder)
     if location in ENCODERS:
         return ENCODERS[location].dim
@@ -156,7 +162,7 @@ def _width_of_z(encoder: str) -> int:
             f"encoder: {location} is not on this machine, so the width of z is not known: download it first"
         )
     if is_adapter(files.path):
-        return _width_of_z(adapted(files.path))
+        return width_of_z(adapted(files.path))
     width = read_json(files.path / "config.json").get("hidden_size")
     if type(width) is not int or width < 1:
         raise UserError(f"{files.path / 'config.json'}: hidden_size must be the width of the embeddings, got {width!r}")
@@ -179,13 +185,13 @@ def _models(recipe: Recipe, kind: type[Trainee]) -> Iterator[tuple[str, ...]]:
     for role, location in wanted:
         files = cached(location)
         if files is not None:
-            yield role, location, f"here, {_bytes(size_of(files))}"
+            yield role, location, f"here, {in_bytes(size_of(files))}"
             if role == "text encoder" and is_adapter(files.path):
                 wanted.append(("its base", adapted(files.path)))
             continue
         base, encoder_facts = known_base(location), ENCODERS.get(location)
         size = 2 * _count(parameter_shapes(base).values()) if base else encoder_facts and encoder_facts.size
-        yield role, location, f"to download, {f'about {_bytes(size)}' if size else 'of unknown size'}"
+        yield role, location, f"to download, {f'about {in_bytes(size)}' if size else 'of unknown size'}"
 
 
 def _sources(sources: Sequence[str]) -> Iterator[tuple[str, ...]]:
@@ -207,11 +213,12 @@ def _count(shapes: Iterable[tuple[int, ...]]) -> int:
     return sum(int(np.prod(shape, dtype=np.int64)) for shape in shapes)
 
 
-def _bytes(count: int) -> str:
+def in_bytes(count: int) -> str:
+    """A number of bytes in words."""
     return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
 
-def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
+def aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
     """Lines with the columns of a table, indented; all but the last column are filled up."""
     widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]) - 1)]
     return ["  " + "  ".join([*map(str.ljust, row, widths), row[-1]]).rstrip() for row in rows]

@@ -60,15 +60,20 @@ def prepare_sft(recipe: Recipe, kind: type[Trainee], encoder: Encoder | None) ->
 
 
 def base_mesh(
-    recipe: Recipe, config: DecoderConfig, together: int, devices: Sequence[jax.Device] | None = None
+    recipe: Recipe,
+    config: DecoderConfig,
+    together: int,
+    devices: Sequence[jax.Device] | None = None,
+    memory: int | None = None,
 ) -> Mesh:
-    """The mesh of a recipe, whose steps compute so many tasks together.
+    """The mesh of a recipe, whose steps compute so many tasks together, on these devices with so much memory each.
 
     Raises UserError if it does not divide the base LLM's axes, or if this does not fit.
     """
     numbers = sum(math.prod(shape) for shape in parameter_shapes(config).values())
-    size = numbers * jnp.dtype(recipe.compute.base_dtype()).itemsize
-    mesh = recipe.mesh.make(together, size, devices)
+    platform = None if devices is None else devices[0].platform
+    size = numbers * jnp.dtype(recipe.compute.base_dtype(platform)).itemsize
+    mesh = recipe.mesh.make(together, size, devices, memory)
     check_divides(mesh, config.axis_sizes())
     return mesh
 
