@@ -17,6 +17,7 @@ from types import EllipsisType
 from typing import Any
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from t2l_jax.errors import UserError
@@ -134,7 +135,8 @@ def make_mesh(
     if data < 1 or group < 1 or data * group > count:
         raise UserError(f"a mesh of {data} x {fsdp} x {tensor} devices cannot be made of {count}: choose fewer")
     used = list(devices)[: data * group]
-    return jax.make_mesh((data, fsdp, tensor), AXES, (AxisType.Auto,) * 3, devices=used)
+    grid = mesh_utils.create_device_mesh((data, fsdp, tensor), used, allow_split_physical_axes=True)
+    return Mesh(grid, AXES, (AxisType.Auto,) * 3)
 
 
 def shown(mesh: Mesh) -> str:

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+UNKNOWN = 2**63 - 1  # cycles of an operation that the compiler cannot estimate
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][a-z0-9\-]*)\((.*)$")
 _ARRAY = re.compile(r"\b(pred|[a-z]+(\d+)\w*)\[([\d,]*)\]")
@@ -90,8 +91,9 @@ class Program:
     def cycles(self) -> Iterator[tuple[str, int]]:
         """Scope and cycles of each operation by the compiler's own estimate, where it makes one (TPU)."""
         for own, times, _ in self._instructions(self.entry, 1, ""):
-            if cycles := own.attribute(r'"estimated_cycles":"(\d+)"'):
-                yield own.scope, times * int(cycles)
+            cycles = int(own.attribute(r'"estimated_cycles":"(\d+)"') or 0)
+            if 0 < cycles < UNKNOWN:
+                yield own.scope, times * cycles
 
     def _instructions(self, name: str, times: int, loop: str) -> Iterator[tuple[Instruction, int, str]]:
         """Every instruction from here on, with how often it is done, and the loop that it is in."""
