@@ -7,6 +7,10 @@ The FLOPs of the model are those that the mathematics asks for, whatever the pro
     attention   12 x heads x head width for each layer and each pair of a token and one that it may see: scores and
                 sums forward (4), and both back to either of their operands (8)
 
+The compiler does not say how long the kernel of attention (splash) takes. It is counted at half of the chip's peak, which
+is an assumption: 14 x heads x head width for each pair, since the backward pass makes the scores again, and 4 more where
+rematerialisation runs the kernel twice; pairs of the blocks on the diagonal count whole.
+
 The embedding is looked up and the vocabulary scored at supervised positions alone, which depend on the data: neither
 counts. What rematerialisation computes again does not count either.
 """
@@ -15,6 +19,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from t2l_jax.decoder.splash import BLOCK, fits
 from t2l_jax.io.base import parameter_shapes
 from t2l_jax.sharding import shown
 from t2l_jax.training.compiled import Figures, Refused, Step, compile_step, make_plan_step
@@ -23,6 +28,7 @@ from t2l_jax.training.recipe import Recipe
 from t2l_jax.training.topology import Topology
 
 Outcome = Figures | Refused
+KERNEL_SHARE = 0.5  # of the peak, at which the attention kernel is counted
 
 
 @dataclass(frozen=True)
@@ -40,14 +46,24 @@ class Plan:
 
     @property
     def seconds(self) -> float | None:
-        """The compiler's own time for the step; None if it makes no estimate.
+        """The compiler's own time for the step, and that of the attention kernel; None if it makes no estimate.
 
         Its cycles are those of computation: what is sent meanwhile costs nothing as long as it takes no longer.
         """
         clock = self.step.topology.chip.clock
         if clock is None or not isinstance(self.outcome, Figures) or not self.outcome.cycles:
             return None
-        return sum(self.outcome.cycles.values()) / clock
+        return sum(self.outcome.cycles.values()) / clock + self.kernel_seconds
+
+    @property
+    def kernel_seconds(self) -> float:
+        """The time that is counted for the attention kernel; 0 without it."""
+        peak, decoder = self.step.topology.chip.peak, self.step.arguments[2].decoder
+        length = self.step.arguments[3].tokens.shape[-1]
+        if peak is None or decoder.attention == "scores" or not fits(length):
+            return 0.0
+        times = 18 if decoder.remat == "layer" else 14
+        return times * _pair_flops(self.step, BLOCK) / (KERNEL_SHARE * peak * self.step.mesh.size)
 
     @property
     def share_of_peak(self) -> float | None:
@@ -68,10 +84,14 @@ def model_flops(step: Step) -> int:
     """The FLOPs of a step, over all devices; see above."""
     base = step.base
     kernels = sum(math.prod(shape) for path, shape in parameter_shapes(base).items() if path.endswith("/kernel"))
-    tasks, rows, length = step.arguments[3].tokens.shape
-    heads = base.attention.num_heads * base.attention.head_dim
-    pairs = sum(_pairs(length, own.window or length) for own in base.attention.layers)
-    return 4 * kernels * step.tokens + 12 * heads * tasks * rows * pairs
+    return 4 * kernels * step.tokens + 12 * _pair_flops(step)
+
+
+def _pair_flops(step: Step, wider: int = 0) -> int:
+    """Heads x head width for each layer and pair of tokens, with windows that are so many tokens wider."""
+    own, (tasks, rows, length) = step.base.attention, step.arguments[3].tokens.shape
+    pairs = sum(_pairs(length, (layer.window or length) + wider) for layer in own.layers)
+    return own.num_heads * own.head_dim * tasks * rows * (pairs + len(own.layers) * length * wider // 2)
 
 
 def _pairs(length: int, window: int) -> int:
@@ -116,6 +136,8 @@ def _of_step(found: Plan) -> Iterator[tuple[str, ...]]:
         rate = f"{step.tokens / found.seconds:,.0f} tokens/s"
         share = "" if found.share_of_peak is None else f", {found.share_of_peak:.0%} of the peak"
         yield "compiler's time", f"{found.seconds:.3g} s: {rate}{share}"
+        if found.kernel_seconds:
+            yield "of which", f"{found.kernel_seconds:.3g} s for the attention kernel, counted at half of the peak"
 
 
 def _of_memory(found: Plan) -> Iterator[tuple[str, ...]]:
