@@ -7,9 +7,9 @@ The FLOPs of the model are those that the mathematics asks for, whatever the pro
     attention   12 x heads x head width for each layer and each pair of a token and one that it may see: scores and
                 sums forward (4), and both back to either of their operands (8)
 
-The compiler does not say how long the kernel of attention (splash) takes. It is counted at half of the chip's peak, which
-is an assumption: 14 x heads x head width for each pair, since the backward pass makes the scores again, and 4 more where
-rematerialisation runs the kernel twice; pairs of the blocks on the diagonal count whole.
+The compiler does not say how long the kernel of attention (splash) takes. It is counted at half of the chip's peak,
+which is an assumption: 14 x heads x head width for each pair, since the backward pass makes the scores again, and 4
+more where rematerialisation runs the kernel twice; pairs of the blocks on the diagonal count whole.
 
 The embedding is looked up and the vocabulary scored at supervised positions alone, which depend on the data: neither
 counts. What rematerialisation computes again does not count either.
