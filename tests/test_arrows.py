@@ -15,7 +15,7 @@ ALLOWED = {
     "progress": "",
     "lora": "errors schema",
     "hypernet": "errors schema lora",
-    "sharding": "errors lora",
+    "sharding": "errors schema lora",
     "decoder": "errors schema lora sharding",
     "io": "errors schema distributed lora hypernet decoder sharding progress",
     "encoder": "errors schema decoder io progress",

@@ -88,13 +88,13 @@ def test_what_cannot_be_started_is_refused(started, monkeypatch, setting, enviro
     assert started == []
 
 
-def test_what_jax_refuses_is_one_line(started):
+def test_what_jax_refuses_is_one_line(started, monkeypatch):
     def refuse(**_):
         raise RuntimeError("called too late")
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(UserError, match="cannot start with .*: called too late"):
-        patch.setattr(jax.distributed, "initialize", refuse)
-        patch.setenv("SLURM_NTASKS", "2")
+    monkeypatch.setattr(jax.distributed, "initialize", refuse)
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    with pytest.raises(UserError, match=r"cannot start with .*: called too late"):
         distributed.start()
 
 
@@ -133,7 +133,7 @@ def test_alone_a_process_agrees_with_itself():
     distributed.agree({"a": 1})
     assert distributed.is_main()
     assert not distributed.several()
-    with pytest.raises(UserError, match="^no$"), distributed.together():
+    with pytest.raises(UserError, match=r"^no$"), distributed.together():
         raise UserError("no")
 
 

@@ -39,8 +39,8 @@ class Train(Generic[Settings]):
     """Only say what would be downloaded, the sizes of everything, and the memory that a device needs."""
 
     def run(self) -> None:
-        from t2l_jax.training.dry_run import dry_run
         from t2l_jax import distributed
+        from t2l_jax.training.dry_run import dry_run
         from t2l_jax.training.recipe import Recipe
         from t2l_jax.training.run import run
 
