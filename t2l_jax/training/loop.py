@@ -17,7 +17,7 @@ from t2l_jax.io.checkpoint import Checkpoints
 from t2l_jax.io.files import locked
 from t2l_jax.io.session import session
 from t2l_jax.progress import progress_bar
-from t2l_jax.sharding import make_mesh, place_batch, trained_sharding
+from t2l_jax.sharding import make_mesh, place_batch, place_part, put, trained_sharding
 from t2l_jax.training.best import Best, BestConfig
 from t2l_jax.training.hooks import End, Hook, LoopConfig, Moment, SaveCheckpoint, Validate, WriteMetrics
 from t2l_jax.training.loader import prefetch
@@ -34,7 +34,8 @@ from t2l_jax.training.trainees import Trainee
 class Batches:
     """A run's data: `draw(n)` returns the batch of step n (prefetched on a thread); and the validation sets.
 
-    All batches of a validation set have equal weight.
+    Of several processes each draws the part of the batch at its `local_slots`. All batches of a validation set have
+    equal weight.
     """
 
     draw: Callable[[int], Any]
@@ -70,7 +71,7 @@ def train(
     """
     mesh = run.mesh or make_mesh(data=1)
     variables = initial or trainee.init(jax.random.key(run.loop.seed))
-    variables = jax.device_put(variables, trained_sharding(mesh, variables))
+    variables = put(variables, trained_sharding(mesh, variables))
     constants = {name: value for name, value in variables.items() if name != "params"}
     objective = objective.place(mesh)
     optimizer = make_optimizer(run.optimizer, run.loop.steps, run.loop.last)
@@ -79,7 +80,7 @@ def train(
     validate = make_validation(trainee)
     fresh = TrainState(jnp.zeros((), jnp.int32), variables["params"], optimizer.init(variables["params"]))
     with locked(folder), Checkpoints(folder / "checkpoints") as checkpoints, stop_request() as request:
-        state = checkpoints.restore_latest(jax.device_put(fresh, trained_sharding(mesh, fresh)))
+        state = checkpoints.restore_latest(put(fresh, trained_sharding(mesh, fresh)))
         best = Best(folder / "best", run.best, tuple(sets), objective, state.params)
         look = partial(Validate, run.loop, sets, lambda params, batch: validate(params, constants, objective, batch))
         with (
@@ -129,6 +130,6 @@ def _hooks(
 
 
 def _load(draw: Callable[[int], Any], mesh: Mesh, n: int) -> tuple[Any, Any]:
-    """The batch of step n, in host memory and on the devices."""
+    """The batch of step n, or this process's part of it, in host memory and on the devices."""
     batch = draw(n)
-    return batch, place_batch(mesh, batch)
+    return batch, place_part(mesh, batch)
