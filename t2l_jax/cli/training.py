@@ -50,7 +50,8 @@ class Train(Generic[Settings]):
             return
         distributed.start(self.distributed)
         written = run(self.recipe, self.out, self.wandb, trust_remote_code=self.trust_remote_code)
-        print(f"written to {written}")
+        if distributed.is_main():
+            print(f"written to {written}")
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,9 @@ class Reconstruct(Generic[Settings]):
         assert isinstance(self.recipe, ReconstructionRecipe)
         distributed.start(self.distributed)
         recipe = replace(self.recipe, library=str(self.library))
-        print(f"written to {run(recipe, self.out, self.wandb, trust_remote_code=self.trust_remote_code)}")
+        written = run(recipe, self.out, self.wandb, trust_remote_code=self.trust_remote_code)
+        if distributed.is_main():
+            print(f"written to {written}")
 
 
 @dataclass(frozen=True)

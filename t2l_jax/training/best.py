@@ -105,4 +105,4 @@ class Best:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._checkpoints.close()
+        self._checkpoints.__exit__(kind, error, trace)

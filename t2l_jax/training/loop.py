@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from t2l_jax.distributed import in_main, is_main
 from t2l_jax.hypernet import Variables
 from t2l_jax.io.checkpoint import Checkpoints
 from t2l_jax.io.files import locked
@@ -67,7 +68,7 @@ def train(
     `initial` are the initial variables (default: fresh ones); a checkpoint in the folder takes precedence. A resumed
     run has the same losses as an uninterrupted one; on GPUs this requires XLA_FLAGS=--xla_gpu_deterministic_ops=true.
     Raises UserError if a loss is not finite or another process uses the folder, and Stopped, after saving a
-    checkpoint, on SIGTERM or SIGINT.
+    checkpoint, on SIGTERM or SIGINT. Several processes need a folder that they share; the main one writes the logs.
     """
     mesh = run.mesh or make_mesh(data=1)
     variables = initial or trainee.init(jax.random.key(run.loop.seed))
@@ -79,19 +80,23 @@ def train(
     sets = {name: [place_batch(mesh, batch) for batch in some] for name, some in batches.validation.items()}
     validate = make_validation(trainee)
     fresh = TrainState(jnp.zeros((), jnp.int32), variables["params"], optimizer.init(variables["params"]))
-    with locked(folder), Checkpoints(folder / "checkpoints") as checkpoints, stop_request() as request:
+    with (
+        in_main(partial(locked, folder)),
+        Checkpoints(folder / "checkpoints") as checkpoints,
+        stop_request() as request,
+    ):
         state = checkpoints.restore_latest(put(fresh, trained_sharding(mesh, fresh)))
         best = Best(folder / "best", run.best, tuple(sets), objective, state.params)
         look = partial(Validate, run.loop, sets, lambda params, batch: validate(params, constants, objective, batch))
         with (
-            session(folder, int(state.step), list(mesh.devices.flat)),
+            in_main(lambda: session(folder, int(state.step), list(mesh.devices.flat))),
             _hooks(run, folder, objective, state, checkpoints, best, look) as (hooks, to_do),
             prefetch(partial(_load, batches.draw, mesh), to_do) as loaded,
         ):
             for n, (batch, placed) in zip(to_do, loaded, strict=True):
                 with jax.transfer_guard("disallow"):
                     state, metrics = step(state, constants, objective, placed)
-                moment = Moment(n + 1, state, metrics, batch, request.signal)
+                moment = Moment(n + 1, state, metrics, batch, request.after(n + 1))
                 for hook in hooks:
                     hook(moment)
                 if moment.ends:
@@ -113,7 +118,7 @@ def _hooks(
     loop, start = run.loop, int(state.step)
     over = best.out_of_patience(start, loop.validate_every)
     rates = np.asarray(make_schedule(run.optimizer, loop.steps, loop.last)(np.arange(loop.last)))
-    with best, RunLog(folder, start, objective, run.trackers) as log, progress_bar() as progress:
+    with best, RunLog(folder, start, objective, run.trackers) as log, progress_bar(not is_main()) as progress:
         validate = look(log, best)
         if (
             validate.sets and start >= loop.last and not log.validated(start)
