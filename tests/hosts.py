@@ -11,13 +11,12 @@ from pathlib import Path
 import jax
 import tiny_training
 from jax.sharding import Mesh
-from tiny_recipe import make_recipe, write_task
+from tiny_recipe import make_recipe, recipe_in, write_task
 
 from t2l_jax import distributed
 from t2l_jax.data.batch import Batch
 from t2l_jax.data.batches import BatchConfig
 from t2l_jax.errors import Stopped, UserError
-from t2l_jax.hypernet import Variables
 from t2l_jax.sharding import MeshConfig, local_slots, make_mesh
 from t2l_jax.training.recipe import Recipe
 from t2l_jax.training.run import run
@@ -27,25 +26,32 @@ SHAPE = BatchConfig(tasks=8, rows=1, length=12)
 LONG = replace(tiny_training.LOOP, steps=1000, validate_every=1000, checkpoint_every=1000)
 
 
-def train(
-    folder: Path, mesh: Mesh, before: Callable[[int], None] = lambda n: None, **changes: object
-) -> tuple[Variables, list[int]]:
-    """The tiny run of 8 steps of 8 tasks on a mesh, each process with its part of every batch; `before` each step."""
+def train(folder: Path, mesh: Mesh, before: Callable[[int], None] = lambda n: None, **changes: object) -> list[int]:
+    """The tiny run of 8 steps of 8 tasks on a mesh, each process with its part of every batch.
+
+    Returns the places of that part. `before` is called with each step.
+    """
     sampler, slots = tiny_training.sampler(SHAPE, repeat=4), local_slots(mesh, SHAPE.tasks)
 
     def draw(n: int) -> Batch:
         before(n)
         return sampler.draw(n, slots)
 
-    return tiny_training.run(folder, draw, mesh=mesh, trackers=(JsonLines,), **changes), slots
+    tiny_training.run(folder, draw, mesh=mesh, trackers=(JsonLines,), **changes)
+    return slots
 
 
-def recipe_in(folder: Path) -> Recipe:
-    """A recipe of 8 tasks for 8 devices, two of which share the base LLM's layers and two its stored weights."""
+def eight_tasks(recipe: Recipe) -> Recipe:
+    """The recipe for 8 devices, two of which compute the base LLM's layers together, and two share its weights."""
+    return replace(recipe, batch=replace(recipe.batch, tasks=8), mesh=MeshConfig(fsdp=2, tensor=2))
+
+
+def make_material(folder: Path) -> Recipe:
+    """The recipe, with what it reads."""
     recipe = make_recipe(folder)
     for number in range(6):
-        write_task(folder / "tasks", f"more{number}", [f"say the last word {'again ' * number}"])
-    return replace(recipe, batch=replace(recipe.batch, tasks=8), mesh=MeshConfig(fsdp=2, tensor=2))
+        write_task(folder / "tasks", f"more{number}", [f"say the last word {'again ' * number}".strip()])
+    return eight_tasks(recipe)
 
 
 def undisturbed(folder: Path) -> None:
@@ -54,11 +60,10 @@ def undisturbed(folder: Path) -> None:
         run(Recipe(loop=replace(tiny_training.LOOP, seed=jax.process_index())), folder / "refused")
     except UserError as error:
         print("refused:", error, flush=True)
-    variables, slots = train(folder / "whole", make_mesh(fsdp=2))
+    slots = train(folder / "whole", make_mesh(fsdp=2))
     print("slots:", slots, flush=True)
-    print("fetched:", jax.tree.all(jax.tree.map(lambda leaf: leaf.is_fully_addressable, variables)))
     some = [device for device in jax.devices() if device.id % jax.local_device_count() < 2]
-    train(folder / "of_eight", make_mesh(devices=some))
+    train(folder / "of_eight", make_mesh(devices=some), validation={})
 
     def stop(n: int) -> None:
         time.sleep(0.02)
@@ -74,8 +79,7 @@ def undisturbed(folder: Path) -> None:
 
 def killed(folder: Path) -> None:
     """A whole recipe; then a run in which process 1 dies by SIGKILL after the checkpoint of step 3."""
-    recipe = replace(recipe_in(folder / f"material{jax.process_index()}"))
-    print("published:", run(recipe, folder / "recipe"), flush=True)
+    print("published:", run(eight_tasks(recipe_in(folder / "material")), folder / "recipe"), flush=True)
 
     def kill(n: int) -> None:
         if n == 6 and not distributed.is_main():
