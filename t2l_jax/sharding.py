@@ -259,7 +259,7 @@ def place_part(mesh: Mesh, part: Any) -> Any:
     def place(leaf: Any) -> jax.Array:
         size = len(leaf) // len(own)
 
-        def block(index: tuple[slice, ...]) -> Any:
+        def block(index: Any) -> Any:
             at = own.index((index[0].start or 0) // size) * size
             return leaf[at : at + size]
 

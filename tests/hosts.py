@@ -42,8 +42,8 @@ def train(folder: Path, mesh: Mesh, before: Callable[[int], None] = lambda n: No
 
 
 def eight_tasks(recipe: Recipe) -> Recipe:
-    """The recipe for 8 devices, two of which compute the base LLM's layers together, and two share its weights."""
-    return replace(recipe, batch=replace(recipe.batch, tasks=8), mesh=MeshConfig(fsdp=2, tensor=2))
+    """The recipe for 8 devices, pairs of which share the base LLM's weights."""
+    return replace(recipe, batch=replace(recipe.batch, tasks=8), mesh=MeshConfig(fsdp=2))
 
 
 def make_material(folder: Path) -> Recipe:
