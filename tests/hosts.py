@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import jax
+import numpy as np
 import tiny_training
 from jax.sharding import Mesh
 from tiny_recipe import make_recipe, recipe_in, write_task
@@ -17,7 +18,7 @@ from t2l_jax import distributed
 from t2l_jax.data.batch import Batch
 from t2l_jax.data.batches import BatchConfig
 from t2l_jax.errors import Stopped, UserError
-from t2l_jax.sharding import MeshConfig, local_slots, make_mesh
+from t2l_jax.sharding import MeshConfig, local_slots, make_mesh, place_part
 from t2l_jax.training.recipe import Recipe
 from t2l_jax.training.run import run
 from t2l_jax.training.trackers import JsonLines
@@ -91,7 +92,16 @@ def killed(folder: Path) -> None:
 
 
 def resumed(folder: Path) -> None:
-    """Go on with what was killed."""
+    """Place a batch on meshes where two devices hold the same tasks; go on with what was killed."""
+    mixed = sorted(jax.devices(), key=lambda device: device.id % jax.local_device_count())  # pairs of both processes
+    for devices in (jax.devices(), mixed):
+        mesh = make_mesh(tensor=2, devices=devices)
+        sampler, slots = tiny_training.sampler(SHAPE, repeat=4), local_slots(mesh, SHAPE.tasks)
+        whole, placed = sampler.draw(0), place_part(mesh, sampler.draw(0, slots))
+        assert placed.tokens.shape == whole.tokens.shape
+        for shard in placed.tokens.addressable_shards:
+            np.testing.assert_array_equal(shard.data, whole.tokens[shard.index])
+        print(f"tensor{len(slots)}: placed", flush=True)
     train(folder / "killed", make_mesh(fsdp=2))
 
 

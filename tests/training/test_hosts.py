@@ -154,3 +154,9 @@ def test_after_the_death_of_one_both_go_on_exactly(folder, second, first):
     statuses = [process.wait(300) for process in start("resumed", folder)]
     assert statuses == [0, 0], "\n".join(said("resumed", folder))
     assert curves(folder / "killed") == curves(folder / "whole")
+    for output in said("resumed", folder):  # each process holds half of the tasks, or all
+        placed = [line for line in output.splitlines() if line.endswith(": placed")]
+        assert placed == [
+            "tensor4: placed",
+            "tensor8: placed",
+        ]
