@@ -106,7 +106,9 @@ def _check_memory(base_bytes: int, parts: int, memory: int | None, count: int) -
 
 
 def device_memory(device: jax.Device) -> int | None:
-    """Bytes of a device's memory; None where it does not say (CPUs)."""
+    """Bytes of a device's memory; None where it does not say (CPUs). Those of other processes are like this one's."""
+    if device.process_index != jax.process_index():
+        device = jax.local_devices()[0]
     stats = device.memory_stats()
     return None if stats is None else stats.get("bytes_limit")
 
