@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -23,6 +24,7 @@ from t2l_jax.training.recipe import Recipe
 from t2l_jax.training.run import run
 from t2l_jax.training.trackers import JsonLines
 
+say = partial(print, file=sys.stderr, flush=True)  # Gloo writes halves of lines to stdout
 SHAPE = BatchConfig(tasks=8, rows=1, length=12)
 LONG = replace(tiny_training.LOOP, steps=1000, validate_every=1000, checkpoint_every=1000)
 
@@ -60,9 +62,9 @@ def undisturbed(folder: Path) -> None:
     try:
         run(Recipe(loop=replace(tiny_training.LOOP, seed=jax.process_index())), folder / "refused")
     except UserError as error:
-        print("refused:", error, flush=True)
+        say("refused:", error)
     slots = train(folder / "whole", make_mesh(fsdp=2))
-    print("slots:", slots, flush=True)
+    say("slots:", slots)
     some = [device for device in jax.devices() if device.id % jax.local_device_count() < 2]
     train(folder / "of_eight", make_mesh(devices=some), validation={})
 
@@ -74,13 +76,13 @@ def undisturbed(folder: Path) -> None:
     try:
         train(folder / "stopped", make_mesh(fsdp=2), stop, loop=LONG)
     except Stopped as stopped:
-        print("stopped:", stopped, flush=True)
+        say("stopped:", stopped)
         sys.exit(stopped.status)
 
 
 def killed(folder: Path) -> None:
     """A whole recipe; then a run in which process 1 dies by SIGKILL after the checkpoint of step 3."""
-    print("published:", run(eight_tasks(recipe_in(folder / "material")), folder / "recipe"), flush=True)
+    say("published:", run(eight_tasks(recipe_in(folder / "material")), folder / "recipe"))
 
     def kill(n: int) -> None:
         if n == 6 and not distributed.is_main():
@@ -101,7 +103,7 @@ def resumed(folder: Path) -> None:
         assert placed.tokens.shape == whole.tokens.shape
         for shard in placed.tokens.addressable_shards:
             np.testing.assert_array_equal(shard.data, whole.tokens[shard.index])
-        print(f"tensor{len(slots)}: placed", flush=True)
+        say(f"tensor{len(slots)}: placed")
     train(folder / "killed", make_mesh(fsdp=2))
 
 

@@ -37,7 +37,7 @@ def start(function: str, folder: Path) -> list[subprocess.Popen]:
         environment |= {"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(number)}
         command = [sys.executable, str(TESTS / "hosts.py"), function, str(folder), str(port)]
         with (folder / f"{function}{number}").open("w") as output:
-            processes.append(subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT))
+            processes.append(subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=output))
     return processes
 
 
