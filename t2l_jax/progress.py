@@ -19,8 +19,8 @@ EVERY = 30.0  # seconds from one line to the next where there is no terminal
 PERIOD = 600.0  # seconds over which the speed is estimated: steps of training may take ten each
 
 
-def progress_bar() -> Progress:
-    """A bar with what is done, the time left and the field `rate`, on stderr; in a log, lines."""
+def progress_bar(hidden: bool = False) -> Progress:
+    """A bar with what is done, the time left and the field `rate`, on stderr; in a log, lines. Nothing if hidden."""
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),
@@ -31,7 +31,9 @@ def progress_bar() -> Progress:
         TextColumn("{task.fields[rate]}"),
     )
     options: Any = {"console": console, "speed_estimate_period": PERIOD}
-    return Progress(*columns, **options) if console.is_terminal else _Lines(**options, disable=True)
+    if hidden or console.is_terminal:
+        return Progress(*columns, **options, disable=hidden)
+    return _Lines(**options, disable=True)
 
 
 class _Lines(Progress):

@@ -17,6 +17,7 @@ from types import EllipsisType
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -114,7 +115,9 @@ def _check_memory(base_bytes: int, parts: int, memory: int | None, count: int) -
 
 
 def device_memory(device: jax.Device) -> int | None:
-    """Bytes of a device's memory; None where it does not say (CPUs)."""
+    """Bytes of a device's memory; None where it does not say (CPUs). Those of other processes are like this one's."""
+    if device.process_index != jax.process_index():
+        device = jax.local_devices()[0]
     stats = device.memory_stats()
     return None if stats is None else stats.get("bytes_limit")
 
@@ -226,7 +229,7 @@ def param_sharding(mesh: Mesh, path: str) -> NamedSharding:
 def place_base(mesh: Mesh, params: dict[str, Any]) -> dict[str, Any]:
     """Place a decoder's parameters according to `param_sharding`; those already in place are not copied."""
     return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: jax.device_put(leaf, param_sharding(mesh, "/".join(key.key for key in path))), params
+        lambda path, leaf: put(leaf, param_sharding(mesh, "/".join(key.key for key in path))), params
     )
 
 
@@ -250,7 +253,57 @@ def place_batch(mesh: Mesh, batch: Any) -> Any:
     """Shard a batch by task; replicate it if the devices do not divide its tasks (possible in validation)."""
     num_tasks = jax.tree.leaves(batch)[0].shape[0]
     fits = num_tasks % parts(mesh, "task") == 0
-    return jax.device_put(batch, batch_sharding(mesh) if fits else replicated(mesh))
+    return put(batch, batch_sharding(mesh) if fits else replicated(mesh))
+
+
+def local_slots(mesh: Mesh, num_tasks: int) -> list[int]:
+    """The places, in a batch of so many tasks, of those that this process's devices hold."""
+    held = batch_sharding(mesh).addressable_devices_indices_map((num_tasks,)).values()
+    return sorted({slot for index in held if index for slot in range(*index[0].indices(num_tasks))})
+
+
+def place_part(mesh: Mesh, part: Any) -> Any:
+    """Shard a batch by task, given the part of it at this process's `local_slots`."""
+    own = local_slots(mesh, parts(mesh, "task"))  # one slot for each part that a device holds
+    if len(own) == parts(mesh, "task"):
+        return jax.device_put(part, batch_sharding(mesh))
+
+    def place(leaf: Any) -> jax.Array:
+        size = len(leaf) // len(own)
+
+        def block(index: Any) -> Any:
+            at = own.index((index[0].start or 0) // size) * size
+            return leaf[at : at + size]
+
+        shape = (size * parts(mesh, "task"), *leaf.shape[1:])
+        return jax.make_array_from_callback(shape, batch_sharding(mesh), block)
+
+    return jax.tree.map(place, part)
+
+
+def put(tree: Any, sharding: Any) -> Any:
+    """Place arrays that every process has in full, each process its own part of them; `sharding`: one, or a tree."""
+    if all(one.is_fully_addressable for one in jax.tree.leaves(sharding)):
+        return jax.device_put(tree, sharding)
+
+    def place(leaf: Any, sharding: NamedSharding) -> jax.Array:
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:  # it is spread over the processes already
+            return jax.device_put(leaf, sharding)
+        whole = np.asarray(leaf)
+        return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+
+    if isinstance(sharding, NamedSharding):
+        return jax.tree.map(lambda leaf: place(leaf, sharding), tree)
+    return jax.tree.map(place, tree, sharding)
+
+
+def fetch(tree: Any) -> Any:
+    """Arrays of this process alone, each whole on its first device. With one process, the arrays as they are."""
+    if all(leaf.is_fully_addressable for leaf in jax.tree.leaves(tree)):
+        return tree
+    mesh = next(leaf.sharding.mesh for leaf in jax.tree.leaves(tree) if not leaf.is_fully_addressable)
+    whole = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(tree)
+    return jax.device_put(jax.device_get(whole), jax.local_devices()[0])
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -39,3 +39,9 @@ def test_short_work_shows_nothing(capsys):
     with progress.progress_bar() as bar:
         bar.advance(bar.add_task("reading", total=1, rate=""))
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_hidden_bar_says_nothing(capfd):
+    with progress.progress_bar(hidden=True) as bar:
+        bar.update(bar.add_task("training", total=2, rate=""), completed=2)
+    assert capfd.readouterr().err == ""

@@ -26,10 +26,16 @@ def write_task(folder: Path, name: str, descriptions: Sequence[str], use: str = 
 
 def make_recipe(folder: Path) -> Recipe:
     """Its base model and tasks are written into the folder. Every run of it compiles the same step."""
-    base = save_base(folder / "base")
+    save_base(folder / "base")
     write_task(folder / "tasks", "first", ["say the first word", "answer with the first word"])
     write_task(folder / "tasks", "last", ["say the last word"])
     write_task(folder / "tasks", "unseen-last", ["answer with the last word"], use="test")
+    return recipe_in(folder)
+
+
+def recipe_in(folder: Path) -> Recipe:
+    """The recipe whose base model and tasks are in the folder already."""
+    base = folder / "base"
     return Recipe(
         base=str(base),
         base_name="org/tiny",

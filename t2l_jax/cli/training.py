@@ -30,12 +30,16 @@ class Train(Generic[Settings]):
     """Run folder: metrics, curves, checkpoints and, at the end, model/ (LoRAs: adapters/). Resumes an earlier run."""
     wandb: Annotated[str | None, arg(metavar="PROJECT")] = None
     """Also log to this Weights & Biases project (pip install wandb)."""
+    distributed: Annotated[str, arg(metavar="auto|off|HOST:PORT")] = "auto"
+    """Several processes, one on each host: those of Slurm, Open MPI or Cloud TPU (auto), or of a coordinator's address,
+    with JAX_NUM_PROCESSES and JAX_PROCESS_ID in the environment."""
     trust_remote_code: bool = False
     """Let the text encoder's own Python code run (gte-large needs it)."""
     dry_run: bool = False
     """Only say what would be downloaded, the sizes of everything, and the memory that a device needs."""
 
     def run(self) -> None:
+        from t2l_jax import distributed
         from t2l_jax.training.dry_run import dry_run
         from t2l_jax.training.recipe import Recipe
         from t2l_jax.training.run import run
@@ -44,8 +48,10 @@ class Train(Generic[Settings]):
         if self.dry_run:
             print(dry_run(self.recipe))
             return
+        distributed.start(self.distributed)
         written = run(self.recipe, self.out, self.wandb, trust_remote_code=self.trust_remote_code)
-        print(f"written to {written}")
+        if distributed.is_main():
+            print(f"written to {written}")
 
 
 @dataclass(frozen=True)
@@ -107,16 +113,23 @@ class Reconstruct(Generic[Settings]):
     """Run folder: metrics, curves, checkpoints and, at the end, model/. Resumes an earlier run."""
     wandb: Annotated[str | None, arg(metavar="PROJECT")] = None
     """Also log to this Weights & Biases project (pip install wandb)."""
+    distributed: Annotated[str, arg(metavar="auto|off|HOST:PORT")] = "auto"
+    """Several processes, one on each host: those of Slurm, Open MPI or Cloud TPU (auto), or of a coordinator's address,
+    with JAX_NUM_PROCESSES and JAX_PROCESS_ID in the environment."""
     trust_remote_code: bool = False
     """Let the text encoder's own Python code run (gte-large needs it)."""
 
     def run(self) -> None:
+        from t2l_jax import distributed
         from t2l_jax.training.recipe import ReconstructionRecipe
         from t2l_jax.training.run import run
 
         assert isinstance(self.recipe, ReconstructionRecipe)
+        distributed.start(self.distributed)
         recipe = replace(self.recipe, library=str(self.library))
-        print(f"written to {run(recipe, self.out, self.wandb, trust_remote_code=self.trust_remote_code)}")
+        written = run(recipe, self.out, self.wandb, trust_remote_code=self.trust_remote_code)
+        if distributed.is_main():
+            print(f"written to {written}")
 
 
 @dataclass(frozen=True)

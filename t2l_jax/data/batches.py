@@ -179,23 +179,39 @@ class Sampler:
         lengths = np.concatenate([table.lengths for task in self.tasks for table in task.examples.values()])
         return int((lengths > self.shape.length).sum()), len(lengths)
 
-    def draw(self, step: int) -> Batch:
-        """The batch of a step, a function of seed and step alone."""
-        rng = np.random.default_rng([self.seed, step])
-        chosen = draw_tasks(rng, self._chances, self.shape.tasks)
-        packed, conditions = [], []
-        for index in chosen:
-            task = self.tasks[index]
-            condition = take(task.conditions, rng.integers(task.num_conditions))
-            described = rng.random() < self.instruction_share
-            mode: PromptMode = next(mode for mode in task.examples if (mode != "instance") == described)
-            if not task.fits(mode, self.shape.length):  # then it does in another mode
-                mode = next(other for other in task.examples if task.fits(other, self.shape.length))
-            table = task.examples[mode]
-            for rows, own in fill(table, rng.permutation(len(table)), condition, task.instances, self.shape):
+    def draw(self, step: int, slots: Sequence[int] | None = None) -> Batch:
+        """The batch of a step, a function of seed and step alone; or the part of it of some of its tasks.
+
+        `slots` are their places, from 0 to the number of tasks in a batch. Only they are packed: each has a generator
+        of its own.
+        """
+        generators = [slot_generator(self.seed, step, slot) for slot in range(self.shape.tasks)]
+        chosen = draw_tasks(np.random.default_rng([self.seed, step]), self._chances, self.shape.tasks)
+        tasks = [self.tasks[index] for index in chosen]
+        drawn = [self._draw_task(task, rng) for task, rng in zip(tasks, generators, strict=True)]
+        counts = [parts_filled(table, tasks[slot].instances, self.shape) for slot, (table, _) in enumerate(drawn)]
+        filled, packed, conditions = sum(counts), [], []
+        for slot in range(self.shape.tasks) if slots is None else slots:
+            table, condition = drawn[slot]
+            order = generators[slot].permutation(len(table))
+            for rows, own in fill(table, order, condition, tasks[slot].instances, self.shape):
                 packed.append(rows)
                 conditions.append(own)
-        return collate(packed, stack_conditions(conditions), self.shape.length)
+        return collate(packed, stack_conditions(conditions), self.shape.length, filled)
+
+    def _draw_task(self, task: TrainingTask, rng: np.random.Generator) -> tuple[TokenTable, Condition]:
+        """A task's examples in one of its modes, and one of its conditions."""
+        condition = take(task.conditions, rng.integers(task.num_conditions))
+        described = rng.random() < self.instruction_share
+        mode: PromptMode = next(mode for mode in task.examples if (mode != "instance") == described)
+        if not task.fits(mode, self.shape.length):  # then it does in another mode
+            mode = next(other for other in task.examples if task.fits(other, self.shape.length))
+        return task.examples[mode], condition
+
+
+def slot_generator(seed: int, step: int, slot: int) -> np.random.Generator:
+    """The random numbers of a task's place in the batch of a step, independent of all others."""
+    return np.random.default_rng(np.random.SeedSequence([seed, step], spawn_key=(slot,)))
 
 
 def draw_tasks(rng: np.random.Generator, chances: Float[np.ndarray, " n"], count: int) -> Int[np.ndarray, " T"]:
@@ -258,6 +274,13 @@ def fill(
     return [(Packed((), [row]), replace(condition, instance=instances[i])) for row, i in zip(rows, owners, strict=True)]
 
 
+def parts_filled(table: TokenTable, instances: Float32[np.ndarray, "n z"] | None, shape: BatchConfig) -> int:
+    """The number of parts with examples that `fill` makes of a table in which at least one fits."""
+    if instances is None:
+        return 1
+    return min(shape.rows, int(np.count_nonzero(table.lengths <= shape.length)))
+
+
 def fitting(table: TokenTable, order: Int[np.ndarray, " n"], count: int, length: int) -> list[int]:
     """The first `count` examples in this order that fit in a row of `length` tokens each."""
     return [int(index) for index in order[table.lengths[order] <= length][:count]]
@@ -273,14 +296,16 @@ def stack_conditions(conditions: Sequence[Condition]) -> Condition:
     return jax.tree.map(lambda *leaves: np.stack(leaves), *conditions)
 
 
-def collate(packed: Sequence[Packed], conditions: Condition, length: int) -> Batch:
+def collate(packed: Sequence[Packed], conditions: Condition, length: int, filled: int | None = None) -> Batch:
     """Combine tasks of R rows each into one batch of NumPy arrays with rows of `length` tokens.
 
-    Raises ValueError if a row's examples exceed `length`.
+    `filled` is the number of tasks with examples, if these are only a part of a batch's. Raises ValueError if a row's
+    examples exceed `length`.
     """
     shape = (len(packed), len(packed[0].rows), length)
     counts = [sum(map(len, task.rows)) for task in packed]
-    filled = sum(count > 0 for count in counts)
+    if filled is None:
+        filled = sum(count > 0 for count in counts)
     tokens, segments, positions, targets = (np.zeros(shape, np.int32) for _ in range(4))
     weights = np.zeros(shape, np.float32)
     for t, task in enumerate(packed):

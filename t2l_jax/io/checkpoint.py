@@ -1,6 +1,7 @@
 """Checkpoints of a training run with Orbax: parameters, optimiser state and step.
 
-Each checkpoint also holds checksums of its files, since Orbax does not detect a flipped bit.
+Each checkpoint also holds checksums of its files, since Orbax does not detect a flipped bit. Several processes save and
+restore together, on a disk that all share.
 """
 
 import errno
@@ -17,7 +18,8 @@ from typing import TypeVar
 import jax
 import orbax.checkpoint as ocp
 
-from t2l_jax.errors import UserError
+from t2l_jax.distributed import barrier, is_main, several, together
+from t2l_jax.errors import Stopped, UserError
 from t2l_jax.io.files import atomic_write, file_sha256, os_errors_explained, read_json
 
 CHECKSUMS = "checksums.json"
@@ -46,12 +48,14 @@ class Checkpoints:
             for later in (other for other in self._manager.all_steps() if other > step):
                 self._manager.delete(later)
             if step not in self._manager.all_steps():
-                # Orbax's threads would each write the same tracebacks.
-                if shutil.disk_usage(self._folder).free < OVERHEAD + sum(
-                    leaf.nbytes for leaf in jax.tree.leaves(state)
-                ):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                self._check_room(sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
                 self._manager.save(step, args=ocp.args.StandardSave(state))
+
+    def _check_room(self, size: int) -> None:
+        """Raise UserError if the disk is too full: Orbax's threads would each write the same traceback."""
+        with together(), os_errors_explained(self._folder):
+            if is_main() and shutil.disk_usage(self._folder).free < OVERHEAD + size:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def restore_latest(self, state: State) -> State:
         """The newest readable checkpoint, shaped and placed like `state`; `state` itself if there are no checkpoints.
@@ -62,10 +66,9 @@ class Checkpoints:
         damaged: dict[int, str] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
-                check(self._folder / str(step))
-                restored = self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
-            except Exception as error:  # Orbax and its dependencies raise any kind of exception
-                damaged[step] = next(iter(str(error).splitlines()), type(error).__name__)[:300]
+                restored = self._restore(step, abstract)
+            except UserError as error:
+                damaged[step] = str(error)
                 continue
             self._set_aside(damaged, step)
             return restored
@@ -77,23 +80,36 @@ class Checkpoints:
             )
         return state
 
+    def _restore(self, step: int, abstract: State) -> State:
+        """A checkpoint. Raises UserError, in all processes, if one of them cannot read it."""
+        with together():
+            if is_main():
+                check(self._folder / str(step))
+        with together():
+            try:
+                return self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+            except Exception as error:  # Orbax and its dependencies raise any kind of exception
+                raise UserError(next(iter(str(error).splitlines()), type(error).__name__)[:300]) from error
+
     def _set_aside(self, damaged: dict[int, str], good: int) -> None:
-        for step, reason in damaged.items():
+        for step, reason in damaged.items() if is_main() else ():
             path = self._folder / str(step)
             print(f"t2l: {path} is damaged ({reason}); resuming from step {good}", file=sys.stderr)
             number = sum(1 for _ in self._folder.glob(f"{step}.damaged*"))
             path.rename(path.with_name(f"{step}.damaged{number or ''}"))
         if damaged:
+            barrier()
             self._manager.reload()
 
     def wait(self) -> None:
         """Wait until saved checkpoints are on disk, then write their checksums."""
         with _full_disk_explained(self._folder):
             self._manager.wait_until_finished()
-        for step in self._manager.all_steps():
-            path = self._folder / str(step)
-            if not (path / CHECKSUMS).exists():
-                atomic_write(path / CHECKSUMS, json.dumps(checksums(path), indent=1))
+        with together():
+            for step in self._manager.all_steps() if is_main() else ():
+                path = self._folder / str(step)
+                if not (path / CHECKSUMS).exists():
+                    atomic_write(path / CHECKSUMS, json.dumps(checksums(path), indent=1))
 
     def close(self) -> None:
         """Wait, then release the folder."""
@@ -111,7 +127,10 @@ class Checkpoints:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        if several() and not (error is None or isinstance(error, Stopped)):
+            self._manager.close()  # the others may not have failed, and would not wait together with this process
+        else:
+            self.close()
 
 
 @contextmanager

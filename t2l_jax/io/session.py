@@ -64,6 +64,12 @@ def environment(devices: Sequence[jax.Device]) -> dict[str, Any]:
     }
 
 
+def code() -> dict[str, Any]:
+    """The versions of what computes, which must be the same on all hosts of a run."""
+    versions = {name: metadata.version(name) for name in PACKAGES}
+    return {"commit": commit(Path(t2l_jax.__file__).parent), "t2l_jax": t2l_jax.__version__, **versions}
+
+
 def _printable(text: str) -> str:
     """Text of the operating system, whose bytes may not be UTF-8, as text of a JSON file."""
     return os.fsencode(text).decode(errors="replace")

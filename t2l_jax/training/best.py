@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int
 from t2l_jax.errors import UserError
 from t2l_jax.io.checkpoint import Checkpoints
 from t2l_jax.schema import Count, check_fields
+from t2l_jax.sharding import put, replicated
 from t2l_jax.training.objectives import Objective
 
 
@@ -67,8 +68,9 @@ class Best:
         self._rises = self._metric.rpartition("/")[2] in objective.rising
         self._checkpoints = Checkpoints(folder)
         worst = jnp.asarray(-math.inf if self._rises else math.inf, jnp.float32)
-        step = jax.device_put(jnp.zeros((), jnp.int32), jax.tree.leaves(params)[0].sharding)
-        fresh = BestState(step, jax.device_put(worst, step.sharding), params)
+        self._place = replicated(jax.tree.leaves(params)[0].sharding.mesh)
+        step, worst = put((jnp.zeros((), jnp.int32), worst), self._place)
+        fresh = BestState(step, worst, params)
         self._state = self._checkpoints.restore_latest(fresh)
         self.step, self._value = int(self._state.step), float(self._state.value)
 
@@ -77,8 +79,7 @@ class Best:
         value = metrics[self._metric]
         if value > self._value if self._rises else value < self._value:
             self.step, self._value = step, value
-            place = self._state.step.sharding
-            at, reached = jax.device_put((jnp.asarray(step, jnp.int32), jnp.asarray(value, jnp.float32)), place)
+            at, reached = put((jnp.asarray(step, jnp.int32), jnp.asarray(value, jnp.float32)), self._place)
             # A copy: the originals are donated to the next training step.
             self._state = BestState(at, reached, jax.tree.map(jnp.copy, params))
             self._checkpoints.save(step, self._state)
@@ -104,4 +105,4 @@ class Best:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._checkpoints.close()
+        self._checkpoints.__exit__(kind, error, trace)

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from rich.progress import Progress
 
+from t2l_jax.distributed import from_main, is_main
 from t2l_jax.errors import Stopped
 from t2l_jax.io.checkpoint import Checkpoints
 from t2l_jax.schema import Count, Index, check_fields
@@ -108,6 +109,7 @@ class Validate:
         for name, batches in self.sets.items():
             some = jax.device_get([self.metrics_of(params, batch) for batch in batches])
             metrics |= {f"{name}/{key}": float(np.mean([values[key] for values in some])) for key in some[0]}
+        metrics = from_main(metrics)  # what decides must not differ in a last bit
         self.best.consider(done, metrics, params)
         self.best.wait()
         self.log.validation(done, metrics)
@@ -139,5 +141,5 @@ class End:
         if moment.stop:
             where = f"after step {moment.done} of {self.loop.last}, which is saved in {self.folder}"
             raise Stopped(moment.stop, where)
-        if moment.ends:
+        if moment.ends and is_main():
             print(f"t2l: no improvement since step {self.best.step}: ended after step {moment.done}", file=sys.stderr)

@@ -12,12 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from t2l_jax.distributed import in_main, is_main
 from t2l_jax.hypernet import Variables
 from t2l_jax.io.checkpoint import Checkpoints
 from t2l_jax.io.files import locked
 from t2l_jax.io.session import session
 from t2l_jax.progress import progress_bar
-from t2l_jax.sharding import make_mesh, place_batch, trained_sharding
+from t2l_jax.sharding import make_mesh, place_batch, place_part, put, trained_sharding
 from t2l_jax.training.best import Best, BestConfig
 from t2l_jax.training.hooks import End, Hook, LoopConfig, Moment, SaveCheckpoint, Validate, WriteMetrics
 from t2l_jax.training.loader import prefetch
@@ -34,7 +35,8 @@ from t2l_jax.training.trainees import Trainee
 class Batches:
     """A run's data: `draw(n)` returns the batch of step n (prefetched on a thread); and the validation sets.
 
-    All batches of a validation set have equal weight.
+    Of several processes each draws the part of the batch at its `local_slots`. All batches of a validation set have
+    equal weight.
     """
 
     draw: Callable[[int], Any]
@@ -66,11 +68,11 @@ def train(
     `initial` are the initial variables (default: fresh ones); a checkpoint in the folder takes precedence. A resumed
     run has the same losses as an uninterrupted one; on GPUs this requires XLA_FLAGS=--xla_gpu_deterministic_ops=true.
     Raises UserError if a loss is not finite or another process uses the folder, and Stopped, after saving a
-    checkpoint, on SIGTERM or SIGINT.
+    checkpoint, on SIGTERM or SIGINT. Several processes need a folder that they share; the main one writes the logs.
     """
     mesh = run.mesh or make_mesh(data=1)
     variables = initial or trainee.init(jax.random.key(run.loop.seed))
-    variables = jax.device_put(variables, trained_sharding(mesh, variables))
+    variables = put(variables, trained_sharding(mesh, variables))
     constants = {name: value for name, value in variables.items() if name != "params"}
     objective = objective.place(mesh)
     optimizer = make_optimizer(run.optimizer, run.loop.steps, run.loop.last)
@@ -78,19 +80,23 @@ def train(
     sets = {name: [place_batch(mesh, batch) for batch in some] for name, some in batches.validation.items()}
     validate = make_validation(trainee)
     fresh = TrainState(jnp.zeros((), jnp.int32), variables["params"], optimizer.init(variables["params"]))
-    with locked(folder), Checkpoints(folder / "checkpoints") as checkpoints, stop_request() as request:
-        state = checkpoints.restore_latest(jax.device_put(fresh, trained_sharding(mesh, fresh)))
+    with (
+        in_main(partial(locked, folder)),
+        Checkpoints(folder / "checkpoints") as checkpoints,
+        stop_request() as request,
+    ):
+        state = checkpoints.restore_latest(put(fresh, trained_sharding(mesh, fresh)))
         best = Best(folder / "best", run.best, tuple(sets), objective, state.params)
         look = partial(Validate, run.loop, sets, lambda params, batch: validate(params, constants, objective, batch))
         with (
-            session(folder, int(state.step), list(mesh.devices.flat)),
+            in_main(lambda: session(folder, int(state.step), list(mesh.devices.flat))),
             _hooks(run, folder, objective, state, checkpoints, best, look) as (hooks, to_do),
             prefetch(partial(_load, batches.draw, mesh), to_do) as loaded,
         ):
             for n, (batch, placed) in zip(to_do, loaded, strict=True):
                 with jax.transfer_guard("disallow"):
                     state, metrics = step(state, constants, objective, placed)
-                moment = Moment(n + 1, state, metrics, batch, request.signal)
+                moment = Moment(n + 1, state, metrics, batch, request.after(n + 1))
                 for hook in hooks:
                     hook(moment)
                 if moment.ends:
@@ -112,7 +118,7 @@ def _hooks(
     loop, start = run.loop, int(state.step)
     over = best.out_of_patience(start, loop.validate_every)
     rates = np.asarray(make_schedule(run.optimizer, loop.steps, loop.last)(np.arange(loop.last)))
-    with best, RunLog(folder, start, objective, run.trackers) as log, progress_bar() as progress:
+    with best, RunLog(folder, start, objective, run.trackers) as log, progress_bar(not is_main()) as progress:
         validate = look(log, best)
         if (
             validate.sets and start >= loop.last and not log.validated(start)
@@ -129,6 +135,6 @@ def _hooks(
 
 
 def _load(draw: Callable[[int], Any], mesh: Mesh, n: int) -> tuple[Any, Any]:
-    """The batch of step n, in host memory and on the devices."""
+    """The batch of step n, or this process's part of it, in host memory and on the devices."""
     batch = draw(n)
-    return batch, place_batch(mesh, batch)
+    return batch, place_part(mesh, batch)

@@ -4,12 +4,13 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from t2l_jax.data.batches import stack_conditions, take
+from t2l_jax.data.batches import slot_generator, stack_conditions, take
 from t2l_jax.data.sources import read_tasks
 from t2l_jax.data.tasks import evenly
 from t2l_jax.encoder import Encoder
@@ -18,6 +19,7 @@ from t2l_jax.hypernet import Condition
 from t2l_jax.io.library import Library, open_library
 from t2l_jax.io.locations import cache_folder
 from t2l_jax.io.published import model_folder, read_config
+from t2l_jax.sharding import local_slots
 from t2l_jax.training.loop import Batches
 from t2l_jax.training.material import conditions_of
 from t2l_jax.training.objectives import Reconstruction, TargetBatch
@@ -47,15 +49,16 @@ class TargetSampler:
     count: int
     seed: int
 
-    def draw(self, step: int) -> TargetBatch:
-        """The batch of a step: different tasks, all equally likely."""
+    def draw(self, step: int, slots: Sequence[int] | None = None) -> TargetBatch:
+        """The batch of a step: different tasks, all equally likely; or the part of it at some places."""
         random = np.random.default_rng([self.seed, step])
         chosen = np.sort(random.choice(len(self.rows), self.count, replace=False))
-        picked = []
-        for index in chosen:
-            own = self.conditions[index]
-            picked.append(take(own, int(random.integers(len(jax.tree.leaves(own)[0])))))
-        return TargetBatch(stack_conditions(picked), self.library[self.rows[chosen]])
+        picked, places = [], list(range(self.count) if slots is None else slots)
+        for slot in places:
+            own = self.conditions[chosen[slot]]
+            number = slot_generator(self.seed, step, slot).integers(len(jax.tree.leaves(own)[0]))
+            picked.append(take(own, int(number)))
+        return TargetBatch(stack_conditions(picked), self.library[self.rows[chosen[places]]])
 
 
 def prepare_reconstruction(recipe: ReconstructionRecipe, kind: type[Trainee], encoder: Encoder | None) -> Prepared:
@@ -105,14 +108,15 @@ def prepare_reconstruction(recipe: ReconstructionRecipe, kind: type[Trainee], en
         ]
     recipe.best.metric(tuple(validation), Reconstruction)
     standardised = recipe.hypernet.standardised and recipe.init_from is None
+    mesh = recipe.mesh.make(count // recipe.accumulate)
     statistics = library.statistics(train) if objective.scores or standardised else None
     std = statistics[1] if statistics is not None and objective.scores else None
     texts = json.dumps([] if wordings is None else [[own.train, own.unseen] for own in wordings])
     return Prepared(
         spec=library.spec,
         tasks=tuple(names[row] for row in train),
-        batches=Batches(sampler.draw, validation),
-        mesh=recipe.mesh.make(count // recipe.accumulate),
+        batches=Batches(partial(sampler.draw, slots=local_slots(mesh, count)), validation),
+        mesh=mesh,
         accumulate=recipe.accumulate,
         objective=lambda: Reconstruction(std, objective),
         prompt=recipe.prompt,

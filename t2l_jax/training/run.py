@@ -10,7 +10,9 @@ from typing import Any
 
 import jax
 from flax.traverse_util import flatten_dict
+from jax.sharding import Mesh
 
+from t2l_jax.distributed import agree, from_main, is_main, several, together
 from t2l_jax.encoder import Encoder, load_encoder
 from t2l_jax.errors import UserError
 from t2l_jax.hypernet import Variables
@@ -19,7 +21,8 @@ from t2l_jax.io.files import atomic_write, locked, read_json, refuse_nonempty
 from t2l_jax.io.locations import resolve
 from t2l_jax.io.peft import digest
 from t2l_jax.io.published import ENCODER_FOLDER
-from t2l_jax.sharding import shown
+from t2l_jax.io.session import code
+from t2l_jax.sharding import fetch, shown
 from t2l_jax.training.initial import weights_digest, with_statistics
 from t2l_jax.training.loop import RunConfig, train
 from t2l_jax.training.prepared import Prepared
@@ -42,34 +45,60 @@ def run(recipe: BaseRecipe, folder: Path, wandb: str | None = None, *, trust_rem
     The folder gets `recipe.json`, the files of `train` and, at the end, the trained model: `model/`, or `adapters/` for
     LoRAs. `wandb` names a Weights & Biases project. The text encoder's own code runs only with `trust_remote_code`.
     """
-    if wandb:
-        import_wandb()  # fail early if it is not installed
-    kind = TRAINEES[recipe.trainee]
-    embeds = kind.reads_text or kind.reads_instances
-    encoder = load_encoder(recipe.encoder, trust_remote_code=trust_remote_code) if embeds else None
-    prepared = PREPARE[type(recipe)](recipe, kind, encoder)
-    net = recipe.hypernet if recipe.init_from is None else kind.form(recipe.hypernet, recipe.init_from)
-    trainee = kind.make(net, prepared.spec, encoder.dim if encoder else None, len(prepared.tasks))
-    release = Release(
-        recipe.base,
-        recipe.base_name,
-        encoder,
-        prepared.prompt,
-        prepared.tasks,
-        prepared.training,
-        prepared.chat_template,
-    )
-    initial, began = _begin(recipe, trainee, release, prepared)
-    objective, mesh = prepared.objective(), prepared.mesh
-    if jax.device_count() > 1:
-        fewer = "" if mesh.size == jax.device_count() else f" of {jax.device_count()}: no more divide its tasks"
-        print(f"t2l: training on {mesh.size} devices{fewer} ({shown(mesh)})", file=sys.stderr)
+    if several():
+        agree({**code(), **flatten_dict(asdict(recipe), sep=".")})
+    with together():
+        if wandb and is_main():
+            import_wandb()  # fail early if it is not installed
+        kind = TRAINEES[recipe.trainee]
+        embeds = kind.reads_text or kind.reads_instances
+        encoder = load_encoder(recipe.encoder, trust_remote_code=trust_remote_code) if embeds else None
+        prepared = PREPARE[type(recipe)](recipe, kind, encoder)
+        net = recipe.hypernet if recipe.init_from is None else kind.form(recipe.hypernet, recipe.init_from)
+        trainee = kind.make(net, prepared.spec, encoder.dim if encoder else None, len(prepared.tasks))
+        release = Release(
+            recipe.base,
+            recipe.base_name,
+            encoder,
+            prepared.prompt,
+            prepared.tasks,
+            prepared.training,
+            prepared.chat_template,
+        )
+        initial, began = _begin(recipe, trainee, release, prepared)
+    read = {**prepared.read, "encoder": encoder and encoder.fingerprint, "init": began}
+    agree({f"read.{name}": value for name, value in read.items()})
+    with together():
+        objective = prepared.objective()
+    _announce(prepared.mesh)
     # Only now: a recipe that is refused leaves nothing behind.
-    _claim(folder, recipe, prepared, encoder, began)
+    with together():
+        if is_main():
+            _claim(folder, recipe, read, encoder)
+    with together():
+        _check_shared(folder)
     trackers: tuple[OpenTracker, ...] = (partial(WeightsAndBiases, wandb), *TRACKERS) if wandb else TRACKERS
-    how = RunConfig(recipe.loop, recipe.optimizer, recipe.best, prepared.accumulate, mesh, trackers)
-    variables = train(trainee, objective, prepared.batches, folder, how, initial)
-    return trainee.publish(folder, variables, release)
+    how = RunConfig(recipe.loop, recipe.optimizer, recipe.best, prepared.accumulate, prepared.mesh, trackers)
+    variables = fetch(train(trainee, objective, prepared.batches, folder, how, initial))
+    written = ""
+    with together():
+        if is_main():
+            written = str(trainee.publish(folder, variables, release))
+    return Path(from_main(written))
+
+
+def _announce(mesh: Mesh) -> None:
+    """Say on which devices the run computes."""
+    if jax.device_count() > 1 and is_main():
+        fewer = "" if mesh.size == jax.device_count() else f" of {jax.device_count()}: no more divide its tasks"
+        hosts = f" of {jax.process_count()} hosts" if several() else ""
+        print(f"t2l: training on {mesh.size} devices{hosts}{fewer} ({shown(mesh)})", file=sys.stderr)
+
+
+def _check_shared(folder: Path) -> None:
+    """Raise UserError if the main process's run folder is not here."""
+    if not (folder / RECIPE_FILE).exists():
+        raise UserError(f"{folder.absolute()}: not the folder of host 0: give an --out on a disk that all hosts share")
 
 
 def _begin(
@@ -90,10 +119,10 @@ def _begin(
     return None, None
 
 
-def _claim(folder: Path, recipe: BaseRecipe, prepared: Prepared, encoder: Encoder | None, began: str | None) -> None:
+def _claim(folder: Path, recipe: BaseRecipe, read: dict[str, Any], encoder: Encoder | None) -> None:
     """Record the recipe and hashes of its inputs in the run folder. Raises UserError if the folder is another run's."""
     mine = json.loads(json.dumps(asdict(recipe)))
-    mine["read"] = {**prepared.read, "encoder": encoder and encoder.fingerprint, "init": began}
+    mine["read"] = read
     path, own = folder / RECIPE_FILE, folder / ENCODER_FOLDER
     with locked(folder):
         if path.exists():

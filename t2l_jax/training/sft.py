@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from t2l_jax.errors import UserError
 from t2l_jax.io.base import check_separate, load_config, load_tokenizer, parameter_shapes
 from t2l_jax.io.locations import resolve
 from t2l_jax.io.sakana_chat import TEMPLATES, template_for
-from t2l_jax.sharding import check_divides
+from t2l_jax.sharding import check_divides, local_slots
 from t2l_jax.training.loop import Batches
 from t2l_jax.training.material import check_best, read_material
 from t2l_jax.training.objectives import FrozenBase
@@ -45,7 +46,7 @@ def prepare_sft(recipe: Recipe, kind: type[Trainee], encoder: Encoder | None) ->
     return Prepared(
         spec=spec,
         tasks=tuple(task.name for task in material.tasks),
-        batches=Batches(material.sampler.draw, material.validation),
+        batches=Batches(partial(material.sampler.draw, slots=local_slots(mesh, shape.tasks)), material.validation),
         mesh=mesh,
         accumulate=recipe.compute.accumulate,
         objective=lambda: recipe.objective.build(base),

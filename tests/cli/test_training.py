@@ -107,6 +107,7 @@ def test_train_refuses_a_file_that_is_no_recipe(capsys, place, code, message):
     [
         (("nowhere.py",), "nowhere.py: no such recipe file"),
         (("exp",), "exp: a recipe is a Python file"),
+        (("exp.py", "--distributed", "on"), "--distributed: 'on' is not auto, off or HOST:PORT"),
         (("exp.py", "--steps", "0"), "loop: field steps: must be at least 1, got 0"),
         (("exp.py", "--optimizer.learning-rate", "nan"), "optimizer: field learning_rate: must be a finite number"),
         (("exp.py", "--optimizer.clip", "inf"), "optimizer: field clip: must be a finite number, got inf"),

@@ -353,3 +353,36 @@ def test_without_packing_examples_longer_than_a_row_are_never_drawn():
     for step in range(8):
         batch = Sampler([task], BatchConfig(1, 1, 8, packing=False), 0).draw(step)
         assert [len(tokens) for _, tokens, _ in examples_of(batch)] == [3]
+
+
+# --- parts
+
+
+def test_the_parts_of_a_batch_are_those_of_the_whole():
+    """Whoever draws them; also where the share of a task in the loss depends on the parts of others."""
+    few = Sampler(
+        [
+            replace(task, instances=np.zeros((len(task.examples["instance"]), 2), np.float32))
+            for task in (training_task(index, examples=1 + 2 * index) for index in range(4))
+        ],
+        BatchConfig(4, 3, 24, packing=False),
+        0,
+    )
+    for made in (sampler(shape=(4, 2, 24), share=0.5), one_example_each(3, instances=False), few):
+        for step in range(3):
+            whole = made.draw(step)
+            size = len(whole.tokens) // made.shape.tasks
+            for slots in ([0], [1], [0, 1], list(range(made.shape.tasks))):
+                part = made.draw(step, slots)
+                rows = np.concatenate([np.arange(size) + slot * size for slot in slots])
+                jax.tree.map(np.testing.assert_array_equal, part, jax.tree.map(lambda leaf, at=rows: leaf[at], whole))
+    assert any(np.any(few.draw(step).weights.sum((1, 2)) == 0) for step in range(3))
+
+
+def test_the_places_of_a_batch_have_random_numbers_of_their_own():
+    """The first task's condition, say, tells nothing about which tasks are drawn, or about the second's."""
+    drawn = [sampler(shape=(2, 1, 24)).draw(step).condition for step in range(300)]
+    wordings = np.asarray([own.z[:, 1] for own in drawn])
+    tasks = np.asarray([own.task for own in drawn])
+    assert abs(np.corrcoef(wordings[:, 0], wordings[:, 1])[0, 1]) < 0.15
+    assert all(abs(np.corrcoef(tasks[:, 0] == n, wordings[:, 0])[0, 1]) < 0.2 for n in range(6))

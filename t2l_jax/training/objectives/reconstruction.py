@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from t2l_jax.hypernet import STD_EPSILON, Condition
 from t2l_jax.lora import Adapter
 from t2l_jax.schema import check_fields
-from t2l_jax.sharding import replicated
+from t2l_jax.sharding import put, replicated
 from t2l_jax.training.objectives.base import Objective
 
 DELTA_FACTOR = 1e4  # of the L1 distance of deltas, the original's
@@ -121,7 +121,7 @@ class Reconstruction(Objective):
     best: ClassVar[str] = "relative_error"
 
     def place(self, mesh: Mesh) -> "Reconstruction":
-        return replace(self, std=jax.device_put(self.std, replicated(mesh)))
+        return replace(self, std=put(self.std, replicated(mesh)))
 
     def counts(self, batch: TargetBatch) -> dict[str, int]:
         return {"adapters": len(batch.target)}
