@@ -25,7 +25,8 @@ ALLOWED = {
     "bulk": "errors schema lora hypernet decoder io encoder model sharding progress",
     "training": "errors schema distributed lora hypernet decoder io encoder data sharding progress",
     "evaluation": "errors schema lora hypernet decoder io encoder data llm model sharding progress",
-    "cli": "errors schema distributed lora hypernet decoder io encoder data llm model bulk training evaluation sharding",
+    "cli": "errors schema distributed lora hypernet decoder io encoder data llm model bulk training evaluation "
+    "sharding",
     "__init__": "errors lora io llm model",
     "__main__": "cli",
     "pretrained": "",
