@@ -24,7 +24,11 @@ from jaxtyping import Array, Float, Int
 from t2l_jax.decoder.attention import AttentionConfig
 from t2l_jax.sharding import partition, parts
 
-LANES, BLOCK = 128, 512  # a row is a multiple of the former; queries and keys that are computed together
+LANES = 128  # a row is a multiple of it
+BLOCK = 512  # queries and keys that are computed together
+# Keys that the backward pass goes through at a time. For each it writes a gradient of all queries, to be summed: fewer
+# are fewer such arrays, and more scores that the causal mask hides.
+BACKWARD_BLOCK = 1024
 
 
 def fits(length: int) -> bool:
@@ -81,13 +85,14 @@ def _kernel(
     """(q, k, v, segments) -> out, for queries [*B, H, S, h] of one device."""
     *batch, heads, length, _ = shape
     block = max(size for size in range(LANES, BLOCK + 1, LANES) if length % size == 0)
+    wide = max(size for size in range(block, max(block, BACKWARD_BLOCK) + 1, block) if length % size == 0)
     square = (length, length)
     mask = CausalMask(square) if window is None else LocalMask(square, (window - 1, 0), 0)
     kernel = make_splash_mha(
         MultiHeadMask([mask] * heads),
         head_shards=1,
         q_seq_shards=1,
-        block_sizes=BlockSizes(*(block,) * 6, use_fused_bwd_kernel=True),
+        block_sizes=BlockSizes(block, block, block, block, wide, block, use_fused_bwd_kernel=True),
         attn_logits_soft_cap=config.softcap,
         residual_checkpoint_name=residual,
         interpret=interpret,

@@ -19,7 +19,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from t2l_jax.decoder.splash import BLOCK, fits
+from t2l_jax.decoder.splash import BACKWARD_BLOCK, BLOCK, fits
 from t2l_jax.io.base import parameter_shapes
 from t2l_jax.sharding import shown
 from t2l_jax.training.compiled import Figures, Refused, Step, compile_step, make_plan_step
@@ -62,8 +62,9 @@ class Plan:
         length = self.step.arguments[3].tokens.shape[-1]
         if peak is None or decoder.attention == "scores" or not fits(length):
             return 0.0
-        times = 18 if decoder.remat == "layer" else 14
-        return times * _pair_flops(self.step, BLOCK) / (KERNEL_SHARE * peak * self.step.mesh.size)
+        forward = 8 if decoder.remat == "layer" else 4
+        flops = forward * _pair_flops(self.step, BLOCK) + 10 * _pair_flops(self.step, BACKWARD_BLOCK)
+        return flops / (KERNEL_SHARE * peak * self.step.mesh.size)
 
     @property
     def share_of_peak(self) -> float | None:

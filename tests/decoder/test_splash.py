@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t2l_jax.decoder import Decoder, DecoderConfig
+from t2l_jax.decoder import Decoder, DecoderConfig, splash
 from t2l_jax.decoder.attention import AttentionConfig, LayerAttention
 from t2l_jax.decoder.splash import fits, windows_of
 from t2l_jax.lora import Adapter, init_adapter
@@ -51,7 +51,10 @@ def loss(decoder: Decoder, adapter: Adapter, params: dict, tokens: jax.Array) ->
 
 
 @pytest.mark.parametrize(("fsdp", "tensor", "softcap"), [(1, 1, None), (1, 1, 5.0), (2, 2, 5.0)])
-def test_the_kernel_computes_what_scores_do(fsdp: int, tensor: int, softcap: float | None) -> None:
+def test_the_kernel_computes_what_scores_do(
+    fsdp: int, tensor: int, softcap: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(splash, "BLOCK", 128)  # several blocks
     config = replace(CONFIG, attention=replace(CONFIG.attention, softcap=softcap))
     decoder, adapter = Decoder(config), adapters()
     params = jax.jit(decoder.init)(jax.random.key(1), TOKENS)["params"]
