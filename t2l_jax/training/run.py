@@ -90,9 +90,14 @@ def run(recipe: BaseRecipe, folder: Path, wandb: str | None = None, *, trust_rem
 def _announce(mesh: Mesh) -> None:
     """Say on which devices the run computes."""
     if jax.device_count() > 1 and is_main():
-        fewer = "" if mesh.size == jax.device_count() else f" of {jax.device_count()}: no more divide its tasks"
+        fewer = mesh.size < jax.device_count()
+        devices = (
+            f"{mesh.size} of {jax.device_count()} devices: no more divide its tasks"
+            if fewer
+            else f"{mesh.size} devices"
+        )
         hosts = f" of {jax.process_count()} hosts" if several() else ""
-        print(f"t2l: training on {mesh.size} devices{hosts}{fewer} ({shown(mesh)})", file=sys.stderr)
+        print(f"t2l: training on {devices}{hosts} ({shown(mesh)})", file=sys.stderr)
 
 
 def _check_shared(folder: Path) -> None:
