@@ -14,6 +14,7 @@ from t2l_jax.training.plan import Plan, plan
 from t2l_jax.training.recipe import Recipe
 from t2l_jax.training.topology import Topology
 
+MOST_TASKS = 2**20  # of a batch
 PRECISION = 8  # the largest number of tasks is found to one part in so many
 Make = Callable[[Recipe, Topology], Plan]
 
@@ -28,7 +29,7 @@ def most_tasks(recipe: Recipe, topology: Topology, make: Make = plan) -> Plan | 
     def with_tasks(units: int) -> Plan:
         return make(replace(recipe, batch=replace(recipe.batch, tasks=units * unit)), topology)
 
-    largest = MOST_TOKENS // (unit * recipe.batch.rows * recipe.batch.length)
+    largest = min(MOST_TASKS, MOST_TOKENS // (recipe.batch.rows * recipe.batch.length)) // unit
     low, high, best = 0, 1, None
     while high <= largest and (found := with_tasks(high)).fits:
         low, high, best = high, 2 * high, found
@@ -68,7 +69,9 @@ def _cost(found: Plan) -> tuple[float, int]:
 def search(recipe: Recipe, topology: Topology) -> Iterator[str]:
     """The report, part by part: each takes many compilations."""
     yield "Most tasks in a step, by rematerialisation"
-    for kind in get_args(Remat):
+    if topology.chip.memory is None:
+        yield "  not limited: these devices have no memory of their own"
+    for kind in get_args(Remat) if topology.chip.memory else ():
         best = most_tasks(replace(recipe, compute=replace(recipe.compute, remat=kind)), topology)
         yield from aligned([(kind, "none: one on each device does not fit" if best is None else _line(best))])
     yield "\nMeshes for the recipe's tasks, the best first"

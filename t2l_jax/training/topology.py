@@ -111,7 +111,7 @@ def _gpus(name: str, count: int) -> Sequence[jax.Device]:
         devices = []
     if len(devices) < count:
         raise UserError(
-            f"topology: {name}: to compile for GPUs takes JAX's CUDA plugin and {count} of them, and this machine has "
+            f"topology: {name}: compiling for GPUs needs JAX's CUDA plugin and {count} of them, and this machine has "
             f"{len(devices)}: choose a TPU, such as {_example('v5p')}, or cpu:{count}"
         )
     return devices[:count]
