@@ -7,7 +7,7 @@ The steps of the paper's recipes, with rows of 4,096 tokens (Mistral and Gemma: 
 on a machine without one: see t2l_jax/training/plan.py. Rows that were compiled before come from the cache.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import tyro
@@ -30,7 +30,7 @@ class Case:
     topology: str
     tasks: int
     length: int = 4096
-    mesh: MeshConfig = MeshConfig()
+    mesh: MeshConfig = field(default_factory=MeshConfig)
     base: str | None = None
 
 
