@@ -23,6 +23,7 @@ from tiny_models import random_tokens, save_tiny, torch_logits
 from t2l_jax.decoder import Decoder, logits
 from t2l_jax.errors import UserError
 from t2l_jax.io import base as base_module
+from t2l_jax.io import filling
 from t2l_jax.io.base import check_separate, load_base, load_config, load_stop_ids, load_tokenizer
 from t2l_jax.io.files import file_sha256
 from t2l_jax.io.locations import resolve
@@ -75,7 +76,7 @@ def test_dtype(llama):
 def test_every_format_gives_the_same_in_small_blocks(llama, tmp_path, monkeypatch):
     folder, model = llama
     config, params = load_base(resolve(folder))
-    monkeypatch.setattr(base_module, "BLOCK_BYTES", 2_500)  # 8 rows of 64: half a head
+    monkeypatch.setattr(filling, "BLOCK_BYTES", 2_500)  # 8 rows of 64: half a head
     model.save_pretrained(tmp_path / "shards", max_shard_size="100KB")
     assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 2
     (tmp_path / "flax").mkdir()
@@ -103,7 +104,7 @@ def as_flax(model):
 
 
 def test_matrices_stored_as_one_are_cut_in_small_blocks(tmp_path, monkeypatch):
-    monkeypatch.setattr(base_module, "BLOCK_BYTES", 2_500)  # 8 rows of 64
+    monkeypatch.setattr(filling, "BLOCK_BYTES", 2_500)  # 8 rows of 64
     model = save_tiny("phi 3", tmp_path)
     convert(model, tmp_path / "model.gguf")
     state = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
@@ -185,7 +186,7 @@ def save_with_head(folder, change):
     ids=["the same", "another", "alone"],
 )
 def test_a_tied_head_in_the_file_is_what_transformers_makes_of_it(change, tied, tmp_path, monkeypatch):
-    monkeypatch.setattr(base_module, "BLOCK_BYTES", 2_500)
+    monkeypatch.setattr(filling, "BLOCK_BYTES", 2_500)
     config, ours, theirs = save_with_head(tmp_path, change)
     assert config.tied_head == tied
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-3)
@@ -199,7 +200,7 @@ def test_numbers_that_are_not_finite_are_refused(llama, tmp_path, monkeypatch, v
         state[name] = state[name].to(kind)
         state[name][-1, -1] = value
 
-    monkeypatch.setattr(base_module, "BLOCK_BYTES", 2_500)
+    monkeypatch.setattr(filling, "BLOCK_BYTES", 2_500)
     with pytest.raises(
         UserError, match=r"model\.safetensors: tensor model\.layers\.3\.mlp\.down_proj\.weight holds numb"
     ):
@@ -218,7 +219,7 @@ def test_a_config_that_claims_more_than_the_files_hold_makes_nothing(llama, tmp_
     config = json.loads((tmp_path / "config.json").read_text())
     config |= {"num_hidden_layers": 4096, "hidden_size": 2**20, "intermediate_size": 2**20, "head_dim": 4096}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    monkeypatch.setattr(base_module, "_fill", None)  # would be called for the first parameter
+    monkeypatch.setattr(base_module, "Filling", None)  # would be called for the first parameter
     with pytest.raises(UserError, match=r"tensor .* is \[.*\], the config asks for \[.*1048576.*\]"):
         load_base(source)
 
