@@ -161,7 +161,8 @@ def _backward(matmul_dtype: Any, kernel: QuantKernel, cotangent: Array) -> tuple
     dtype = cotangent.dtype  # that of x
     if isinstance(kernel, Int8Kernel):
         scale = jnp.expand_dims(kernel.scale, range(cotangent.ndim - 1))
-        cotangent, weights = (cotangent * scale).astype(dtype), kernel.values.astype(dtype)
+        cotangent = (cotangent.astype(jnp.float32) * scale).astype(dtype)
+        weights = kernel.values.astype(dtype)
     else:
         weights = kernel.weights(dtype)
     return rounded_einsum("...o,io->...i", cotangent, weights, matmul_dtype, dtype), None
