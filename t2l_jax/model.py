@@ -103,7 +103,7 @@ class Model:
         """The frozen base LLM that the adapters are for, as `LLM.load` has it. Raises UserError if they do not fit."""
         load_config(self.base).check_adapter(self.config.lora)
         check_separate(self.base, self.config.lora.names)
-        return LLM.from_files(self.base, dtype, self.chat_template, mesh)
+        return LLM.from_files(self.base, dtype, self.chat_template, mesh=mesh)
 
 
 def load(location: str | Path | None = None, *, trust_remote_code: bool = False) -> Model:

@@ -39,6 +39,7 @@ RULES: dict[str, tuple[str, ...]] = {
 
 # Axes of the parameters with a vocabulary axis. Those of the layers' kernels are in `lora.PROJECTIONS`.
 TABLES = {"embedding": ("vocab", "width"), "head": ("vocab", "width")}
+MATRICES = ("kernel", "values", "codes", "scales")  # a kernel, or what stands for one in `decoder.quantized`
 LARGE = 2**24  # numbers in a kernel of the hypernetwork's heads from which `tensor` divides it
 SHARE = 4  # the base LLM may take one part in so many of a device's memory before fsdp divides it further
 
@@ -212,13 +213,14 @@ def check_divides(mesh: Mesh, sizes: dict[str, int]) -> None:
 
 def param_axes(path: str) -> tuple[str, ...]:
     """The logical axes of a decoder parameter, by its path; () for norms, which every device holds."""
-    *parents, leaf = path.split("/")
-    if leaf in ("kernel", "bias") and parents[-1] in PROJECTIONS:
-        kernel = PROJECTIONS[parents[-1]].axes
-        if leaf == "kernel":
-            return "layer", *kernel
-        return ("layer", kernel[1]) if kernel[1] != "width" else ()
-    return TABLES.get(path, ())
+    names = path.split("/")
+    projection = next((PROJECTIONS[name] for name in names if name in PROJECTIONS), None)
+    if projection is None:
+        return TABLES.get(path, ())
+    outputs = projection.axes[1]
+    if names[-1] in MATRICES:
+        return "layer", *projection.axes
+    return ("layer", outputs) if names[-1] == "scale" or outputs != "width" else ()
 
 
 def param_sharding(mesh: Mesh, path: str) -> NamedSharding:
@@ -226,11 +228,14 @@ def param_sharding(mesh: Mesh, path: str) -> NamedSharding:
     return NamedSharding(mesh, partition(*param_axes(path)))
 
 
+def path_of(path: tuple[Any, ...]) -> str:
+    """The path of a leaf as `param_axes` reads it, from that of `jax.tree_util`."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
 def place_base(mesh: Mesh, params: dict[str, Any]) -> dict[str, Any]:
     """Place a decoder's parameters according to `param_sharding`; those already in place are not copied."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: put(leaf, param_sharding(mesh, "/".join(key.key for key in path))), params
-    )
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: put(leaf, param_sharding(mesh, path_of(path))), params)
 
 
 def trained_sharding(mesh: Mesh, tree: Any) -> Any:

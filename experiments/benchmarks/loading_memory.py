@@ -19,6 +19,7 @@ import tyro
 from safetensors.numpy import save_file
 
 from experiments.tools.results import RESULTS, write
+from t2l_jax.decoder.quantized import BaseKind
 
 WIDTH, MLP_WIDTH, VOCAB = 2048, 5632, 16_000
 
@@ -35,7 +36,7 @@ def memory(field):
 
 jax.numpy.zeros(1).block_until_ready()
 before = memory("VmRSS")
-_, params = load_base(resolve(sys.argv[1]))
+_, params = load_base(resolve(sys.argv[1]), base=sys.argv[2])
 print(sum(leaf.nbytes for leaf in jax.tree.leaves(params)), memory("VmHWM") - before)
 """
 
@@ -45,6 +46,7 @@ class LoadingMemory:
     """Measure the peak memory of loading a base model."""
 
     layers: int = 10
+    base: BaseKind = "native"
     out: Path = RESULTS / "loading_memory"
 
 
@@ -83,10 +85,14 @@ def main(args: LoadingMemory) -> None:
     """Write the size of the parameters, the growth of the peak, and their ratio."""
     with tempfile.TemporaryDirectory() as folder:
         write_model(Path(folder), args.layers)
-        done = subprocess.run([sys.executable, "-c", LOAD, folder], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", LOAD, folder, args.base], capture_output=True, text=True, check=True
+        )
     size, peak = map(int, done.stdout.split())
     gigabytes = {"parameters, GB": round(size / 1e9, 2), "peak above the imports, GB": round(peak / 1e9, 2)}
-    write(args.out, {"Loading": [{"layers": args.layers, **gigabytes, "ratio": round(peak / size, 3)}]})
+    write(
+        args.out, {"Loading": [{"layers": args.layers, "base": args.base, **gigabytes, "ratio": round(peak / size, 3)}]}
+    )
 
 
 if __name__ == "__main__":

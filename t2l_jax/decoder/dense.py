@@ -4,6 +4,7 @@ Axes: B any batch axes, sequence included, i input width, o output width, r rank
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from t2l_jax.decoder.precision import rounded_einsum
+from t2l_jax.decoder.quantized import Int8Kernel, Nf4Kernel, product
 from t2l_jax.lora import lora_delta
 from t2l_jax.sharding import constrain, kernel_axes
 
@@ -23,7 +25,8 @@ PROJECTION, GATHERED = "projection", "gathered"
 class LoraDense(nn.Module):
     """x W (+ bias) + scale * (dropped aᵀ) bᵀ, where `dropped` is x after LoRA dropout.
 
-    Everything is computed in the type of x. No other code multiplies with a projection's kernel.
+    Everything is computed in the type of x. No other code multiplies with a projection's kernel, which is an array, or
+    one in 8 or 4 bits (see `quantized`).
     """
 
     width: int  # of the output
@@ -39,10 +42,15 @@ class LoraDense(nn.Module):
         dropped: Float[Array, "*B i"],
         lora: Mapping[str, Float[Array, "..."]] | None,  # a: [*T, r, i], b: [*T, o, r]
     ) -> Float[Array, "*B o"]:
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.width))
         inputs, outputs = kernel_axes(self.name or "")
-        kernel = checkpoint_name(constrain(self.mesh, kernel, inputs, outputs), GATHERED)
-        out = rounded_einsum("...i,io->...o", x, kernel.astype(x.dtype), self.matmul_dtype, x.dtype)
+        kernel: Any = self.get_variable("params", "kernel")
+        if isinstance(kernel, Int8Kernel | Nf4Kernel):  # flax would compare it with what an initialiser returns
+            kernel = checkpoint_name(kernel.constrained(self.mesh, inputs, outputs), GATHERED)
+            out = product(x, kernel, self.matmul_dtype)
+        else:
+            kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.width))
+            kernel = checkpoint_name(constrain(self.mesh, kernel, inputs, outputs), GATHERED)
+            out = rounded_einsum("...i,io->...o", x, kernel.astype(x.dtype), self.matmul_dtype, x.dtype)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros_init(), (self.width,)).astype(x.dtype)
             out = out + jnp.broadcast_to(bias, out.shape)

@@ -2,9 +2,8 @@
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +12,17 @@ import jax.numpy as jnp
 import numpy as np
 import transformers
 from flax.traverse_util import unflatten_dict
-from jax.typing import ArrayLike, DTypeLike
-from jaxtyping import Array
+from jax.typing import DTypeLike
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from t2l_jax.decoder import Decoder, DecoderConfig
-from t2l_jax.decoder.padding import power_of_two_within
+from t2l_jax.decoder.quantized import BaseKind, Stored, check_blocks, stored_as
 from t2l_jax.errors import UserError
 from t2l_jax.io.families import Family
 from t2l_jax.io.families.config import decoder_config, find_family
 from t2l_jax.io.families.family import TOP_NAMES
 from t2l_jax.io.files import atomic_folder, read_json
+from t2l_jax.io.filling import Filling, Placement, Slot, block_rows
 from t2l_jax.io.gguf import gguf_config
 from t2l_jax.io.locations import ModelFiles, cache_folder
 from t2l_jax.io.readers import tensors, weight_files
@@ -31,23 +30,6 @@ from t2l_jax.io.tensor import Tensor
 from t2l_jax.schema import shown
 
 Params = dict[str, Any]
-Placement = Callable[[str], jax.sharding.Sharding | None]  # path of a parameter, such as "layers/q_proj/kernel"
-
-BLOCK_BYTES = 2**24  # read at a time: the only host memory that loading needs besides the parameters
-
-
-@dataclass(frozen=True)
-class Slot:
-    """Destination of a checkpoint's tensor, or of some of its rows: parameter path, layer, whether it is transposed.
-
-    `first` is the first of the rows, as many as `shape` says.
-    """
-
-    path: str
-    layer: int | None
-    transposed: bool
-    shape: tuple[int, ...]  # in the checkpoint
-    first: int = 0
 
 
 def load_config(files: ModelFiles) -> DecoderConfig:
@@ -80,12 +62,16 @@ def check_separate(files: ModelFiles, projections: Iterable[str]) -> None:
 
 
 def load_base(
-    files: ModelFiles, dtype: DTypeLike = jnp.float32, sharding: Placement | None = None
+    files: ModelFiles,
+    dtype: DTypeLike = jnp.float32,
+    sharding: Placement | None = None,
+    base: BaseKind = "native",
 ) -> tuple[DecoderConfig, Params]:
-    """A base model's config and its parameters in `dtype`, each created with the sharding that `sharding` returns.
+    """A base model's config and its parameters in `dtype`, or kernels in 8 or 4 bits (`decoder.quantized`).
 
-    Tensors are read in blocks of rows and written into parameters that are already on the devices, so that host memory
-    holds only one extra block. Raises UserError if files are missing, truncated or of another model, or hold numbers
+    Each is created with the sharding that `sharding` returns. Tensors are read in blocks of rows and written into
+    parameters that are already on the devices, so that host memory holds only one extra block; each process reads what
+    its own devices hold. Raises UserError if files are missing, truncated or of another model, or hold numbers
     that are not finite: checkpoint and decoder must match one to one. The config is that of `load_config`, but for a
     head that the files hold beside an embedding which it is said to equal and does not.
     """
@@ -96,14 +82,14 @@ def load_base(
     shapes = parameter_shapes(config)
     slots = checkpoint_slots(family, shapes)
     _check_fit(stored, slots, config, files.path)
-    place = sharding or (lambda _: None)
-    flat: dict[str, Array] = {}
+    kept, place = stored_parameters(config, dtype, base), sharding or (lambda _: None)
+    filled: dict[str, Filling] = {}
     for name, tensor in stored.items():
         for slot in slots.get(name, ()):
-            if slot.path not in flat:
-                flat[slot.path] = jnp.zeros(shapes[slot.path], dtype, device=place(slot.path))
-            flat[slot.path] = _fill(flat[slot.path], tensor, slot)
-    return config, unflatten_dict(flat, sep="/")
+            if slot.path not in filled:
+                filled[slot.path] = Filling(slot.path, kept[slot.path], shapes[slot.path], place)
+            filled[slot.path].fill(tensor, slot, dtype)
+    return config, unflatten_dict({path: one.joined() for path, one in filled.items()}, sep="/")
 
 
 def _stored(path: Path) -> dict[str, Tensor]:
@@ -136,7 +122,7 @@ def _untie(config: DecoderConfig, stored: dict[str, Tensor]) -> tuple[DecoderCon
 def _equal(one: Tensor, other: Tensor) -> bool:
     if one.shape != other.shape:
         return False
-    step = _block_rows(one)
+    step = block_rows(one)
     return all(
         np.array_equal(one.read(start, stop), other.read(start, stop))
         for start, stop in ((start, min(start + step, one.shape[0])) for start in range(0, one.shape[0], step))
@@ -149,6 +135,23 @@ def parameter_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
     params = jax.eval_shape(Decoder(config).init, jax.random.key(0), tokens)["params"]
     flat, _ = jax.tree_util.tree_flatten_with_path(params)
     return {"/".join(key.key for key in path): leaf.shape for path, leaf in flat}
+
+
+def stored_parameters(
+    config: DecoderConfig, dtype: DTypeLike = jnp.float32, base: BaseKind = "native"
+) -> dict[str, Stored]:
+    """Path -> shapes and types of what `load_base` makes of every decoder parameter.
+
+    Raises UserError if nf4 cannot have its blocks.
+    """
+    check_blocks(config.projection_widths(), base)
+    return {path: stored_as(path, shape, dtype, base) for path, shape in parameter_shapes(config).items()}
+
+
+def base_bytes(config: DecoderConfig, dtype: DTypeLike = jnp.float32, base: BaseKind = "native") -> int:
+    """Bytes of a base model's parameters."""
+    leaves = jax.tree.leaves(stored_parameters(config, dtype, base))
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
 
 
 def checkpoint_slots(family: Family, shapes: dict[str, tuple[int, ...]]) -> dict[str, list[Slot]]:
@@ -195,52 +198,6 @@ def _check_fit(
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise UserError(f"{path}: the weights lack {', '.join(missing[:3])}{more}; download the model again")
-
-
-def _block_rows(tensor: Tensor) -> int:
-    """How many rows to read at a time: a power of two, so that one compiled program does for most blocks."""
-    return power_of_two_within(BLOCK_BYTES // (4 * math.prod(tensor.shape[1:])))
-
-
-def _fill(param: Array, tensor: Tensor, slot: Slot) -> Array:
-    """Write a tensor, or the slot's rows of it, into its parameter, one block at a time."""
-    transposed = slot.transposed != tensor.transposed
-    last = slot.first + slot.shape[0]
-    begin, end = (0, tensor.shape[0]) if tensor.transposed else (slot.first, last)
-    step, limit = _block_rows(tensor), float(jnp.finfo(param.dtype).max)
-    for start in range(begin, end, step):
-        rows = tensor.read(start, min(start + step, end))
-        if tensor.transposed and rows.ndim == 2:
-            rows = rows[:, slot.first : last]
-        corner = [0] * rows.ndim
-        corner[-1 if transposed else 0] = start - begin
-        if slot.layer is not None:
-            corner.insert(0, slot.layer)
-        if not _largest(rows) <= limit:
-            raise UserError(
-                f"{tensor.file}: tensor {tensor.name} holds numbers that are not finite, or too large for "
-                f"{param.dtype}; download the model again"
-            )
-        param = _write(param, rows, tuple(corner), transposed=transposed, sharding=param.sharding)
-        param.block_until_ready()  # otherwise blocks pile up in memory
-    return param
-
-
-def _largest(rows: np.ndarray) -> float:
-    """The largest magnitude of floating-point numbers; NaN if one of them is.
-
-    Bits are compared: as integers with a sign for the positive numbers, as such without for the negative ones.
-    """
-    unsigned, signed = f"u{rows.itemsize}", f"i{rows.itemsize}"
-    positive, negative = int(rows.view(signed).max()), int(rows.view(unsigned).max()) & np.iinfo(signed).max
-    return float(np.array(max(positive, negative), unsigned).view(rows.dtype))
-
-
-@partial(jax.jit, donate_argnums=0, static_argnames=("transposed", "sharding"))
-def _write(param: Array, rows: Array, corner: tuple[ArrayLike, ...], *, transposed: bool, sharding: Any) -> Array:
-    block = (rows.T if transposed else rows).astype(param.dtype)
-    block = block.reshape((1,) * (param.ndim - block.ndim) + block.shape)
-    return jax.lax.with_sharding_constraint(jax.lax.dynamic_update_slice(param, block, corner), sharding)
 
 
 def load_tokenizer(files: ModelFiles, chat_template: str | None = None) -> PreTrainedTokenizerBase:

@@ -54,8 +54,12 @@ class GgufTensor:
     heads: int = 0
     transposed: bool = False
 
-    def read(self, start: int, stop: int) -> np.ndarray:
-        """Rows [start, stop) in float32."""
+    def read(self, start: int, stop: int, columns: range | None = None) -> np.ndarray:
+        """Rows [start, stop) in float32, or some columns of them, which takes whole rows to read."""
+        rows = self._read_rows(start, stop)
+        return rows if columns is None else rows[:, columns.start : columns.stop]
+
+    def _read_rows(self, start: int, stop: int) -> np.ndarray:
         if not self.heads:
             return self._stored_rows(start, stop)
         # llama.cpp rotates neighbouring rows (2j, 2j + 1) of a head where Hugging Face rotates rows (j, j + h/2).

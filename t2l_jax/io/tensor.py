@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,8 +23,8 @@ class Tensor(Protocol):
     @property
     def transposed(self) -> bool: ...
 
-    def read(self, start: int, stop: int) -> np.ndarray:
-        """Rows [start, stop). Raises UserError if the file is truncated."""
+    def read(self, start: int, stop: int, columns: range | None = None) -> np.ndarray:
+        """Rows [start, stop), or some columns of them. Raises UserError if the file is truncated."""
         ...
 
 
@@ -38,22 +39,33 @@ class PlainTensor:
     pieces: tuple[tuple[int, int], ...]
     transposed: bool = False
 
-    def read(self, start: int, stop: int) -> np.ndarray:
-        shape = (stop - start, *self.shape[1:])
-        row = math.prod(self.shape[1:]) * np.dtype(self.dtype).itemsize
-        out = np.empty(shape, self.dtype)
+    def read(self, start: int, stop: int, columns: range | None = None) -> np.ndarray:
+        item = np.dtype(self.dtype).itemsize
+        row = math.prod(self.shape[1:]) * item
+        width = self.shape[1:] if columns is None else (len(columns),)
+        out = np.empty((stop - start, *width), self.dtype)
         into = out.reshape(-1).view(np.uint8).data
-        begin, filled = start * row, 0
-        with self.file.open("rb") as file:
-            for offset, size in self.pieces:
-                if begin < size and filled < len(into):
-                    part = into[filled : filled + size - begin]
-                    file.seek(offset + begin)
-                    if file.readinto(part) != len(part):
-                        raise UserError(f"{self.file}: ends inside tensor {self.name}; download or copy the file again")
-                    filled += len(part)
-                begin = max(begin - size, 0)
+        with self.file.open("rb", buffering=0) as file:
+            if columns is None:
+                self._read_into(file, start * row, into)
+            else:
+                part = len(columns) * item
+                for place in range(stop - start):
+                    begin = (start + place) * row + columns.start * item
+                    self._read_into(file, begin, into[place * part : (place + 1) * part])
         return out
+
+    def _read_into(self, file: FileIO, begin: int, into: memoryview) -> None:
+        """Fill `into` with what the pieces hold from byte `begin` on."""
+        filled = 0
+        for offset, size in self.pieces:
+            if begin < size and filled < len(into):
+                part = into[filled : filled + size - begin]
+                file.seek(offset + begin)
+                if file.readinto(part) != len(part):
+                    raise UserError(f"{self.file}: ends inside tensor {self.name}; download or copy the file again")
+                filled += len(part)
+            begin = max(begin - size, 0)
 
 
 def all_finite(array: np.ndarray) -> bool:

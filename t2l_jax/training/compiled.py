@@ -20,12 +20,12 @@ from jax.sharding import Mesh, NamedSharding
 from t2l_jax.data.batch import Batch
 from t2l_jax.decoder import DecoderConfig
 from t2l_jax.hypernet import Condition
-from t2l_jax.io.base import parameter_shapes
+from t2l_jax.io.base import stored_parameters
 from t2l_jax.io.files import atomic_write, read_json
 from t2l_jax.io.locations import cache_folder
 from t2l_jax.lora import PROJECTIONS
 from t2l_jax.schema import checked
-from t2l_jax.sharding import batch_sharding, param_sharding, trained_sharding
+from t2l_jax.sharding import batch_sharding, param_sharding, path_of, trained_sharding
 from t2l_jax.training.dry_run import make_trainee, width_of_z
 from t2l_jax.training.objectives import Sft
 from t2l_jax.training.optimizer import make_optimizer
@@ -100,11 +100,11 @@ def make_plan_step(recipe: Recipe, base: DecoderConfig, topology: Topology) -> S
     devices, together = topology.devices, compute.together(recipe.batch.tasks)
     mesh = base_mesh(recipe, base, together, devices, topology.chip.memory)
     dtype = compute.base_dtype(devices[0].platform)
-    weights = {
-        path: jax.ShapeDtypeStruct(shape, dtype, sharding=param_sharding(mesh, path))
-        for path, shape in parameter_shapes(base).items()
-    }
-    objective = Sft(unflatten_dict(weights, sep="/"), recipe.decoder(base, mesh), recipe.objective, mesh)
+    weights = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: _at(leaf, param_sharding(mesh, path_of(path))),
+        unflatten_dict(stored_parameters(base, dtype, compute.base), sep="/"),
+    )
+    objective = Sft(weights, recipe.decoder(base, mesh), recipe.objective, mesh)
     trainee = make_trainee(recipe, TRAINEES[recipe.trainee], base)
     optimizer = make_optimizer(recipe.optimizer, recipe.loop.steps, recipe.loop.last)
     variables = jax.eval_shape(trainee.init, jax.random.key(0))

@@ -3,14 +3,15 @@
 The memory that one device needs, in bytes, where N tokens are computed together (tasks x rows x length / accumulate),
 D is the base LLM's width, b the bytes of an activation (2 in bfloat16, 4 in float32):
 
-    base LLM          b for each of its parameters, which are frozen
+    base LLM          b for each of its parameters, which are frozen; of kernels in 8 or 4 bits a little more than those
     trained           16 for each parameter: float32 weights, gradients, and Adam's two moments
     adapters          12 for each weight of each adapter of a step: float32 A and B, their gradients, and one copy
     kept activations  for each token and layer b times (D + what the seven projections return), and a byte for an entry
                       of the masks of LoRA dropout; without rematerialisation twice the former, and 6 b for each pair of
                       a token and one of its row, in each attention head (9 in 16 pairs of rows that go in blocks)
     working space     what one layer recomputes: 12 for each such pair; 2 b times (D + 3 MLP widths) for each token; and
-                      the logits of a chunk of answer tokens with their gradients, 12 for each entry
+                      the logits of a chunk of answer tokens with their gradients, 12 for each entry; and the largest
+                      kernel as it is multiplied, if it is stored in 8 or 4 bits
 
 With n devices that divide the tasks, a device holds 1/n of the adapters, activations and working space, and all of the
 rest. It is an estimate: what the compiler keeps and shares depends on the machine. On a CPU the compiler's own figures
@@ -22,6 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from t2l_jax.data.hub import METADATA, Metadata, is_registry
@@ -33,7 +35,7 @@ from t2l_jax.decoder.attention import CAUSAL_BLOCKS
 from t2l_jax.encoder import last_token
 from t2l_jax.encoder.load import SHORT_NAMES
 from t2l_jax.errors import UserError
-from t2l_jax.io.base import load_config, parameter_shapes
+from t2l_jax.io.base import base_bytes, load_config, parameter_shapes
 from t2l_jax.io.cached import cached, size_of
 from t2l_jax.io.encoder_adapter import adapted, is_adapter
 from t2l_jax.io.files import read_json
@@ -111,7 +113,7 @@ def memory(recipe: Recipe, found: Sizes, width: int) -> dict[str, int]:
     tokens, adapters = found.tokens // parts, recipe.batch.tasks // parts
     if TRAINEES[recipe.trainee].reads_instances:  # one for each row
         adapters *= recipe.batch.rows
-    widths = base.projection_widths().values()
+    widths, dtype = base.projection_widths().values(), jnp.bfloat16 if width == 2 else jnp.float32
     heads = base.attention.num_heads * base.attention.head_dim
     pairs = tokens * recipe.batch.length * base.attention.num_heads
     if recipe.batch.length >= recipe.compute.decoder(base).long_row:
@@ -122,12 +124,13 @@ def memory(recipe: Recipe, found: Sizes, width: int) -> dict[str, int]:
     if recipe.compute.remat == "none":
         activations = base.num_layers * (tokens * (2 * kept + masks) + 6 * width * pairs)
     logits = 12 * CHUNK * base.vocab_size
+    kernel = width * max(i * o for i, o in widths) * (recipe.compute.base != "native")
     return {
-        "base LLM": width * found.base_parameters,
+        "base LLM": base_bytes(base, dtype, recipe.compute.base),
         "trained: weights, gradients, Adam": 16 * found.trained,
         "adapters": 12 * adapters * found.spec.size,
         "kept activations": activations,
-        "working space": 12 * pairs + 2 * width * tokens * (base.width + 3 * base.mlp_width) + logits,
+        "working space": 12 * pairs + 2 * width * tokens * (base.width + 3 * base.mlp_width) + logits + kernel,
     }
 
 

@@ -16,6 +16,7 @@ from t2l_jax.data.prompts import PromptConfig
 from t2l_jax.data.selection import TaskSelection
 from t2l_jax.decoder import Decoder, DecoderConfig, Remat
 from t2l_jax.decoder.attention import LONG_ROW
+from t2l_jax.decoder.quantized import BaseKind
 from t2l_jax.errors import UserError
 from t2l_jax.hypernet import HypernetConfig
 from t2l_jax.io.published import PromptModes
@@ -53,6 +54,9 @@ class ComputeConfig:
     """Precision of the base LLM. float32; bf16-matmul: parameters and activations in float32, matrix products of
     bfloat16 operands summed in float32 (twice as fast on CPUs with AMX); bfloat16: parameters and activations too
     (half the memory); auto: bfloat16 on accelerators, float32 on CPUs. Trained parameters are always float32."""
+    base: BaseKind = "native"
+    """Kernels of the frozen base LLM. native: as they are multiplied; int8: in 8 bits, with a scale for each output
+    channel; nf4: in 4 bits, with a scale for each 64 inputs (as in QLoRA). Embedding, head and norms stay native."""
     remat: Remat = "projections"
     """What is kept for the backward pass, which recomputes the rest. none: everything; projections: what the seven
     projections of a layer return (on an H200 faster than none); layer: only what a layer reads (the least memory);

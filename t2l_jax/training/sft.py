@@ -2,21 +2,20 @@
 
 import hashlib
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from t2l_jax.data.tasks import Task
 from t2l_jax.decoder import DecoderConfig
 from t2l_jax.decoder.padding import check_tokens
+from t2l_jax.decoder.quantized import check_blocks
 from t2l_jax.encoder import Encoder
 from t2l_jax.errors import UserError
-from t2l_jax.io.base import check_separate, load_config, load_tokenizer, parameter_shapes
+from t2l_jax.io.base import base_bytes, check_separate, load_config, load_tokenizer
 from t2l_jax.io.locations import resolve
 from t2l_jax.io.sakana_chat import TEMPLATES, template_for
 from t2l_jax.sharding import check_divides, local_slots
@@ -36,7 +35,7 @@ def prepare_sft(recipe: Recipe, kind: type[Trainee], encoder: Encoder | None) ->
     check_best(recipe.best, recipe.objective.kind, material.validation)
     config = load_config(files)
     mesh = base_mesh(recipe, config, together)
-    base = FrozenBase(files, config, recipe.decoder, recipe.compute.base_dtype(), mesh)
+    base = FrozenBase(files, config, recipe.decoder, recipe.compute.base_dtype(), mesh, recipe.compute.base)
     spec = config.lora_spec(**asdict(recipe.lora))
     check_separate(files, spec.names)
     for task in material.sampler.tasks:
@@ -71,11 +70,11 @@ def base_mesh(
 
     Raises UserError if it does not divide the base LLM's axes, or if this does not fit.
     """
-    numbers = sum(math.prod(shape) for shape in parameter_shapes(config).values())
-    platform = None if devices is None else devices[0].platform
-    size = numbers * jnp.dtype(recipe.compute.base_dtype(platform)).itemsize
+    kind, platform = recipe.compute.base, None if devices is None else devices[0].platform
+    size = base_bytes(config, recipe.compute.base_dtype(platform), kind)
     mesh = recipe.mesh.make(together, size, devices, memory)
     check_divides(mesh, config.axis_sizes())
+    check_blocks(config.projection_widths(), kind, mesh)
     return mesh
 
 

@@ -23,7 +23,7 @@ def test_it_is_kernel_bias_and_scaled_lora(tasks, use_bias):
     plain = x @ params["kernel"] + params.get("bias", 0)
     expected = plain + SCALE * dropped @ lora["a"].swapaxes(-1, -2) @ lora["b"].swapaxes(-1, -2)
 
-    dense = LoraDense(5, SCALE, use_bias)
+    dense = LoraDense(5, SCALE, use_bias, name="q_proj")
     variables, x, dropped, lora = jax.tree.map(jnp.asarray, ({"params": params}, x, dropped, lora))
     np.testing.assert_allclose(dense.apply(variables, x, dropped, lora), expected, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(dense.apply(variables, x, dropped, None), plain, rtol=1e-4, atol=1e-4)
@@ -36,8 +36,8 @@ def test_everything_is_computed_in_the_type_of_the_input():
     lora = {"a": normal(2, 6, seed=4), "b": normal(5, 2, seed=5)}
     variables, lora = jax.tree.map(jnp.asarray, ({"params": params}, lora))
     x = jnp.asarray(normal(4, 6), jnp.bfloat16)
-    got = LoraDense(5, SCALE, True).apply(variables, x, x, lora)
+    got = LoraDense(5, SCALE, True, name="q_proj").apply(variables, x, x, lora)
     wide = x.astype(jnp.float32)
-    expected = LoraDense(5, SCALE, True).apply(variables, wide, wide, lora)
+    expected = LoraDense(5, SCALE, True, name="q_proj").apply(variables, wide, wide, lora)
     assert (got.dtype, expected.dtype) == (jnp.bfloat16, jnp.float32)
     np.testing.assert_allclose(got.astype(jnp.float32), expected, rtol=0.05, atol=0.1)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import partial
 
 import flax.serialization
 import flax.traverse_util
@@ -19,12 +20,15 @@ from tiny_models import random_tokens, save_tiny, torch_logits
 
 from experiments.benchmarks import loading_memory
 from t2l_jax.decoder import Decoder, logits
+from t2l_jax.decoder.quantized import quantise
 from t2l_jax.errors import UserError
 from t2l_jax.io import base as base_module
+from t2l_jax.io import filling
 from t2l_jax.io.base import check_separate, load_base, load_config, load_stop_ids, load_tokenizer
 from t2l_jax.io.files import file_sha256
 from t2l_jax.io.locations import resolve
 from t2l_jax.io.readers import weight_files
+from t2l_jax.sharding import make_mesh, param_sharding, path_of
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +77,7 @@ def test_dtype(llama):
 def test_every_format_gives_the_same_in_small_blocks(llama, tmp_path, monkeypatch):
     folder, model = llama
     config, params = load_base(resolve(folder))
-    monkeypatch.setattr(base_module, "BLOCK_BYTES", 2_500)  # 8 rows of 64: half a head
+    monkeypatch.setattr(filling, "BLOCK_BYTES", 2_500)  # 8 rows of 64: half a head
     model.save_pretrained(tmp_path / "shards", max_shard_size="100KB")
     assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 2
     (tmp_path / "flax").mkdir()
@@ -101,7 +105,7 @@ def as_flax(model):
 
 
 def test_matrices_stored_as_one_are_cut_in_small_blocks(tmp_path, monkeypatch):
-    monkeypatch.setattr(base_module, "BLOCK_BYTES", 2_500)  # 8 rows of 64
+    monkeypatch.setattr(filling, "BLOCK_BYTES", 2_500)  # 8 rows of 64
     model = save_tiny("phi 3", tmp_path)
     convert(model, tmp_path / "model.gguf")
     state = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
@@ -147,6 +151,72 @@ def test_parameters_are_created_where_they_belong(llama):
     assert len(sharded["embedding"].addressable_shards) == 8
 
 
+def save_wide(folder):
+    """Models whose inputs are whole blocks of nf4: a matrix for each projection, several in one, and Flax's."""
+    models = {
+        name: save_tiny(name, folder / name, hidden_size=128, intermediate_size=128)
+        for name in ("llama, biases", "phi 3")
+    }
+    flat = folder / "flax"
+    flat.mkdir()
+    (flat / "config.json").write_text((folder / "llama, biases" / "config.json").read_text())
+    (flat / "flax_model.msgpack").write_bytes(flax.serialization.to_bytes(as_flax(models["llama, biases"])))
+    return [folder / name for name in models] + [flat]
+
+
+def quantised(params, kind):
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: quantise(leaf, kind) if path_of(path).endswith("/kernel") else leaf, params
+    )
+
+
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_kernels_are_quantised_as_they_are_read(tmp_path, monkeypatch, kind):
+    """Block by block, on one device and on several, from every layout: the same as from the whole kernels."""
+    mesh = make_mesh(fsdp=2, tensor=2)
+    for source in save_wide(tmp_path):
+        files = resolve(source)
+        expected = quantised(load_base(files)[1], kind)
+        monkeypatch.setattr(filling, "BLOCK_BYTES", 2_500)  # 8 rows of 64
+        for place in (None, partial(param_sharding, mesh)):
+            assert_near(load_base(files, sharding=place, base=kind)[1], expected)
+        monkeypatch.undo()
+
+
+def assert_near(ours, theirs):
+    """Equal but for a rounding in the last digit of scales, and where that decides between two integers."""
+
+    def compare(one, other):
+        assert (one.shape, one.dtype) == (other.shape, other.dtype)
+        if one.dtype == jnp.float32:
+            np.testing.assert_allclose(one, other, rtol=1e-6)
+        else:
+            assert np.mean(np.asarray(one) != np.asarray(other)) < 1e-3
+
+    jax.tree.map(compare, ours, theirs)
+
+
+@pytest.mark.parametrize(("fsdp", "tensor"), [(4, 2), (1, 1), (8, 1)])
+def test_every_device_gets_its_part(llama, tmp_path, monkeypatch, fsdp, tensor):
+    """From rows and from columns of a file's matrices, whichever way round it keeps them."""
+    mesh, flat = make_mesh(fsdp=fsdp, tensor=tensor), tmp_path / "flax"
+    flat.mkdir()
+    (flat / "config.json").write_text((llama[0] / "config.json").read_text())
+    (flat / "flax_model.msgpack").write_bytes(flax.serialization.to_bytes(as_flax(llama[1])))
+    expected = load_base(resolve(llama[0]))[1]
+    monkeypatch.setattr(filling, "BLOCK_BYTES", 2_500)
+    for source in (llama[0], flat):
+        params = load_base(resolve(source), sharding=partial(param_sharding, mesh))[1]
+        assert_equal(params, expected)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+            assert leaf.sharding == param_sharding(mesh, path_of(path))
+
+
+def test_nf4_of_widths_that_its_blocks_do_not_divide_is_refused(llama):
+    with pytest.raises(UserError, match=r"compute\.base: nf4 has a scale for 64 inputs, .* down_proj's 96: use int8"):
+        load_base(resolve(llama[0]), base="nf4")
+
+
 def test_config_needs_no_weights(llama, tmp_path):
     (tmp_path / "config.json").write_text((llama[0] / "config.json").read_text())
     (tmp_path / "model.safetensors").write_bytes(b"")
@@ -183,7 +253,7 @@ def save_with_head(folder, change):
     ids=["the same", "another", "alone"],
 )
 def test_a_tied_head_in_the_file_is_what_transformers_makes_of_it(change, tied, tmp_path, monkeypatch):
-    monkeypatch.setattr(base_module, "BLOCK_BYTES", 2_500)
+    monkeypatch.setattr(filling, "BLOCK_BYTES", 2_500)
     config, ours, theirs = save_with_head(tmp_path, change)
     assert config.tied_head == tied
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-3)
@@ -197,7 +267,7 @@ def test_numbers_that_are_not_finite_are_refused(llama, tmp_path, monkeypatch, v
         state[name] = state[name].to(kind)
         state[name][-1, -1] = value
 
-    monkeypatch.setattr(base_module, "BLOCK_BYTES", 2_500)
+    monkeypatch.setattr(filling, "BLOCK_BYTES", 2_500)
     with pytest.raises(
         UserError, match=r"model\.safetensors: tensor model\.layers\.3\.mlp\.down_proj\.weight holds numb"
     ):
@@ -216,7 +286,7 @@ def test_a_config_that_claims_more_than_the_files_hold_makes_nothing(llama, tmp_
     config = json.loads((tmp_path / "config.json").read_text())
     config |= {"num_hidden_layers": 4096, "hidden_size": 2**20, "intermediate_size": 2**20, "head_dim": 4096}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    monkeypatch.setattr(base_module, "_fill", None)  # would be called for the first parameter
+    monkeypatch.setattr(base_module, "Filling", None)  # would be called for the first parameter
     with pytest.raises(UserError, match=r"tensor .* is \[.*\], the config asks for \[.*1048576.*\]"):
         load_base(source)
 
@@ -270,11 +340,13 @@ def test_folder_without_config_is_refused(llama, tmp_path):
         load_base(source)
 
 
-def test_loading_needs_little_memory_beside_the_parameters(tmp_path):
-    loading_memory.main(loading_memory.LoadingMemory(layers=1, out=tmp_path))  # loads in a process of its own
+@pytest.mark.parametrize(("base", "layers"), [("native", 1), ("int8", 2)])
+def test_loading_needs_little_memory_beside_the_parameters(tmp_path, base, layers):
+    """As floats the model in 8 bits would take twice as much. It is loaded in a process of its own."""
+    loading_memory.main(loading_memory.LoadingMemory(layers=layers, base=base, out=tmp_path))
     (row,) = json.loads((tmp_path / "table.json").read_text())["tables"]["Loading"]
     size, peak = row["parameters, GB"], row["peak above the imports, GB"]
-    assert size > 0.4
+    assert size > 0.35
     assert peak < 1.2 * size + 0.1  # what the programs themselves take shows in a model as small as this
 
 

@@ -193,9 +193,10 @@ def test_a_base_in_bfloat16_is_said_to_be_one(recipe, tmp_path, begin, capfd):
 
 def test_another_recipe_needs_another_folder(recipe, finished):
     before = snapshot(finished)
-    changes = "instruction_share is 0.0 there, 1.0 here, loop.seed is 0 there, 1 here"
+    other = replace(recipe, compute=ComputeConfig(base="int8"), loop=replace(recipe.loop, seed=1))
+    changes = "compute.base is native there, int8 here, loop.seed is 0 there, 1 here"
     with pytest.raises(UserError, match=rf"another recipe \({changes}\)"):
-        run(replace(recipe, instruction_share=1.0, loop=replace(recipe.loop, seed=1)), finished)
+        run(other, finished)
     assert snapshot(finished) == before
 
 

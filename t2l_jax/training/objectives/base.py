@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from t2l_jax.decoder import Decoder, DecoderConfig
+from t2l_jax.decoder.quantized import BaseKind
 from t2l_jax.io.base import load_base
 from t2l_jax.io.locations import ModelFiles
 from t2l_jax.lora import Adapter
@@ -59,6 +60,7 @@ class FrozenBase:
     decoder_of: Callable[[DecoderConfig, Mesh], Decoder]
     dtype: Any
     mesh: Mesh
+    kind: BaseKind = "native"
 
     @cached_property
     def decoder(self) -> Decoder:
@@ -66,4 +68,4 @@ class FrozenBase:
 
     @cached_property
     def params(self) -> dict[str, Any]:
-        return load_base(self.files, self.dtype, partial(param_sharding, self.mesh))[1]
+        return load_base(self.files, self.dtype, partial(param_sharding, self.mesh), self.kind)[1]
