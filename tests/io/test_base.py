@@ -154,7 +154,7 @@ def test_parameters_are_created_where_they_belong(llama):
 
 
 def save_wide(folder):
-    """Models whose inputs are whole blocks of nf4: with a matrix for each projection, with several in one, and Flax's."""
+    """Models whose inputs are whole blocks of nf4: a matrix for each projection, several in one, and Flax's."""
     models = {
         name: save_tiny(name, folder / name, hidden_size=128, intermediate_size=128)
         for name in ("llama, biases", "phi 3")
@@ -175,7 +175,7 @@ def quantised(params, kind):
 @pytest.mark.parametrize("kind", ["int8", "nf4"])
 def test_kernels_are_quantised_as_they_are_read(tmp_path, monkeypatch, kind):
     """Block by block, on one device and on several, from every layout: the same as from the whole kernels."""
-    mesh = make_mesh(fsdp=2, tensor=2)
+    mesh = make_mesh(fsdp=2, tensor=2 if kind == "int8" else 1)  # o_proj has one block of nf4
     for source in save_wide(tmp_path):
         files = resolve(source)
         expected = quantised(load_base(files)[1], kind)
