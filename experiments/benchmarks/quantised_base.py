@@ -112,7 +112,9 @@ def memory(kind: BaseKind, tasks: int, length: int = 1024) -> dict[str, Any]:
     fields = (shape(tasks, 1, length) for _ in range(4))
     batch = Batch(condition, *fields, shape(tasks, 1, length, dtype=jnp.float32))
     step = make_step(trainee, optimizer, 0)
-    used = step.lower(state, {"constants": variables["constants"]}, objective, batch).compile().memory_analysis()
+    used = (
+        step.lower(state, {"constants": variables.get("constants", {})}, objective, batch).compile().memory_analysis()
+    )
     total = used.argument_size_in_bytes + used.temp_size_in_bytes
     total += used.output_size_in_bytes - used.alias_size_in_bytes
     row = {
