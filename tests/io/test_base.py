@@ -173,7 +173,7 @@ def quantised(params, kind):
 @pytest.mark.parametrize("kind", ["int8", "nf4"])
 def test_kernels_are_quantised_as_they_are_read(tmp_path, monkeypatch, kind):
     """Block by block, on one device and on several, from every layout: the same as from the whole kernels."""
-    mesh = make_mesh(fsdp=2, tensor=2)
+    mesh = make_mesh(fsdp=2, tensor=2 if kind == "int8" else 1)  # o_proj has one block of nf4
     for source in save_wide(tmp_path):
         files = resolve(source)
         expected = quantised(load_base(files)[1], kind)
