@@ -7,8 +7,7 @@
 A weight is its integer, or its level, times its scale. Only weights are quantised: what is multiplied with them keeps
 its type. The backward pass keeps the quantised kernel and nothing else; the kernel has no gradient.
 
-qwix has such arrays, too. Its nf4 holds a code an element, quantises through an array 16 times the weights', and its
-products keep operands for gradients with respect to the kernel, which are never wanted here.
+qwix, the maintained library, has such arrays too, but its nf4 holds one code an element, twice the memory.
 
 Axes: L layers (none within a layer), i input width, o output width, n blocks of inputs, h = i / 2.
 """
