@@ -17,6 +17,7 @@ import tyro
 from experiments.recipes import paper_gemma, paper_llama, paper_mistral
 from experiments.tools.results import RESULTS, write
 from t2l_jax.decoder import Remat
+from t2l_jax.decoder.quantized import BaseKind
 from t2l_jax.sharding import MeshConfig, shown
 from t2l_jax.training.compiled import Figures
 from t2l_jax.training.plan import Plan, plan
@@ -29,13 +30,19 @@ LLAMA_70B = replace(LLAMA_8B, base=f"hf:{NAME_70B}", base_name=NAME_70B)
 
 
 def step(
-    recipe: Recipe, tasks: int, length: int, fsdp: int | None = None, tensor: int = 1, remat: Remat = "projections"
+    recipe: Recipe,
+    tasks: int,
+    length: int,
+    fsdp: int | None = None,
+    tensor: int = 1,
+    remat: Remat = "projections",
+    base: BaseKind = "native",
 ) -> Recipe:
     """The recipe with steps of so many tasks of one row."""
     return replace(
         recipe,
         batch=replace(recipe.batch, tasks=tasks, rows=1, length=length),
-        compute=replace(recipe.compute, remat=remat),
+        compute=replace(recipe.compute, remat=remat, base=base),
         mesh=MeshConfig(fsdp, tensor),
     )
 
@@ -52,6 +59,13 @@ TABLES: dict[str, list[tuple[Recipe, str]]] = {
         (step(LLAMA_8B, 16, 4096, fsdp=8), "v5p:2x2x2"),
         (step(LLAMA_8B, 32, 4096, fsdp=8), "v5p:2x2x4"),
         (step(LLAMA_8B, 128, 4096, fsdp=8), "v5p:4x4x4"),
+    ],
+    "Mistral-7B whole on each device of 16 GB, a row of 1,024 tokens each": [
+        (step(paper_mistral.RECIPE, 4, 1024, fsdp=1, remat="layer", base="int8"), "v5e:2x2"),
+        (step(paper_mistral.RECIPE, 4, 1024, fsdp=1, remat="layer", base="nf4"), "v5e:2x2"),
+    ],
+    "Mistral-7B with its layers divided, too": [
+        (step(paper_mistral.RECIPE, 8, 1024, fsdp=4, tensor=2), "v5e:4x4"),
     ],
 }
 
@@ -83,6 +97,7 @@ def _row(found: Plan) -> dict[str, Any]:
         "devices": made.topology.name,
         "mesh": shown(made.mesh),
         "tasks x tokens": f"{recipe.batch.tasks} x {recipe.batch.length}",
+        "stored": recipe.compute.base,
         "keeps": recipe.compute.remat,
         "base, GB": round(made.held()["base LLM"] / 1e9, 2),
     }
