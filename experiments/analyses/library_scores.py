@@ -1,7 +1,8 @@
 """How good are the adapters of a library, and what did they cost?
 
 Command: python -m experiments.analyses.library_scores runs/library runs/library_seeds        (5 minutes on 2 cores)
-Answer:  see results/library, once it is run
+Answer:  256 LoRAs after 40 steps each, in 24 minutes: 56% of the test answers are exact, from one A or from many; one
+         in six has none right, more than one in four all (results/library)
 
 The runs are those of experiments/recipes/library.py. Exact match of the test examples that fit in a row; minutes are
 those of the steps, from the rate that the run logged.
