@@ -16,4 +16,4 @@ def test_a_wrong_shape_is_refused():
 
 def test_a_wrong_type_is_refused():
     with pytest.raises(BeartypeCallHintViolation):
-        ComputeConfig().mesh("eight")
+        ComputeConfig().together("eight")

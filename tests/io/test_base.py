@@ -340,7 +340,7 @@ def test_folder_without_config_is_refused(llama, tmp_path):
         load_base(source)
 
 
-@pytest.mark.parametrize(("base", "layers"), [("native", 1), ("int8", 2)])
+@pytest.mark.parametrize(("base", "layers"), [("native", 1), pytest.param("int8", 2, marks=pytest.mark.long)])
 def test_loading_needs_little_memory_beside_the_parameters(tmp_path, base, layers):
     """As floats the model in 8 bits would take twice as much. It is loaded in a process of its own."""
     loading_memory.main(loading_memory.LoadingMemory(layers=layers, base=base, out=tmp_path))

@@ -139,6 +139,7 @@ def test_a_run_of_eight_devices_goes_on_on_two_processes_of_two(folder, first, a
     assert_close(steps_of(folder / "of_eight"), steps_of(alone), 1e-5)
 
 
+@pytest.mark.long
 def test_a_recipe_is_trained_and_published_by_two_processes(folder, second):
     """Its base LLM's weights are divided."""
     output, wanted = second
@@ -149,6 +150,7 @@ def test_a_recipe_is_trained_and_published_by_two_processes(folder, second):
     jax.tree.map(close, own, other)
 
 
+@pytest.mark.long
 def test_after_the_death_of_one_both_go_on_exactly(folder, second, first):
     """Bit for bit as on the same devices without a stop."""
     statuses = [process.wait(300) for process in start("resumed", folder)]
