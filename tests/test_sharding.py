@@ -60,7 +60,7 @@ def scores(params: dict[str, Any], tokens: jax.Array, adapter: Adapter, mesh: Me
     return logits(CONFIG, params, hidden)
 
 
-@pytest.mark.parametrize(("fsdp", "tensor"), [(1, 1), (1, 2), (1, 4), (8, 1), (2, 4), (2, 2)])
+@pytest.mark.parametrize(("fsdp", "tensor"), [(1, 4), (8, 1), (2, 2)])
 def test_a_sharded_decoder_equals_the_unsharded_one(fsdp: int, tensor: int) -> None:
     keys = jax.random.split(jax.random.key(0), 3)
     tokens = jax.random.randint(keys[0], (8, 2, 6), 0, CONFIG.vocab_size)
@@ -87,7 +87,7 @@ def collectives(program: str) -> dict[str, list[str]]:
     return found
 
 
-@pytest.mark.parametrize("remat", ["projections", "layer", "none"])
+@pytest.mark.parametrize("remat", ["projections", "none"])
 def test_fsdp_gathers_weights_and_never_activations(remat: str) -> None:
     """Forward and backward: what is gathered is as large as a kernel of one layer, or the embedding."""
     mesh, decoder = make_mesh(fsdp=8), Decoder(CONFIG, remat=remat)

@@ -39,9 +39,7 @@ def assert_close(found: Any, expected: Any) -> None:
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-5, atol=2e-6), found, expected)
 
 
-@pytest.mark.parametrize(
-    ("data", "fsdp", "tensor", "accumulate"), [(8, 1, 1, 1), (8, 1, 1, 2), (2, 4, 1, 1), (2, 2, 2, 2), (1, 2, 4, 1)]
-)
+@pytest.mark.parametrize(("data", "fsdp", "tensor", "accumulate"), [(8, 1, 1, 1), (2, 4, 1, 2), (2, 2, 2, 1)])
 def test_eight_devices_do_what_one_does(data, fsdp, tensor, accumulate):
     """Dropout and noise included: random numbers do not depend on where they are drawn."""
     one = take_step(PAPER, TABLE, accumulate, make_mesh(data=1))
