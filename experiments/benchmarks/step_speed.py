@@ -90,7 +90,7 @@ def main(args: StepSpeed) -> None:
         ("hypernetwork L, remat", TextHypernetwork(HypernetConfig(), spec), "projections"),
         ("one LoRA", SharedLora(spec), "none"),
     ):
-        decoder = ComputeConfig("bfloat16", remat).decoder(SHAPE)
+        decoder = ComputeConfig("bfloat16", remat=remat).decoder(SHAPE)
         run = partial(stepper(trainee, decoder, base, lora_dropout=0.0), batch)
         run()  # compiles
         seconds = [timed(run) for _ in range(args.steps)]
