@@ -1,7 +1,7 @@
 """What do 8 and 4 bits cost a frozen base LLM in exactness, and what memory does a base of 7 billion then need?
 
 Command: python -m experiments.benchmarks.quantised_base                         (10 minutes on 2 cores)
-Answer:  see the tables                                                          (results/quantised_base)
+Answer:  not measured to the end yet: the tokenizer of Gemma's GGUF has no chat template
 
 The answers of the family's tasks, as in training: logits at every place next to those of float32 kernels, relative to
 their standard deviation over the vocabulary, and the cross-entropy of the answers. Both models come in 4 to 8 bits of
