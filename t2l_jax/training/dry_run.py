@@ -8,7 +8,8 @@ D is the base LLM's width, b the bytes of an activation (2 in bfloat16, 4 in flo
     adapters          12 for each weight of each adapter of a step: float32 A and B, their gradients, and one copy
     kept activations  for each token and layer b times (D + what the seven projections return), and a byte for an entry
                       of the masks of LoRA dropout; without rematerialisation twice the former, and 6 b for each pair of
-                      a token and one of its row, in each attention head (9 in 16 pairs of rows that go in blocks)
+                      a token and one of its row, in each attention head (9 in 16 pairs of rows that go in blocks);
+                      with `layer`, and with `offload` on the device, b D alone
     working space     what one layer recomputes: 12 for each such pair; 2 b times (D + 3 MLP widths) for each token; and
                       the logits of a chunk of answer tokens with their gradients, 12 for each entry; and the largest
                       kernel as it is multiplied, if it is stored in 8 or 4 bits
@@ -121,7 +122,9 @@ def memory(recipe: Recipe, found: Sizes, width: int) -> dict[str, int]:
     kept = width * (base.width + sum(out for _, out in widths))
     masks = (2 * base.width + heads + base.mlp_width) * bool(getattr(recipe.objective, "lora_dropout", 0))
     activations = base.num_layers * tokens * (kept + masks)
-    if recipe.compute.remat == "none":
+    if recipe.compute.remat in ("layer", "offload"):
+        activations = base.num_layers * tokens * width * base.width
+    elif recipe.compute.remat == "none":
         activations = base.num_layers * (tokens * (2 * kept + masks) + 6 * width * pairs)
     logits = 12 * CHUNK * base.vocab_size
     kernel = width * max(i * o for i, o in widths) * (recipe.compute.base != "native")

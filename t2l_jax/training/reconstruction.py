@@ -61,9 +61,8 @@ class TargetSampler:
         return TargetBatch(stack_conditions(picked), self.library[self.rows[chosen[places]]])
 
 
-def prepare_reconstruction(recipe: ReconstructionRecipe, kind: type[Trainee], encoder: Encoder | None) -> Prepared:
-    """Check and pack the library, and embed the descriptions of its tasks. The base LLM is not read."""
-    objective, loop = recipe.objective, recipe.loop
+def checked_library(recipe: ReconstructionRecipe) -> Library:
+    """The recipe's library, packed. Raises UserError if its base, or what training begins from, does not fit."""
     if recipe.init_from is not None and read_config(model_folder(recipe.init_from)).hypernet.offset != "none":
         raise UserError(
             f"init_from: {recipe.init_from} adds an offset to every output, and adapters are reconstructed whole: "
@@ -74,13 +73,19 @@ def prepare_reconstruction(recipe: ReconstructionRecipe, kind: type[Trainee], en
         cache_folder() / "libraries",
         alpha=recipe.alpha,
         rslora=recipe.rslora,
-        canonical=objective.canonical,
+        canonical=recipe.objective.canonical,
     )
     if library.base not in (None, recipe.base_name):
         raise UserError(
             f"{recipe.library}: its adapters are for {library.base}, base_name is {recipe.base_name}: name their base "
             "model with --base and --base-name"
         )
+    return library
+
+
+def prepare_reconstruction(recipe: ReconstructionRecipe, kind: type[Trainee], encoder: Encoder | None) -> Prepared:
+    """Check and pack the library, and embed the descriptions of its tasks. The base LLM is not read."""
+    objective, loop, library = recipe.objective, recipe.loop, checked_library(recipe)
     if recipe.held_out and not kind.takes_new_tasks:
         raise UserError(f"held_out: {recipe.trainee} writes adapters for its own tasks only: make it 0")
     wordings = read_wordings(library, recipe.tasks, recipe.wordings) if kind.reads_text else None
