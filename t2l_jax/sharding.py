@@ -50,7 +50,7 @@ class MeshConfig:
 
     fsdp: Width | None = None
     """Devices that share the base LLM's stored weights; each computes tasks of its own and gathers one layer at a time.
-    Default: as few as leave three quarters of a device's memory free."""
+    Default: in training as few as leave three quarters of a device's memory free, else 1."""
     tensor: Width = 1
     """Devices that compute each layer together, a part of the heads, MLP and vocabulary each. More communication than
     fsdp, for when there are more devices than tasks."""

@@ -17,6 +17,7 @@ from t2l_jax.data.selection import TaskSelection
 from t2l_jax.decoder import Decoder, DecoderConfig, Remat
 from t2l_jax.decoder.attention import LONG_ROW
 from t2l_jax.decoder.quantized import BaseKind
+from t2l_jax.decoder.splash import LANES, fits
 from t2l_jax.errors import UserError
 from t2l_jax.hypernet import HypernetConfig
 from t2l_jax.io.published import PromptModes
@@ -182,6 +183,11 @@ class Recipe(BaseRecipe):
         if self.compute.attention == "splash" and not self.separate:
             raise UserError(
                 "compute.attention: splash knows no rows whose examples share a prefix: add --batch.no-shared-prefix"
+            )
+        if self.compute.attention == "splash" and not fits(self.batch.length):
+            raise UserError(
+                f"compute.attention: splash takes rows of a multiple of {LANES} tokens, batch.length is "
+                f"{self.batch.length}: choose a multiple, or auto"
             )
         if trainee.reads_instances and self.batch.packing:
             raise UserError(

@@ -86,5 +86,7 @@ def test_a_kernel_that_cannot_be_used_is_refused():
     splash = ComputeConfig(attention="splash")
     with pytest.raises(UserError, match=r"share a prefix: add --batch\.no-shared-prefix"):
         Recipe(compute=splash)
+    with pytest.raises(UserError, match=r"multiple of 128 tokens, batch\.length is 200"):
+        Recipe(compute=splash, batch=BatchConfig(length=200, shared_prefix=False))
     with pytest.raises(UserError, match="splash is a kernel for TPUs, these devices are cpu"):
         Recipe(compute=splash, batch=BatchConfig(shared_prefix=False)).decoder(CONFIG)
