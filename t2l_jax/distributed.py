@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from itertools import islice
 from typing import Any, NoReturn, TypeVar
 
 import jax
@@ -208,10 +207,10 @@ def share(items: Sequence[T]) -> Sequence[T]:
     return items[jax.process_index() :: jax.process_count()]
 
 
-def side_by_side(work: Iterable[T], every: float = MEETING) -> Iterator[list[T]]:
+def side_by_side(work: Iterable[T]) -> Iterator[list[T]]:
     """Run through each process's own iterable; yield what those of all processes gave, to all of them.
 
-    They meet every so many seconds, so an error in one of them soon ends all. What they give must be JSON. A process
+    They meet every MEETING seconds, so an error in one of them soon ends all. What they give must be JSON. A process
     alone yields each item as it comes.
     """
     if not several():
@@ -222,11 +221,13 @@ def side_by_side(work: Iterable[T], every: float = MEETING) -> Iterator[list[T]]
     while anyone:
         given: list[T] = []
         with together():
-            until = time.monotonic() + every
-            while own and time.monotonic() < until:
-                one = list(islice(rest, 1))
-                given += one
-                own = bool(one)
+            until = time.monotonic() + MEETING
+            for item in rest:
+                given.append(item)
+                if time.monotonic() >= until:
+                    break
+            else:
+                own = False
         rounds = gather([own, given])
         yield [item for _, items in rounds for item in items]
         anyone = any(more for more, _ in rounds)

@@ -1,4 +1,7 @@
-"""`python slow_command.py SECONDS ARGUMENTS`: `t2l` with an encoder that needs no model, and so long for each batch."""
+"""`python slow_command.py SECONDS ARGUMENTS`: `t2l` with an encoder that needs no model, and so long for each batch.
+
+Its processes meet all the time.
+"""
 
 import sys
 import time
@@ -8,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from tiny_published import HashEncoder
 
-from t2l_jax import cli
+from t2l_jax import cli, distributed
 from t2l_jax import model as model_module
 
 
@@ -19,4 +22,5 @@ class SlowEncoder(HashEncoder):
 
 
 model_module.load_encoder = lambda source, **_: SlowEncoder()
+distributed.MEETING = 0.2
 cli.main(sys.argv[2:])

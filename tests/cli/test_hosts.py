@@ -170,7 +170,7 @@ def test_two_processes_evaluate_as_one_does(evaluate):
 
 @pytest.mark.long
 def test_an_evaluation_goes_on_with_more_and_with_fewer_processes(evaluate, capsys):
-    """Some answers of one process are completed by two, and some of two by one; other tasks are refused."""
+    """Some answers of one process are completed by two, and by one; other settings are refused."""
     for name, count in (("grown", 7), ("shrunk", 11)):
         shutil.copytree("alone", name)
         lines = Path("alone/predictions.jsonl").read_text().splitlines(keepends=True)
@@ -184,10 +184,20 @@ def test_an_evaluation_goes_on_with_more_and_with_fewer_processes(evaluate, caps
         assert answers(Path(name))[:count] == answers(Path("alone"))[:count]
         sessions = json.loads(Path(name, "environment.json").read_text())["sessions"]
         assert [session["start"] for session in sessions] == [0, count]
-    shutil.copytree("tasks", "tasks1")
-    shutil.move("tasks", "tasks0")
-    Path("tasks1/task3/test.jsonl").write_text('{"input": "black", "output": "red"}\n')
-    command = [argument.replace("tasks", "tasks{number}") for argument in evaluate]
-    for line in refused("other", *command, "new"):
-        assert 'tasks is "tasks1" on host 1' in line
+    for line in refused("other", *evaluate, "new", "--max-tasks", "1{number}"):
+        assert "max_tasks is 11 on host 1" in line
     assert not Path("new").exists()
+
+
+@pytest.mark.long
+def test_killed_in_the_midst_an_evaluation_goes_on(evaluate):
+    processes = start("one", *evaluate, "out")
+    while not Path("out/predictions.jsonl").exists() and processes[1].poll() is None:
+        time.sleep(0.002)
+    processes[1].kill()
+    assert [process.wait(60) for process in processes] == [2, -signal.SIGKILL]
+    (line,) = errors(several.said(Path(), "one")[0])
+    assert "another process has ended, or cannot be reached: start all of them again" in line
+    assert 0 < len(answers(Path("out"))) < len(answers(Path("alone")))
+    finish("again", start("again", *evaluate, "out"))
+    assert_same_evaluation(Path("out"), Path("alone"))
