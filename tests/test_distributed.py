@@ -206,7 +206,7 @@ def test_a_process_without_the_others_ends_in_one_line(others, monkeypatch, caps
 
 @pytest.fixture
 def two(monkeypatch):
-    """Runs a function of a process's number in two threads, which stand for two processes; returns what it returns."""
+    """Runs a function of a process's number in two threads, which stand for two processes; returns both results."""
     said: dict[int, object] = {}
     meeting = threading.Barrier(2, timeout=60)
 
@@ -226,8 +226,7 @@ def two(monkeypatch):
 
     def run(function):
         with ThreadPoolExecutor(2, thread_name_prefix="process") as pool:
-            futures = [pool.submit(lambda number=number: function(number, own_number())) for number in range(2)]
-            return [future.result() for future in futures]
+            return list(pool.map(lambda _: function(own_number()), range(2)))
 
     return run
 
@@ -237,7 +236,7 @@ def test_side_by_side_everyone_gets_what_everyone_makes(two, monkeypatch, meetin
     """However many items each has, and however often they meet."""
     monkeypatch.setattr(distributed, "MEETING", meeting)
     given = {0: "abc", 1: [1]}
-    assert two(lambda _, number: list(distributed.side_by_side(given[number]))) == [rounds, rounds]
+    assert two(lambda number: list(distributed.side_by_side(given[number]))) == [rounds, rounds]
 
 
 def test_side_by_side_an_error_of_one_ends_all_at_their_next_meeting(two, monkeypatch):
@@ -252,7 +251,7 @@ def test_side_by_side_an_error_of_one_ends_all_at_their_next_meeting(two, monkey
                 made.append(item)
             yield item
 
-    def process(_, number):
+    def process(number):
         with pytest.raises(UserError) as error:
             list(distributed.side_by_side(work(number)))
         return str(error.value)
