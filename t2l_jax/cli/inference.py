@@ -45,6 +45,8 @@ class Generate:
         single = self.description is not None or self.instance is not None
         if single == (self.file is not None):
             raise UserError("give either a description or --from tasks.jsonl")
+        if single and self.distributed not in ("auto", "off"):
+            raise UserError("--distributed divides the lines of --from tasks.jsonl: leave it out for a single adapter")
         if self.file is not None:
             self._many(self.file)
         else:
