@@ -18,6 +18,7 @@ from t2l_jax import model as model_module
 class SlowEncoder(HashEncoder):
     def embed(self, texts: Sequence[str], cache: Path | None = None) -> np.ndarray:
         time.sleep(float(sys.argv[1]))
+        print("texts:", len(texts), file=sys.stderr)
         return super().embed(texts, cache)
 
 
