@@ -4,6 +4,7 @@ Text is embedded, adapters are computed, copied to the host and written at the s
 batch ahead of the copies, and threads write. Axes: T adapters of a batch.
 """
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +14,7 @@ import jax
 from jax.sharding import Mesh
 
 from t2l_jax.decoder.padding import pad_leading
+from t2l_jax.distributed import agree, is_main, several, share, side_by_side, together
 from t2l_jax.encoder import prepare
 from t2l_jax.errors import UserError
 from t2l_jax.hypernet import Condition, write_adapters
@@ -20,6 +22,7 @@ from t2l_jax.io.adapter_store import AdapterStore, check_adapter_names
 from t2l_jax.io.files import read_jsonl
 from t2l_jax.io.peft import HostWeights, PeftFormat
 from t2l_jax.io.published import WORDS
+from t2l_jax.io.session import code
 from t2l_jax.lora import Adapter
 from t2l_jax.model import Model
 from t2l_jax.progress import progress_bar
@@ -66,31 +69,40 @@ def read_requests(path: Path) -> list[Request]:
 def generate_to_folder(model: Model, requests: Sequence[Request], folder: Path, batch: int = 64) -> int:
     """Generate the adapters that are not in `folder` yet; return their number.
 
-    One PEFT folder per adapter, and a manifest (see `AdapterStore`). An interrupted call resumes when repeated.
+    One PEFT folder per adapter, and a manifest (see `AdapterStore`). An interrupted call resumes when repeated. Several
+    processes, which all call this with the same arguments, divide the adapters; they need a folder that they share.
     """
-    if batch < 1:
-        raise UserError(f"a batch must hold at least one adapter, got {batch}")
-    if model.config.reads_instances:
-        raise UserError(
-            f"the hypernetwork reads {WORDS[model.config.reads]}, so it writes an adapter for each example: give one "
-            "that reads descriptions alone, or make single adapters with t2l generate --instance"
-        )
-    files = PeftFormat(model.config.lora, model.config.base_name)
-    names, texts = [r.name for r in requests], [r.description for r in requests]
-    check_adapter_names(names)  # before anything is written
-    with (
-        AdapterStore(folder, files, model.fingerprint + model.encoder.fingerprint) as store,
-        progress_bar() as progress,
-    ):
-        pending = store.pending(names, texts)
+    with together():
+        if batch < 1:
+            raise UserError(f"a batch must hold at least one adapter, got {batch}")
+        if model.config.reads_instances:
+            raise UserError(
+                f"the hypernetwork reads {WORDS[model.config.reads]}, so it writes an adapter for each example: give "
+                "one that reads descriptions alone, or make single adapters with t2l generate --instance"
+            )
+        files = PeftFormat(model.config.lora, model.config.base_name)
+        check_adapter_names([request.name for request in requests])  # before anything is written
+        fingerprint = model.fingerprint + model.encoder.fingerprint
+    if several():
+        lines = hashlib.sha256(repr(requests).encode()).hexdigest()
+        agree({**code(), "requests": [len(requests), lines], "model": fingerprint})
+    with AdapterStore(folder, files, fingerprint) as store, progress_bar(not is_main()) as progress:
+        pending = store.pending([r.name for r in requests], [r.description for r in requests])
         bar = progress.add_task("adapters", total=len(requests), completed=len(requests) - len(pending), rate="")
-        batch = max(1, min(batch, len(pending)))  # a batch is padded to its size
-        chunks = [pending[i : i + batch] for i in range(0, len(pending), batch)]
-        conditions = (Condition(z=model.encoder.embed([texts[i] for i in chunk])) for chunk in chunks)
-        for chunk, weights in zip(chunks, stream_adapters(model, conditions, batch), strict=True):
-            store.write([names[i] for i in chunk], [texts[i] for i in chunk], weights)
-            progress.advance(bar, len(chunk))
+        own = [requests[index] for index in share(pending)]
+        for written in side_by_side(_write(model, own, store, batch)):
+            progress.advance(bar, sum(written))
     return len(pending)
+
+
+def _write(model: Model, requests: Sequence[Request], store: AdapterStore, batch: int) -> Iterator[int]:
+    """Generate adapters and queue them for writing; yield the number of those in each batch."""
+    batch = max(1, min(batch, len(requests)))  # a batch is padded to its size
+    chunks = [requests[i : i + batch] for i in range(0, len(requests), batch)]
+    conditions = (Condition(z=model.encoder.embed([r.description for r in chunk])) for chunk in chunks)
+    for chunk, weights in zip(chunks, stream_adapters(model, conditions, batch), strict=True):
+        store.write([r.name for r in chunk], [r.description for r in chunk], weights)
+        yield len(chunk)
 
 
 def stream_adapters(
@@ -98,10 +110,10 @@ def stream_adapters(
 ) -> Iterator[HostWeights]:
     """Batches of conditions to batches of adapters' weights in host memory, the next one computed during a copy.
 
-    Adapters are sharded over the mesh's devices by task. Every batch is padded to one size, a multiple of the devices:
-    rows past the end of a batch are padding.
+    Adapters are sharded over the mesh's devices (default: those of this process) by task. Every batch is padded to one
+    size, a multiple of the devices: rows past the end of a batch are padding.
     """
-    mesh = mesh or make_mesh()
+    mesh = mesh or make_mesh(devices=jax.local_devices())
     size = -(-batch // mesh.size) * mesh.size
     variables = jax.device_put(model.variables, replicated(mesh))
     run = jax.jit(partial(write_adapters, model.config.hypernet, model.config.lora))

@@ -8,11 +8,13 @@ import importlib.util
 import json
 import os
 import platform
+import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 
 import jax
 import numpy as np
@@ -23,20 +25,24 @@ from t2l_jax.errors import UserError
 START_LIMIT = 300  # seconds in which all processes must have found each other
 HEARTBEAT_LIMIT = 100  # seconds without a sign of life after which a process counts as dead, and all end
 SHUTDOWN_LIMIT = 60  # seconds that a process waits at its end for the others
+MEETING = 10  # seconds of work on its own share after which a process waits for the others
 
 # Variables that a cluster sets for each of several processes, and what their values look like then.
 COUNTS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")  # numbers of processes
 LISTS = ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES")  # several, with commas between them
 ADDRESSES = ("JAX_COORDINATOR_ADDRESS", "MEGASCALE_COORDINATOR_ADDRESS")
 
+T = TypeVar("T")
 
-def start(setting: str = "auto", limit: float = START_LIMIT) -> None:
+
+def start(setting: str = "auto", limit: float = START_LIMIT, *, stops: bool = True) -> None:
     """Join the other processes of this run, before anything is computed.
 
     auto: those of Slurm, Open MPI, Cloud TPU, or of the variable JAX_COORDINATOR_ADDRESS; elsewhere nothing is started.
     off: none. HOST:PORT: process 0 waits there for the others; the variables JAX_NUM_PROCESSES and JAX_PROCESS_ID say
     how many there are, and which this is. Raises UserError for a setting that is none of these. If the others are not
-    found in `limit` seconds, the process ends, with one line and status 2.
+    found in `limit` seconds, the process ends, with one line and status 2. Unless the work `stops` by itself after a
+    signal, as training does, a signal ends the process at once.
     """
     if setting == "off" or (setting == "auto" and not _in_cluster()):
         return
@@ -46,6 +52,7 @@ def start(setting: str = "auto", limit: float = START_LIMIT) -> None:
     timer = threading.Timer(limit, _give_up, (where, limit))
     timer.daemon = True
     timer.start()
+    jax.config.update("jax_enable_preemption_service", stops)
     try:
         jax.distributed.initialize(
             **arguments,
@@ -57,6 +64,8 @@ def start(setting: str = "auto", limit: float = START_LIMIT) -> None:
         raise UserError(f"--distributed: cannot start with {where}: {error}") from error
     finally:
         timer.cancel()
+    if not stops:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # an orderly end would wait for the others
 
 
 def _in_cluster() -> bool:
@@ -96,12 +105,15 @@ def _launched() -> bool:
 
 def _give_up(where: str, limit: float) -> None:
     """End this process, which waits in a call that nothing interrupts."""
-    print(
-        f"t2l: error: --distributed: the processes of this run did not meet at {where} in {limit:.0f} s: start all of "
-        "them, and check that each can reach this address",
-        file=sys.stderr,
-        flush=True,
+    _end(
+        f"the processes of this run did not meet at {where} in {limit:.0f} s: start all of them, and check that each "
+        "can reach this address"
     )
+
+
+def _end(reason: str) -> NoReturn:
+    """End this process at once: JAX's own end would wait for the other processes and then abort."""
+    print(f"t2l: error: --distributed: {reason}", file=sys.stderr, flush=True)
     os._exit(2)
 
 
@@ -116,15 +128,25 @@ def is_main() -> bool:
 
 
 def gather(value: Any) -> list[Any]:
-    """What each process gives, which must be JSON, in the order of their numbers."""
+    """What each process gives, which must be JSON, in the order of their numbers.
+
+    If another process has ended, this one ends, too, with one line and status 2.
+    """
     if not several():
         return [value]
     data = np.frombuffer(json.dumps(value).encode(), np.uint8)
-    lengths = multihost_utils.process_allgather(np.asarray(len(data), np.int32))
-    padded = np.zeros(1 << int(lengths.max()).bit_length(), np.uint8)  # few sizes, since each is compiled
-    padded[: len(data)] = data
-    rows = np.asarray(multihost_utils.process_allgather(padded))
+    try:
+        lengths = multihost_utils.process_allgather(np.asarray(len(data), np.int32))
+        padded = np.zeros(1 << int(lengths.max()).bit_length(), np.uint8)  # few sizes, since each is compiled
+        padded[: len(data)] = data
+        rows = np.asarray(multihost_utils.process_allgather(padded))
+    except (ValueError, jax.errors.JaxRuntimeError) as error:  # what JAX makes of a lost connection
+        _end(f"another process has ended, or cannot be reached: start all of them again ({_first_line(error)})")
     return [json.loads(row[:length].tobytes()) for row, length in zip(rows, lengths, strict=True)]
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0][:200]
 
 
 def from_main(value: Any) -> Any:
@@ -156,13 +178,14 @@ def _short(value: Any) -> str:
 
 @contextmanager
 def together() -> Iterator[None]:
-    """A block that no process leaves well unless all do: a UserError in one of them is raised in all."""
-    own: UserError | None = None
+    """A block that no process leaves well unless all do: an error in one of them is a UserError in the others."""
+    own: Exception | None = None
     try:
         yield
-    except UserError as error:
+    except Exception as error:
         own = error
-    for number, message in enumerate(gather(own and str(own))):
+    known = isinstance(own, UserError)
+    for number, message in enumerate(gather(own and (str(own) if known else f"{type(own).__name__}: {own}"))):
         if own is None and message is not None:
             raise UserError(f"host {number}: {message}")
     if own is not None:
@@ -177,3 +200,34 @@ def in_main(open_context: Callable[[], AbstractContextManager[Any]]) -> Iterator
             if is_main():
                 stack.enter_context(open_context())
         yield
+
+
+def share(items: Sequence[T]) -> Sequence[T]:
+    """This process's share of items that all processes have in the same order."""
+    return items[jax.process_index() :: jax.process_count()]
+
+
+def side_by_side(work: Iterable[T]) -> Iterator[list[T]]:
+    """Run through each process's own iterable; yield what those of all processes gave, to all of them.
+
+    They meet every MEETING seconds, so an error in one of them soon ends all. What they give must be JSON. A process
+    alone yields each item as it comes.
+    """
+    if not several():
+        yield from ([item] for item in work)
+        return
+    rest, own = iter(work), True
+    anyone = True
+    while anyone:
+        given: list[T] = []
+        with together():
+            until = time.monotonic() + MEETING
+            for item in rest:
+                given.append(item)
+                if time.monotonic() >= until:
+                    break
+            else:
+                own = False
+        rounds = gather([own, given])
+        yield [item for _, items in rounds for item in items]
+        anyone = any(more for more, _ in rounds)

@@ -92,12 +92,12 @@ class MeshConfig:
         return make_mesh(fsdp, self.tensor, replicas // fsdp, devices)
 
     def of_weights(self) -> Mesh | None:
-        """The mesh of a base LLM that answers: all devices compute the same rows. None for a single device.
+        """The mesh of a base LLM that answers: devices of this process, which all compute the same rows.
 
-        Raises UserError if there are not enough devices.
+        None for a single device. Raises UserError if there are not enough.
         """
         count = (self.fsdp or 1) * self.tensor
-        return make_mesh(self.fsdp or 1, self.tensor, data=1) if count > 1 else None
+        return make_mesh(self.fsdp or 1, self.tensor, data=1, devices=jax.local_devices()) if count > 1 else None
 
 
 def _enough(replicas: int, size: int, memory: int | None) -> int:

@@ -22,9 +22,9 @@ ALLOWED = {
     "data": "errors schema hypernet decoder io progress",
     "llm": "errors schema lora decoder io sharding",
     "model": "errors schema lora hypernet decoder io encoder llm",
-    "bulk": "errors schema lora hypernet decoder io encoder model sharding progress",
+    "bulk": "errors schema distributed lora hypernet decoder io encoder model sharding progress",
     "training": "errors schema distributed lora hypernet decoder io encoder data sharding progress",
-    "evaluation": "errors schema lora hypernet decoder io encoder data llm model sharding progress",
+    "evaluation": "errors schema distributed lora hypernet decoder io encoder data llm model sharding progress",
     "cli": "errors schema distributed lora hypernet decoder io encoder data llm model bulk training evaluation "
     "sharding",
     "__init__": "errors lora io llm model",

@@ -19,8 +19,10 @@ from t2l_jax import bulk
 from t2l_jax import model as model_module
 from t2l_jax.bulk import Request, generate_to_folder, read_requests, stream_adapters
 from t2l_jax.errors import UserError
+from t2l_jax.hypernet import Condition
 from t2l_jax.io.peft import PeftFormat, load_peft
 from t2l_jax.model import load
+from t2l_jax.sharding import replicated
 
 REQUESTS = [Request(f"task{index:02d}", f"Say word {index}") for index in range(13)]
 
@@ -187,6 +189,16 @@ def test_a_batch_is_no_larger_than_what_is_asked_for(model, tmp_path, monkeypatc
     assert generate_to_folder(model, REQUESTS[:2], tmp_path, batch=10**8) == 2
     assert generate_to_folder(model, REQUESTS[:2], tmp_path, batch=10**8) == 0
     assert sizes == [2, 1]
+
+
+def test_a_process_computes_on_its_own_devices(model, monkeypatch):
+    own = jax.devices()[6:]
+    monkeypatch.setattr(jax, "local_devices", lambda: own)
+    meshes = []
+    monkeypatch.setattr(bulk, "replicated", lambda mesh: meshes.append(mesh) or replicated(mesh))
+    (weights,) = stream_adapters(model, iter([Condition(z=model.encoder.embed(["Say a."]))]), batch=1)
+    assert list(meshes[0].devices.flat) == own
+    assert len(weights["q_proj"]["a"]) == 2
 
 
 CHILD = """

@@ -2,8 +2,11 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -57,6 +60,19 @@ def test_a_cluster_is_left_to_jax(started, monkeypatch, name, value):
     (arguments,) = started
     assert "coordinator_address" not in arguments
     assert arguments["heartbeat_timeout_seconds"] == distributed.HEARTBEAT_LIMIT
+
+
+@pytest.mark.parametrize("stops", [True, False])
+def test_work_that_does_not_stop_by_itself_is_ended_by_a_signal(started, monkeypatch, stops):
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        distributed.start(stops=stops)
+        assert signal.getsignal(signal.SIGINT) == (before if stops else signal.SIG_DFL)
+        assert jax.config.jax_enable_preemption_service is stops
+    finally:
+        signal.signal(signal.SIGINT, before)
+        jax.config.update("jax_enable_preemption_service", True)
 
 
 @pytest.mark.parametrize("setting", ["vm-0:1234", "auto"])
@@ -159,6 +175,103 @@ def test_an_error_of_one_is_an_error_of_all(others):
     with pytest.raises(UserError, match=r"^my own$"), distributed.together():
         raise UserError("my own")
     assert left == ["whole"]
+
+
+def test_any_error_of_one_is_a_line_in_the_others(others):
+    others.append("OSError: [Errno 5] Input/output error")
+    with pytest.raises(UserError, match=r"^host 1: OSError: \[Errno 5\]"), distributed.together():
+        pass
+    with pytest.raises(ZeroDivisionError), distributed.together():
+        raise ZeroDivisionError
+
+
+def test_a_process_without_the_others_ends_in_one_line(others, monkeypatch, capsys):
+    others.append(None)
+
+    def closed(own):
+        raise ValueError("UNKNOWN: Gloo AllGather failed: Connection closed by peer\nand more")
+
+    def leave(status):
+        raise SystemExit(status)
+
+    monkeypatch.setattr(multihost_utils, "process_allgather", closed)
+    monkeypatch.setattr(os, "_exit", leave)
+    with pytest.raises(SystemExit, match="2"):
+        distributed.barrier()
+    line = (
+        "t2l: error: --distributed: another process has ended, or cannot be reached: start all of them again (UNKNOWN"
+    )
+    assert capsys.readouterr().err == f"{line}: Gloo AllGather failed: Connection closed by peer)\n"
+
+
+@pytest.fixture
+def two(monkeypatch):
+    """Runs a function of a process's number in two threads, which stand for two processes; returns both results."""
+    said: dict[int, object] = {}
+    meeting = threading.Barrier(2, timeout=60)
+
+    def own_number():
+        return int(threading.current_thread().name.rpartition("_")[2])
+
+    def gather(value):
+        said[own_number()] = json.dumps(value)
+        meeting.wait()
+        everyone = [json.loads(said[number]) for number in range(2)]
+        meeting.wait()
+        return everyone
+
+    monkeypatch.setattr(distributed, "gather", gather)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax, "process_index", own_number)
+
+    def run(function):
+        with ThreadPoolExecutor(2, thread_name_prefix="process") as pool:
+            return list(pool.map(lambda _: function(own_number()), range(2)))
+
+    return run
+
+
+@pytest.mark.parametrize(("meeting", "rounds"), [(0, [["a", 1], ["b"], ["c"], []]), (60, [["a", "b", "c", 1]])])
+def test_side_by_side_everyone_gets_what_everyone_makes(two, monkeypatch, meeting, rounds):
+    """However many items each has, and however often they meet."""
+    monkeypatch.setattr(distributed, "MEETING", meeting)
+    given = {0: "abc", 1: [1]}
+    assert two(lambda number: list(distributed.side_by_side(given[number]))) == [rounds, rounds]
+
+
+def test_side_by_side_an_error_of_one_ends_all_at_their_next_meeting(two, monkeypatch):
+    monkeypatch.setattr(distributed, "MEETING", 0)
+    made = []
+
+    def work(number):
+        for item in range(100):
+            if number == 1 and item == 2:
+                raise UserError("the disk is full")
+            if number == 0:
+                made.append(item)
+            yield item
+
+    def process(number):
+        with pytest.raises(UserError) as error:
+            list(distributed.side_by_side(work(number)))
+        return str(error.value)
+
+    assert sorted(two(process)) == ["host 1: the disk is full", "the disk is full"]
+    assert made == [0, 1, 2]
+
+
+def test_alone_each_item_comes_at_once():
+    items = distributed.side_by_side(iter("ab"))
+    assert [next(items), next(items), list(items)] == [["a"], ["b"], []]
+
+
+def test_shares_are_disjoint_even_and_everything(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 3)
+    shares = []
+    for number in range(3):
+        monkeypatch.setattr(jax, "process_index", lambda number=number: number)
+        shares.append(distributed.share("abcdefgh"))
+    assert shares == ["adg", "beh", "cf"]
 
 
 def test_what_the_main_process_opens_it_closes(others, monkeypatch):

@@ -215,6 +215,17 @@ def test_a_run_that_its_devices_cannot_do_is_refused(config: MeshConfig, tasks: 
         config.make(tasks, size, memory=100)
 
 
+def test_a_base_llm_that_answers_lies_on_devices_of_its_own_process(monkeypatch) -> None:
+    own = jax.devices()[4:]
+    monkeypatch.setattr(jax, "local_devices", lambda: own)
+    mesh = MeshConfig(fsdp=2, tensor=2).of_weights()
+    assert mesh is not None
+    assert (dict(mesh.shape), {*mesh.devices.flat}) == ({"data": 1, "fsdp": 2, "tensor": 2}, {*own})
+    with pytest.raises(UserError, match="1 x 1 x 8 devices cannot be made of 4"):
+        MeshConfig(tensor=8).of_weights()
+    assert MeshConfig().of_weights() is None
+
+
 def test_a_mesh_that_does_not_divide_the_heads_is_refused() -> None:
     check_divides(make_mesh(fsdp=2, tensor=4), CONFIG.axis_sizes())
     with pytest.raises(UserError, match=r"mesh\.tensor: 8 devices do not divide the base LLM's kv heads, 4"):

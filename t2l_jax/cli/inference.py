@@ -8,6 +8,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from t2l_jax.cli.models import ModelLocation
+from t2l_jax.cli.training import Distributed
 from t2l_jax.errors import UserError
 
 
@@ -16,6 +17,7 @@ class Generate:
     """Generate LoRA adapters from descriptions and save them as PEFT folders. The base LLM is not loaded.
 
     Each line of tasks.jsonl: {"name": "last", "description": "Answer with the last word."}
+    Several hosts divide these lines; their output folder must be on a disk that they share.
 
     Examples:
       t2l generate "Answer with the last word." --out last/
@@ -35,6 +37,7 @@ class Generate:
     """Hypernetwork: a folder, hf:org/name or pypi:package==version. Default: the bundled one."""
     batch: int = 64
     """Number of adapters generated at a time with --from."""
+    distributed: Distributed = "auto"
     trust_remote_code: bool = False
     """Let the text encoder's own Python code run (gte-large needs it)."""
 
@@ -42,6 +45,8 @@ class Generate:
         single = self.description is not None or self.instance is not None
         if single == (self.file is not None):
             raise UserError("give either a description or --from tasks.jsonl")
+        if single and self.distributed not in ("auto", "off"):
+            raise UserError("--distributed divides the lines of --from tasks.jsonl: leave it out for a single adapter")
         if self.file is not None:
             self._many(self.file)
         else:
@@ -64,13 +69,15 @@ class Generate:
         print(f"adapter for {model.config.base_name} written to {self.out}")
 
     def _many(self, file: Path) -> None:
-        from t2l_jax import bulk, load
+        from t2l_jax import bulk, distributed, load
 
-        requests = bulk.read_requests(file)
-        made = bulk.generate_to_folder(
-            load(self.model, trust_remote_code=self.trust_remote_code), requests, self.out, self.batch
-        )
-        print(f"{made} adapters written, {len(requests)} in {self.out}")
+        distributed.start(self.distributed, stops=False)
+        with distributed.together():
+            requests = bulk.read_requests(file)
+            model = load(self.model, trust_remote_code=self.trust_remote_code)
+        made = bulk.generate_to_folder(model, requests, self.out, self.batch)
+        if distributed.is_main():
+            print(f"{made} adapters written, {len(requests)} in {self.out}")
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,14 @@ from tyro.conf import Positional, arg
 
 from t2l_jax.cli.models import ModelLocation
 
+Distributed = Annotated[
+    str,
+    arg(
+        metavar="auto|off|HOST:PORT",
+        help="Several processes, one on each host, that all run this command: those of Slurm, Open MPI or Cloud TPU "
+        "(auto), or of a coordinator's address, with JAX_NUM_PROCESSES and JAX_PROCESS_ID in the environment.",
+    ),
+]
 Settings = TypeVar("Settings")  # the configuration, or None where its slow module is not imported
 
 
@@ -30,9 +38,7 @@ class Train(Generic[Settings]):
     """Run folder: metrics, curves, checkpoints and, at the end, model/ (LoRAs: adapters/). Resumes an earlier run."""
     wandb: Annotated[str | None, arg(metavar="PROJECT")] = None
     """Also log to this Weights & Biases project (pip install wandb)."""
-    distributed: Annotated[str, arg(metavar="auto|off|HOST:PORT")] = "auto"
-    """Several processes, one on each host: those of Slurm, Open MPI or Cloud TPU (auto), or of a coordinator's address,
-    with JAX_NUM_PROCESSES and JAX_PROCESS_ID in the environment."""
+    distributed: Distributed = "auto"
     trust_remote_code: bool = False
     """Let the text encoder's own Python code run (gte-large needs it)."""
     dry_run: bool = False
@@ -113,9 +119,7 @@ class Reconstruct(Generic[Settings]):
     """Run folder: metrics, curves, checkpoints and, at the end, model/. Resumes an earlier run."""
     wandb: Annotated[str | None, arg(metavar="PROJECT")] = None
     """Also log to this Weights & Biases project (pip install wandb)."""
-    distributed: Annotated[str, arg(metavar="auto|off|HOST:PORT")] = "auto"
-    """Several processes, one on each host: those of Slurm, Open MPI or Cloud TPU (auto), or of a coordinator's address,
-    with JAX_NUM_PROCESSES and JAX_PROCESS_ID in the environment."""
+    distributed: Distributed = "auto"
     trust_remote_code: bool = False
     """Let the text encoder's own Python code run (gte-large needs it)."""
 
@@ -136,7 +140,8 @@ class Reconstruct(Generic[Settings]):
 class Evaluate(Generic[Settings]):
     """Compare generated adapters with the base model, prompting, control adapters and trained LoRAs.
 
-    Repeat the command to resume an interrupted evaluation. Runs in float32.
+    Repeat the command to resume an interrupted evaluation. Runs in float32. Several hosts divide the tasks, with the
+    base LLM on each of them; the first one writes the output folder.
 
     Examples:
       t2l evaluate --max-tasks 4 --examples 4
@@ -160,17 +165,23 @@ class Evaluate(Generic[Settings]):
     out: Annotated[Path, arg(metavar="FOLDER")] = Path("evaluation")
     """Output folder: predictions.jsonl, the table as .md, .csv, .json and .png, and environment.json (command, machine,
     time)."""
+    distributed: Distributed = "auto"
     trust_remote_code: bool = False
     """Let the text encoder's own Python code run (gte-large needs it)."""
 
     def run(self) -> None:
-        from t2l_jax import load
+        from t2l_jax import distributed, load
         from t2l_jax.evaluation.evaluate import evaluate
         from t2l_jax.evaluation.plan import EvaluationConfig
         from t2l_jax.evaluation.weights import find_baselines
 
         assert isinstance(self.config, EvaluationConfig)
-        trust = self.trust_remote_code
-        baselines = find_baselines(self.multitask, self.oracles, self.one_hot, self.instance, trust_remote_code=trust)
-        print(evaluate(load(self.model, trust_remote_code=trust), self.config, self.out, baselines))
-        print(f"answers and tables written to {self.out}")
+        distributed.start(self.distributed, stops=False)
+        trust, given = self.trust_remote_code, (self.multitask, self.oracles, self.one_hot, self.instance)
+        with distributed.together():
+            baselines = find_baselines(*given, trust_remote_code=trust)
+            model = load(self.model, trust_remote_code=trust)
+        text = evaluate(model, self.config, self.out, baselines)
+        if distributed.is_main():
+            print(text)
+            print(f"answers and tables written to {self.out}")

@@ -1,8 +1,10 @@
 """A whole evaluation: tasks and a hypernetwork in, a folder with predictions and tables out."""
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from t2l_jax.data.prompts import PromptMode
 from t2l_jax.data.sources import TRAIN, read_tasks
 from t2l_jax.data.tasks import Task, named_like, refuse_unmatched, spread
 from t2l_jax.decoder.chat_template import end_of_turn
+from t2l_jax.distributed import agree, from_main, in_main, is_main, several, share, side_by_side, together
 from t2l_jax.errors import UserError
 from t2l_jax.evaluation import report, sandbox, store, weights
 from t2l_jax.evaluation.choices import choices
@@ -22,7 +25,7 @@ from t2l_jax.evaluation.plan import EITHER, METHODS, EvaluationConfig, Planner, 
 from t2l_jax.evaluation.weights import Baselines
 from t2l_jax.io.files import locked
 from t2l_jax.io.peft import digest
-from t2l_jax.io.session import session
+from t2l_jax.io.session import code, session
 from t2l_jax.llm import LLM
 from t2l_jax.model import Model
 from t2l_jax.progress import progress_bar
@@ -34,32 +37,43 @@ def evaluate(model: Model, config: EvaluationConfig, folder: Path, given: Baseli
     """Generate and score all answers, write the tables, and return the summary in markdown.
 
     The folder gets `settings.json`, `environment.json`, `predictions.jsonl`, and `table.md`, `.csv`, `.json` and
-    `.png`. An interrupted evaluation resumes. Raises UserError if tasks, methods or the folder are unsuitable.
+    `.png`. An interrupted evaluation resumes. Raises UserError if tasks, methods or the folder are unsuitable. Several
+    processes, which all call this with the same arguments, divide the tasks; only the main one uses the folder.
     """
-    every = read_tasks(config.tasks)
-    splits, notes = select(config, every)
-    if any(task.metric == CODE_PASS for tasks in splits.values() for task in tasks):
-        notes.append(sandbox.LEVELS[sandbox.level()])
-    training = {task.name for task in every.get(TRAIN, [])}
-    own = {name: path for name, path in given.oracles.items() if name in training}  # the average must not use others
-    methods, more = _methods(config, given, own)
-    notes += more + _partial_notes(methods, splits, given) + _mode_notes(model, config, methods)
-    settings = _settings(model, config, splits, methods, given)
-    store.check(folder, settings)
-    llm = model.load_base(mesh=config.mesh.of_weights())
+    with together():
+        every = read_tasks(config.tasks)
+        splits, notes = select(config, every)
+        if any(task.metric == CODE_PASS for tasks in splits.values() for task in tasks):
+            notes.append(sandbox.LEVELS[sandbox.level()])
+        training = {task.name for task in every.get(TRAIN, [])}
+        own = {name: path for name, path in given.oracles.items() if name in training}  # the average uses no others
+        methods, more = _methods(config, given, own)
+        notes += more + _partial_notes(methods, splits, given) + _mode_notes(model, config, methods)
+        settings = _settings(model, config, splits, methods, given)
+        if is_main():
+            store.check(folder, settings)
+    if several():
+        agree({**code(), **settings})
     with jax.default_matmul_precision("highest"):  # `engine.TIE` assumes the rounding of float32
-        answerers = _answerers(model, llm, splits, methods, config, given, own)
-        reads = {name: source.config.reads for name, source in _hypernetworks(model, given).items()}
-        planner = Planner(llm, answerers, methods, config, given.named, reads)
-        rows = list(planner.rows(splits))
-        notes += planner.notes
-        if not rows:
-            raise UserError(f"{config.tasks}: there is nothing to ask: {'; '.join(notes)}")
-        with locked(folder):  # only now: an evaluation that is refused leaves nothing behind
-            store.claim(folder, settings)
+        with together():
+            llm = model.load_base(mesh=config.mesh.of_weights())
+            answerers = _answerers(model, llm, splits, methods, config, given, own)
+            reads = {name: source.config.reads for name, source in _hypernetworks(model, given).items()}
+            planner = Planner(llm, answerers, methods, config, given.named, reads)
+            rows = list(planner.rows(splits))
+            notes += planner.notes
+            if not rows:
+                raise UserError(f"{config.tasks}: there is nothing to ask: {'; '.join(notes)}")
+        agree({"questions": hashlib.sha256("".join(row.key for row in rows).encode()).hexdigest()})
+        with in_main(partial(locked, folder)):  # only now: an evaluation that is refused leaves nothing behind
+            with together():
+                if is_main():
+                    store.claim(folder, settings)
             scores = answer_rows(llm, answerers, rows, folder, config.batch_tokens)
             lines = report.entries(*_collect(rows, scores, config.modes))
-            report.write(folder, lines, notes, settings)
+            with together():
+                if is_main():
+                    report.write(folder, lines, notes, settings)
     return report.markdown(lines, notes, single=False)
 
 
@@ -219,24 +233,49 @@ def _others(tasks: Sequence[Task]) -> list[Task]:
 def answer_rows(
     llm: LLM, answerers: dict[str, Answerer], rows: Sequence[Row], folder: Path, batch_tokens: int
 ) -> dict[str, float]:
-    """Each row's score by key. Answers are appended to the folder as they arrive; existing ones are reused."""
-    known = store.read_predictions(folder)
-    scores = {row.key: float(known[row.key]["score"]) for row in rows if row.key in known}
-    todo = [row for row in rows if row.key not in scores]
-    end = end_of_turn(llm.tokenizer)
-    provenance = session(folder, len(scores), jax.devices()[:1])
-    with provenance, progress_bar() as progress, ThreadPoolExecutor(2) as pool:
+    """Each row's score by key. Answers are appended to the folder as they arrive; existing ones are reused.
+
+    Every process answers its share; the main one reads and writes for all.
+    """
+    scores: dict[str, float] = {}
+    with together():
+        if is_main():
+            known = store.read_predictions(folder)
+            scores = {row.key: float(known[row.key]["score"]) for row in rows if row.key in known}
+    scores = from_main(scores)
+    todo = deal([row for row in rows if row.key not in scores])
+    provenance = partial(session, folder, len(scores), jax.local_devices()[:1])
+    with in_main(provenance), progress_bar(not is_main()) as progress:
         bar = progress.add_task("answering", total=len(rows), completed=len(scores), rate="")
-        for batch in answer_all(llm, answerers, [row.question for row in todo], batch_tokens, end):
-            answered = [todo[index] for index, _ in batch]
-            texts = [_text(llm, row, answer) for row, (_, answer) in zip(answered, batch, strict=True)]
-            new = list(pool.map(_score, answered, texts))
-            store.append(folder, [_record(*one) for one in zip(answered, texts, new, strict=True)])
-            scores |= {row.key: score for row, score in zip(answered, new, strict=True)}
-            progress.advance(bar, len(batch))
+        for some in side_by_side(_answers(llm, answerers, todo, batch_tokens)):
+            new = list(chain.from_iterable(some))
+            with together():
+                if is_main():
+                    store.append(folder, new)
+            scores |= {record["key"]: record["score"] for record in new}
+            progress.advance(bar, len(new))
             speed = progress.tasks[bar].speed
             progress.update(bar, rate=f"{speed:.1f} answers/s" if speed else "")
     return scores
+
+
+def deal(rows: Sequence[Row]) -> list[Row]:
+    """This process's share of the rows: all those of its tasks."""
+    own = set(share(list(dict.fromkeys(row.task.name for row in rows))))
+    return [row for row in rows if row.task.name in own]
+
+
+def _answers(
+    llm: LLM, answerers: dict[str, Answerer], rows: Sequence[Row], batch_tokens: int
+) -> Iterator[list[dict[str, Any]]]:
+    """The records of answered rows, batch by batch."""
+    questions, end = [row.question for row in rows], end_of_turn(llm.tokenizer)
+    with ThreadPoolExecutor(2) as pool:
+        for batch in answer_all(llm, answerers, questions, batch_tokens, end):
+            answered = [rows[index] for index, _ in batch]
+            texts = [_text(llm, row, answer) for row, (_, answer) in zip(answered, batch, strict=True)]
+            scores = pool.map(_score, answered, texts)
+            yield [_record(*one) for one in zip(answered, texts, scores, strict=True)]
 
 
 def _text(llm: LLM, row: Row, answer: Answer) -> str:

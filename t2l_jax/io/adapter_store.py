@@ -4,6 +4,9 @@
     folder/<name>/             one PEFT folder per adapter
     folder/manifest.jsonl      name, description, sha256 and bytes of every adapter; written when a run has succeeded
 
+Of several processes in a run all write adapters, to one folder that they share, and the main one the rest. It holds the
+folder's lock for all of them; on a network's disk the lock may keep out only other processes on the same host.
+
 Each adapter is written to a temporary folder and renamed. A process killed at any moment leaves only complete adapters,
 and temporaries that the next run removes. Nothing is synced: after a power cut, the latest adapters may be truncated,
 which `pending` detects by their size.
@@ -16,12 +19,14 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import jax
 
+from t2l_jax.distributed import from_main, gather, in_main, is_main, together
 from t2l_jax.errors import UserError
 from t2l_jax.io.files import (
     PARTIAL_SUFFIX,
@@ -36,6 +41,7 @@ from t2l_jax.io.files import (
     remove_partials,
 )
 from t2l_jax.io.peft import CONFIG_FILE, DESCRIPTION_FILE, WEIGHTS_FILE, HostWeights, PeftFormat
+from t2l_jax.io.shared import check_shared
 from t2l_jax.schema import shown
 
 STORE_FILE = "store.json"
@@ -64,7 +70,7 @@ class AdapterStore:
 
     Leaving the block waits for the writers and writes the manifest. An error in a writer is raised by the next `write`
     or on leaving. `fingerprint` identifies what generates the adapters (such as the hypernetwork's digest): a store is
-    resumed only with the same fingerprint and format.
+    resumed only with the same fingerprint and format. Several processes enter and leave together.
     """
 
     def __init__(self, folder: str | Path, files: PeftFormat, fingerprint: str) -> None:
@@ -79,15 +85,18 @@ class AdapterStore:
         self._pool = ThreadPoolExecutor(WRITERS, thread_name_prefix="adapter-writer")
         self._queue: deque[Future[None]] = deque()
         self._max_queued = max(WRITERS, QUEUE_BYTES // files.num_bytes)
-        self._digests: dict[str, str] = {}
+        self._written: dict[str, dict[str, Any]] = {}  # lines of the manifest by name
 
     def __enter__(self) -> "AdapterStore":
         """Lock the folder, check its header or write one, and remove the temporaries of a killed run."""
         with ExitStack() as stack:
-            stack.enter_context(locked(self.folder))
-            with os_errors_explained(self.folder):
-                self._check_header()
-                remove_partials(self.folder)
+            stack.enter_context(in_main(partial(locked, self.folder)))
+            with together():
+                if is_main():
+                    with os_errors_explained(self.folder):
+                        self._check_header()
+                        remove_partials(self.folder)
+            check_shared(self.folder)
             self._lock = stack.pop_all()
         return self
 
@@ -110,21 +119,32 @@ class AdapterStore:
     ) -> None:
         """Wait for the writers, then write the manifest; after an error, cancel what is queued."""
         try:
-            while error is None and self._queue:
-                self._queue.popleft().result()
-            if error is None and not (self.folder / MANIFEST_FILE).exists():
-                with os_errors_explained(self.folder):
-                    self._write_manifest()
+            if error is None:
+                with together():
+                    while self._queue:
+                        self._queue.popleft().result()
+                written = [record for one in gather(self._written) for record in one.values()]
+                with together():
+                    if is_main() and (written or not (self.folder / MANIFEST_FILE).exists()):
+                        with os_errors_explained(self.folder):
+                            self._write_manifest(written)
         finally:
             self._pool.shutdown(wait=True, cancel_futures=True)
             self._lock.close()
 
     def pending(self, names: Sequence[str], descriptions: Sequence[str]) -> list[int]:
-        """Indices of the adapters that are missing or incomplete.
+        """Indices of the adapters that are missing or incomplete, the same in all processes.
 
         Raises UserError if a name is unsafe as a folder name or repeated, or if an adapter of that name was generated
         from another description.
         """
+        missing: list[int] = []
+        with together():
+            if is_main():
+                missing = self._missing(names, descriptions)
+        return from_main(missing)
+
+    def _missing(self, names: Sequence[str], descriptions: Sequence[str]) -> list[int]:
         check_adapter_names(names)
         missing = []
         for index, (name, description) in enumerate(zip(names, descriptions, strict=True)):
@@ -177,15 +197,17 @@ class AdapterStore:
         digest = hashlib.sha256()
         for block in blocks:
             digest.update(block)
-        self._digests[name] = digest.hexdigest()
+        self._written[name] = self._record(name, description, digest.hexdigest())
 
-    def _write_manifest(self) -> None:
+    def _record(self, name: str, description: str, sha256: str) -> dict[str, Any]:
+        return {"name": name, "description": description, "sha256": sha256, "bytes": self.files.num_bytes}
+
+    def _write_manifest(self, written: Sequence[dict[str, Any]]) -> None:
         """List every complete adapter in the folder, sorted by name. Those of earlier runs are read to hash them."""
-        lines = []
-        for path in sorted(self.folder.iterdir()):
-            if path.is_dir() and self._is_whole(path.name):
-                record: dict[str, Any] = {"name": path.name, "description": self._description(path.name)}
-                record["sha256"] = self._digests.get(path.name) or file_sha256(path / WEIGHTS_FILE)
-                record["bytes"] = self.files.num_bytes
-                lines.append(json.dumps(record, ensure_ascii=False) + "\n")
+        records = {record["name"]: record for record in written}
+        for path in self.folder.iterdir():
+            name = path.name
+            if name not in records and path.is_dir() and self._is_whole(name):
+                records[name] = self._record(name, self._description(name), file_sha256(path / WEIGHTS_FILE))
+        lines = [json.dumps(records[name], ensure_ascii=False) + "\n" for name in sorted(records)]
         atomic_write(self.folder / MANIFEST_FILE, "".join(lines))

@@ -22,6 +22,7 @@ from t2l_jax.io.locations import resolve
 from t2l_jax.io.peft import digest
 from t2l_jax.io.published import ENCODER_FOLDER
 from t2l_jax.io.session import code
+from t2l_jax.io.shared import check_shared
 from t2l_jax.sharding import fetch, shown
 from t2l_jax.training.initial import weights_digest, with_statistics
 from t2l_jax.training.loop import RunConfig, train
@@ -75,8 +76,7 @@ def run(recipe: BaseRecipe, folder: Path, wandb: str | None = None, *, trust_rem
     with together():
         if is_main():
             _claim(folder, recipe, read, encoder)
-    with together():
-        _check_shared(folder)
+    check_shared(folder)
     trackers: tuple[OpenTracker, ...] = (partial(WeightsAndBiases, wandb), *TRACKERS) if wandb else TRACKERS
     how = RunConfig(recipe.loop, recipe.optimizer, recipe.best, prepared.accumulate, prepared.mesh, trackers)
     variables = fetch(train(trainee, objective, prepared.batches, folder, how, initial))
@@ -98,12 +98,6 @@ def _announce(mesh: Mesh) -> None:
         )
         hosts = f" of {jax.process_count()} hosts" if several() else ""
         print(f"t2l: training on {devices}{hosts} ({shown(mesh)})", file=sys.stderr)
-
-
-def _check_shared(folder: Path) -> None:
-    """Raise UserError if the main process's run folder is not here."""
-    if not (folder / RECIPE_FILE).exists():
-        raise UserError(f"{folder.absolute()}: not the folder of host 0: give an --out on a disk that all hosts share")
 
 
 def _begin(

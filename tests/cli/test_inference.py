@@ -56,6 +56,8 @@ def test_generate_many(capsys, place):
         ((), "give either a description or --from"),
         (("Say a.", "--from", "t.jsonl"), "give either a description or --from"),
         (("--instance", "red", "--from", "t.jsonl"), "give either a description or --from"),
+        (("Say a.", "--distributed", "vm-0:1234"), "--distributed divides the lines of --from"),
+        (("--from", "t.jsonl", "--distributed", "vm-0"), "'vm-0' is not auto, off or HOST:PORT"),
         (("Say a.", "--instance", " ", "--model", "models/both"), "the instance is empty"),
         (("Say a.", "--instance", "red", *MODEL), "reads descriptions: leave the instances out"),
         (("Say a.", "--model", "models/both"), "reads descriptions and instances: give instances, too"),

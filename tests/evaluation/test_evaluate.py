@@ -16,7 +16,7 @@ from t2l_jax import save_peft
 from t2l_jax.data.tasks import Example, Task
 from t2l_jax.errors import UserError
 from t2l_jax.evaluation import engine, evaluate, sandbox, weights
-from t2l_jax.evaluation.plan import METHODS, EvaluationConfig
+from t2l_jax.evaluation.plan import METHODS, EvaluationConfig, Row
 from t2l_jax.evaluation.weights import Baselines, find_baselines
 from t2l_jax.hypernet import Condition, TaskEncoderConfig
 from t2l_jax.io.files import locked
@@ -287,6 +287,35 @@ def test_code_without_its_tests_is_refused():
     bare = replace(SPLITS["train"][0], metric="code_pass")
     with pytest.raises(UserError, match=f"{bare.name}: the metric code_pass needs `test` and `entry_point`"):
         evaluate.select(EvaluationConfig(run_code=True), {"train": [bare]})
+
+
+def test_hosts_compare_the_questions_before_they_answer_any(model, tmp_path, monkeypatch):
+    seen = []
+
+    def compare(values):
+        seen.append(values)
+        raise UserError("they differ")
+
+    monkeypatch.setattr(evaluate, "agree", compare)
+    other = replace(CLASSES, test=(Example("black", "one", ("one",)),))
+    for task in (CLASSES, CLASSES, other):
+        monkeypatch.setattr(evaluate, "read_tasks", lambda source, task=task: {"unseen": [task]})
+        with pytest.raises(UserError, match="they differ"):
+            evaluate.evaluate(model, EvaluationConfig(methods=("base",)), tmp_path / "out")
+    assert seen[0].keys() == {"questions"}
+    assert seen[0] == seen[1] != seen[2]
+    assert not (tmp_path / "out").exists()
+
+
+def test_tasks_are_dealt_out_whole(monkeypatch):
+    """Each to one process, those of the rows that are left."""
+    rows = [Row("train", make_task(n), "base", "", 0, example, None, "") for n in (5, 1, 2) for example in (0, 1)]
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    dealt = []
+    for number in range(2):
+        monkeypatch.setattr(jax, "process_index", lambda number=number: number)
+        dealt.append([(row.task.name, row.example) for row in evaluate.deal(rows)])
+    assert dealt == [[("task5", 0), ("task5", 1), ("task2", 0), ("task2", 1)], [("task1", 0), ("task1", 1)]]
 
 
 def test_tasks_are_chosen_by_split_pattern_and_number():

@@ -1,13 +1,10 @@
 """Two processes of four devices each train as one process of eight does, stop together, and go on exactly."""
 
 import json
-import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -15,34 +12,22 @@ import hosts
 import jax
 import numpy as np
 import pytest
+import several
 from tiny_training import curves
 
 from t2l_jax import load
 from t2l_jax.sharding import make_mesh
 
 pytestmark = pytest.mark.slow
-TESTS = Path(hosts.__file__).parent
 
 
 def start(function: str, folder: Path) -> list[subprocess.Popen]:
-    """Two processes with four devices each that run a function of hosts.py."""
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
-    flags = re.sub(r"device_count=\d+", "device_count=4", os.environ["XLA_FLAGS"])
-    path = os.pathsep.join(map(str, (TESTS, TESTS.parent)))
-    processes = []
-    for number in range(2):
-        environment = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": path, "T2L_CACHE": str(folder / "cache")}
-        environment |= {"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(number)}
-        command = [sys.executable, str(TESTS / "hosts.py"), function, str(folder), str(port)]
-        with (folder / f"{function}{number}").open("w") as output:
-            processes.append(subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=output))
-    return processes
+    """Two processes that run a function of hosts.py."""
+    return several.start(folder, function, "hosts.py", function, str(folder), "{port}")
 
 
 def said(function: str, folder: Path) -> list[str]:
-    return [(folder / f"{function}{number}").read_text() for number in range(2)]
+    return several.said(folder, function)
 
 
 def line(output: str, word: str) -> str:
