@@ -28,8 +28,6 @@ from safetensors.numpy import save_file
 from experiments.tools.results import RESULTS, write
 from t2l_jax.decoder.quantized import BaseKind
 
-WIDTH, MLP_WIDTH, KV_WIDTH, VOCAB = 4096, 14336, 1024, 128_256
-
 LOAD = """
 import sys
 import time
@@ -64,34 +62,36 @@ class Loading:
     """Measure what loading a base model takes."""
 
     layers: int = 14
+    width: int = 4096
     base: BaseKind = "native"
     out: Path = RESULTS / "loading"
 
 
-def write_model(folder: Path, num_layers: int) -> None:
+def write_model(folder: Path, num_layers: int, width: int) -> None:
     """A Llama with random weights, one shard a layer and one for what is not in a layer."""
     rng = np.random.default_rng(0)
+    mlp_width, kv_width, vocab = 7 * width // 2, width // 4, 31 * width
     config = {
         "model_type": "llama",
-        "vocab_size": VOCAB,
-        "hidden_size": WIDTH,
-        "intermediate_size": MLP_WIDTH,
+        "vocab_size": vocab,
+        "hidden_size": width,
+        "intermediate_size": mlp_width,
         "num_hidden_layers": num_layers,
         "num_attention_heads": 32,
         "num_key_value_heads": 8,
         "rms_norm_eps": 1e-5,
     }
     (folder / "config.json").write_text(json.dumps(config))
-    attention = {"q_proj": (WIDTH, WIDTH), "k_proj": (KV_WIDTH, WIDTH), "v_proj": (KV_WIDTH, WIDTH)}
-    attention = {f"self_attn.{name}": shape for name, shape in {**attention, "o_proj": (WIDTH, WIDTH)}.items()}
-    mlp = {"gate_proj": (MLP_WIDTH, WIDTH), "up_proj": (MLP_WIDTH, WIDTH), "down_proj": (WIDTH, MLP_WIDTH)}
-    norms = {"input_layernorm": (WIDTH,), "post_attention_layernorm": (WIDTH,)}
+    attention = {"q_proj": (width, width), "k_proj": (kv_width, width), "v_proj": (kv_width, width)}
+    attention = {f"self_attn.{name}": shape for name, shape in {**attention, "o_proj": (width, width)}.items()}
+    mlp = {"gate_proj": (mlp_width, width), "up_proj": (mlp_width, width), "down_proj": (width, mlp_width)}
+    norms = {"input_layernorm": (width,), "post_attention_layernorm": (width,)}
     layer = {**attention, **{f"mlp.{name}": shape for name, shape in mlp.items()}, **norms}
     shards = [
         {f"model.layers.{index}.{name}.weight": shape for name, shape in layer.items()} for index in range(num_layers)
     ]
     shards.append(
-        {"model.embed_tokens.weight": (VOCAB, WIDTH), "lm_head.weight": (VOCAB, WIDTH), "model.norm.weight": (WIDTH,)}
+        {"model.embed_tokens.weight": (vocab, width), "lm_head.weight": (vocab, width), "model.norm.weight": (width,)}
     )
     weight_map = {}
     for number, shapes in enumerate(shards):
@@ -159,7 +159,7 @@ def main(args: Loading) -> None:
     """Write what each process keeps, reads and takes."""
     with tempfile.TemporaryDirectory(dir=os.environ.get("T2L_CACHE")) as name:
         folder = Path(name)
-        write_model(folder, args.layers)
+        write_model(folder, args.layers, args.width)
         size = sum(path.stat().st_size for path in folder.iterdir())
         rates = [disk_rate(folder)]
         rows = [row for case in ((1, 1), (1, 8), (2, 8)) for row in load(folder, args.base, *case)]

@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from t2l_jax.decoder.attention import LONG_ROW, AttentionConfig, attend, attend_causally, rotary_angles, rotate
 from t2l_jax.decoder.cache import SHARED, Cache, note_places, write_cache
+from t2l_jax.decoder.cudnn import attend_with_cudnn
 from t2l_jax.decoder.dense import GATHERED, PROJECTION, LoraDense
 from t2l_jax.decoder.precision import rounded_einsum
 from t2l_jax.decoder.splash import attend_with_splash, fits, windows_of
@@ -30,7 +31,7 @@ from t2l_jax.sharding import constrain
 
 Activation = Literal["silu", "gelu_tanh", "gelu"]
 Remat = Literal["none", "projections", "layer", "offload"]
-Attention = Literal["scores", "splash", "splash-interpreted"]
+Attention = Literal["scores", "splash", "splash-interpreted", "cudnn"]
 LayerLora = Mapping[str, Mapping[str, Float[Array, "..."]]]
 GLOBAL_WINDOW = 2**30  # wider than any sequence: a layer that sees everything before it
 
@@ -217,7 +218,9 @@ class Layer(nn.Module):
             out = attend_with_splash(q, k, v, places.segments, own.kind, config, self.mesh, PROJECTION, interpret)
             return self.project("o_proj", out, self.drop(out), lora, config.out_bias), cache
         mask = places.visible & (places.distance < own.window)
-        if cache is None:
+        if cache is None and self.kernel == "cudnn":
+            out = attend_with_cudnn(q, k, v, mask, config)
+        elif cache is None:
             out = attend_causally(q, k, v, mask, config, self.matmul_dtype, self.long_row)
         else:
             cache, k, v = write_cache(cache, k, v, own.layer)
@@ -247,7 +250,7 @@ class Decoder(nn.Module):
     long_row: int = LONG_ROW  # rows of at least this many tokens attend in blocks
     remat: Remat = "projections"  # what the backward pass recomputes: see `remat_policy`
     mesh: Mesh | None = None  # over whose devices tasks and the layers' widths are divided
-    attention: Attention = "scores"  # splash: a kernel for TPUs, for rows without a shared prefix; see `splash`
+    attention: Attention = "scores"  # a kernel for TPUs: see `splash`, for GPUs: see `cudnn`
 
     @nn.compact
     def __call__(

@@ -67,21 +67,22 @@ class Filling:
             return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place(name))
 
         def empty(leaf: jax.ShapeDtypeStruct) -> Array:
+            dtype = _kept_as(leaf.dtype)
             if self.mesh is None:
-                return jnp.zeros(leaf.shape, leaf.dtype)
+                return jnp.zeros(leaf.shape, dtype)
             first, *rest = leaf.sharding.shard_shape(leaf.shape)
-            return jnp.zeros((len(self.parts) * first, *rest), leaf.dtype, device=NamedSharding(self.mesh, OWN))
+            return jnp.zeros((len(self.parts) * first, *rest), dtype, device=NamedSharding(self.mesh, OWN))
 
         self.leaves = jax.tree_util.tree_map_with_path(placed, stored)
         self.buffers = jax.tree.map(empty, self.leaves)
 
     def joined(self) -> Any:
         """The parameter, on the devices of all processes. Nothing is copied."""
-        if self.mesh is None:
-            return self.buffers
 
         def join(buffer: Array, leaf: jax.ShapeDtypeStruct) -> Array:
-            own = [shard.data for shard in buffer.addressable_shards]
+            own = [_seen_as(leaf.dtype, shard.data) for shard in buffer.addressable_shards]
+            if self.mesh is None:
+                return own[0]
             return jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding, own)
 
         return jax.tree.map(join, self.buffers, self.leaves)
@@ -216,4 +217,19 @@ def _write(
 
 def _updated(buffer: Array, block: Array, corner: tuple[ArrayLike, ...]) -> Array:
     block = block.reshape((1,) * (buffer.ndim - block.ndim) + block.shape)
+    if buffer.dtype == jnp.uint16:
+        block = jax.lax.bitcast_convert_type(block.astype(jnp.bfloat16), jnp.uint16)
     return jax.lax.dynamic_update_slice(buffer, block.astype(buffer.dtype), corner)
+
+
+def _kept_as(dtype: DTypeLike) -> Any:
+    """The type of a buffer. XLA for CPUs would convert all of a bfloat16 buffer to float32 and back for each block."""
+    return jnp.uint16 if dtype == jnp.bfloat16 and jax.default_backend() == "cpu" else dtype
+
+
+def _seen_as(dtype: DTypeLike, array: Array) -> Array:
+    """A device's array, whose bits are of this type. On a CPU it is the same memory."""
+    if array.dtype == dtype:
+        return array
+    (device,) = array.devices()
+    return jax.device_put(np.asarray(array).view(dtype), device)

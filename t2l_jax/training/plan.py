@@ -60,7 +60,7 @@ class Plan:
         """The time that is counted for the attention kernel; 0 without it."""
         peak, decoder = self.step.topology.chip.peak, self.step.arguments[2].decoder
         length = self.step.arguments[3].tokens.shape[-1]
-        if peak is None or decoder.attention == "scores" or not fits(length):
+        if peak is None or decoder.attention != "splash" or not fits(length):
             return 0.0
         forward = 8 if decoder.remat == "layer" else 4
         flops = forward * _pair_flops(self.step, BLOCK) + 10 * _pair_flops(self.step, BACKWARD_BLOCK)

@@ -16,6 +16,7 @@ from t2l_jax.data.prompts import PromptConfig
 from t2l_jax.data.selection import TaskSelection
 from t2l_jax.decoder import Decoder, DecoderConfig, Remat
 from t2l_jax.decoder.attention import LONG_ROW
+from t2l_jax.decoder.model import Attention
 from t2l_jax.decoder.quantized import BaseKind
 from t2l_jax.decoder.splash import LANES, fits
 from t2l_jax.errors import UserError
@@ -62,9 +63,10 @@ class ComputeConfig:
     """What is kept for the backward pass, which recomputes the rest. none: everything; projections: what the seven
     projections of a layer return (on an H200 faster than none); layer: only what a layer reads (the least memory);
     offload: as projections, in the host's memory."""
-    attention: Literal["auto", "scores", "splash"] = "auto"
+    attention: Literal["auto", "scores", "splash", "cudnn"] = "auto"
     """scores: the scores of a row's tokens, block by block. splash: a kernel for TPUs that never stores them, for rows
-    of a multiple of 128 tokens with --batch.no-shared-prefix or without packing. auto: splash where it can be."""
+    of a multiple of 128 tokens with --batch.no-shared-prefix or without packing. cudnn: one for NVIDIA GPUs, in
+    bfloat16 and for models without soft caps. auto: splash where it can be, else scores."""
     accumulate: Width = 1
     """Gradient accumulation: split each batch into this many sequential parts. Less memory, the same gradient."""
 
@@ -92,12 +94,10 @@ class ComputeConfig:
     def decoder(self, config: DecoderConfig, mesh: Mesh | None = None, splash: bool = False) -> Decoder:
         """A decoder with these settings; `splash` says whether its rows suit that kernel.
 
-        Raises UserError if the kernel is asked for on other devices than TPUs.
+        Raises UserError if a kernel is asked for where it does not run.
         """
         matmul_dtype = jnp.bfloat16 if self.precision == "bf16-matmul" else None
         platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
-        if self.attention == "splash" and platform != "tpu":
-            raise UserError(f"compute.attention: splash is a kernel for TPUs, these devices are {platform}: use auto")
         return Decoder(
             config,
             self.base_dtype(platform),
@@ -105,8 +105,24 @@ class ComputeConfig:
             long_row=LONG_ROW if platform == "cpu" else 16 * LONG_ROW,  # blocks are many small products
             remat=self.remat,
             mesh=mesh,
-            attention="splash" if splash and platform == "tpu" and self.attention != "scores" else "scores",
+            attention=self._kernel(config, platform, splash),
         )
+
+    def _kernel(self, config: DecoderConfig, platform: str, splash: bool) -> Attention:
+        """The kernel of attention on a platform. Raises UserError if another one is asked for than can run."""
+        needed = {"splash": "tpu", "cudnn": "gpu"}.get(self.attention, platform)
+        if needed != platform:
+            raise UserError(
+                f"compute.attention: {self.attention} is a kernel for {needed.upper()}s, these devices are {platform}: "
+                "use auto"
+            )
+        if self.attention == "cudnn":
+            if self.base_dtype(platform) != jnp.bfloat16:
+                raise UserError(f"compute.attention: cudnn knows no {self.precision}: use --compute.precision bfloat16")
+            if config.attention.softcap is not None:
+                raise UserError("compute.attention: cudnn knows no soft caps, which this base model has: use scores")
+            return "cudnn"
+        return "splash" if splash and platform == "tpu" and self.attention != "scores" else "scores"
 
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""What the tests of PEFT folders share."""
+"""What the tests of base models and of PEFT folders share."""
 
 import pytest
 
@@ -25,3 +25,12 @@ def folder(base, tmp_path):
 
     save_peft(random_adapter(base[1].lora_spec(rank=2)), tmp_path / "out")
     return tmp_path / "out"
+
+
+@pytest.fixture(scope="package")
+def llama(tmp_path_factory):
+    """A folder with a tiny Llama (grouped queries, biases, untied head), and the PyTorch model."""
+    from tiny_models import save_tiny
+
+    folder = tmp_path_factory.mktemp("llama")
+    return folder, save_tiny("llama, biases", folder)

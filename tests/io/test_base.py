@@ -1,11 +1,7 @@
 """Models of transformers in every format, as decoder parameters; what does not belong together is refused by name."""
 
 import json
-import math
-from functools import partial
 
-import flax.serialization
-import flax.traverse_util
 import gguf
 import jax
 import jax.numpy as jnp
@@ -13,14 +9,10 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from gguf_files import convert
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from safetensors.torch import load_file, save_file
 from tiny_models import random_tokens, save_tiny, torch_logits
 
-from experiments.benchmarks import loading_memory
 from t2l_jax.decoder import Decoder, logits
-from t2l_jax.decoder.quantized import quantise
 from t2l_jax.errors import UserError
 from t2l_jax.io import base as base_module
 from t2l_jax.io import filling
@@ -28,14 +20,6 @@ from t2l_jax.io.base import check_separate, load_base, load_config, load_stop_id
 from t2l_jax.io.files import file_sha256
 from t2l_jax.io.locations import resolve
 from t2l_jax.io.readers import weight_files
-from t2l_jax.sharding import make_mesh, param_sharding, path_of
-
-
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory):
-    """A folder with a tiny Llama (grouped queries, biases, untied head), and the PyTorch model."""
-    folder = tmp_path_factory.mktemp("llama")
-    return folder, save_tiny("llama, biases", folder)
 
 
 def assert_equal(ours, theirs):
@@ -74,52 +58,6 @@ def test_dtype(llama):
     assert_equal(half, jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), full))
 
 
-def test_every_format_gives_the_same_in_small_blocks(llama, tmp_path, monkeypatch):
-    folder, model = llama
-    config, params = load_base(resolve(folder))
-    monkeypatch.setattr(filling, "BLOCK_BYTES", 2_500)  # 8 rows of 64: half a head
-    model.save_pretrained(tmp_path / "shards", max_shard_size="100KB")
-    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 2
-    (tmp_path / "flax").mkdir()
-    (tmp_path / "flax" / "config.json").write_text((folder / "config.json").read_text())
-    (tmp_path / "flax" / "flax_model.msgpack").write_bytes(flax.serialization.to_bytes(as_flax(model)))
-    convert(model, tmp_path / "model.gguf")
-    for source in ("shards", "flax", "model.gguf"):
-        other_config, other_params = load_base(resolve(tmp_path / source))
-        assert other_config.attention == config.attention
-        assert_equal(other_params, params)
-        assert math.isclose(other_config.norm_eps, config.norm_eps, rel_tol=1e-6)  # float32 in GGUF
-
-
-def as_flax(model):
-    """The parameters as transformers' Flax classes name and turn them."""
-    flat = {}
-    for name, tensor in model.state_dict().items():
-        *parents, last = name.split(".")
-        if "embed_tokens" in name:
-            last = "embedding"
-        elif tensor.ndim == 2:
-            last, tensor = "kernel", tensor.T
-        flat[(*parents, last)] = tensor.numpy()
-    return flax.traverse_util.unflatten_dict(flat)
-
-
-def test_matrices_stored_as_one_are_cut_in_small_blocks(tmp_path, monkeypatch):
-    monkeypatch.setattr(filling, "BLOCK_BYTES", 2_500)  # 8 rows of 64
-    model = save_tiny("phi 3", tmp_path)
-    convert(model, tmp_path / "model.gguf")
-    state = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
-    for source in (tmp_path, tmp_path / "model.gguf"):
-        layers = load_base(resolve(source))[1]["layers"]
-        for fused, names, ends in (
-            ("self_attn.qkv_proj", ("q_proj", "k_proj", "v_proj"), (64, 96)),
-            ("mlp.gate_up_proj", ("gate_proj", "up_proj"), (96,)),
-        ):
-            parts = np.split(np.stack([state[f"model.layers.{i}.{fused}.weight"] for i in range(4)]), ends, axis=1)
-            for name, part in zip(names, parts, strict=True):
-                assert_equal(layers[name]["kernel"], part.swapaxes(1, 2))
-
-
 def test_projections_that_peft_cannot_adapt_alone_are_refused(tmp_path):
     save_tiny("phi 3", tmp_path)
     check_separate(resolve(tmp_path), ("o_proj", "down_proj"))
@@ -136,80 +74,6 @@ def test_a_part_of_fused_matrices_is_refused(tmp_path):
     save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match=r"qkv_proj\.weight is \[64, 64\], the config asks for \[128, 64\]"):
         load_base(resolve(tmp_path))
-
-
-def test_parameters_are_created_where_they_belong(llama):
-    mesh = jax.make_mesh((8,), ("model",), axis_types=(AxisType.Auto,))
-
-    def place(path):
-        return NamedSharding(mesh, PartitionSpec(None, None, "model") if path.endswith("kernel") else PartitionSpec())
-
-    config, sharded = load_base(resolve(llama[0]), sharding=place)
-    assert_equal(sharded, load_base(resolve(llama[0]))[1])
-    kernel = sharded["layers"]["gate_proj"]["kernel"]
-    assert {shard.data.shape for shard in kernel.addressable_shards} == {(config.num_layers, config.width, 12)}
-    assert len(sharded["embedding"].addressable_shards) == 8
-
-
-def save_wide(folder):
-    """Models whose inputs are whole blocks of nf4: a matrix for each projection, several in one, and Flax's."""
-    models = {
-        name: save_tiny(name, folder / name, hidden_size=128, intermediate_size=128)
-        for name in ("llama, biases", "phi 3")
-    }
-    flat = folder / "flax"
-    flat.mkdir()
-    (flat / "config.json").write_text((folder / "llama, biases" / "config.json").read_text())
-    (flat / "flax_model.msgpack").write_bytes(flax.serialization.to_bytes(as_flax(models["llama, biases"])))
-    return [folder / name for name in models] + [flat]
-
-
-def quantised(params, kind):
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: quantise(leaf, kind) if path_of(path).endswith("/kernel") else leaf, params
-    )
-
-
-@pytest.mark.parametrize("kind", ["int8", "nf4"])
-def test_kernels_are_quantised_as_they_are_read(tmp_path, monkeypatch, kind):
-    """Block by block, on one device and on several, from every layout: the same as from the whole kernels."""
-    mesh = make_mesh(fsdp=2, tensor=2 if kind == "int8" else 1)  # o_proj has one block of nf4
-    for source in save_wide(tmp_path):
-        files = resolve(source)
-        expected = quantised(load_base(files)[1], kind)
-        monkeypatch.setattr(filling, "BLOCK_BYTES", 2_500)  # 8 rows of 64
-        for place in (None, partial(param_sharding, mesh)):
-            assert_near(load_base(files, sharding=place, base=kind)[1], expected)
-        monkeypatch.undo()
-
-
-def assert_near(ours, theirs):
-    """Equal but for a rounding in the last digit of scales, and where that decides between two integers."""
-
-    def compare(one, other):
-        assert (one.shape, one.dtype) == (other.shape, other.dtype)
-        if one.dtype == jnp.float32:
-            np.testing.assert_allclose(one, other, rtol=1e-6)
-        else:
-            assert np.mean(np.asarray(one) != np.asarray(other)) < 1e-3
-
-    jax.tree.map(compare, ours, theirs)
-
-
-@pytest.mark.parametrize(("fsdp", "tensor"), [(4, 2), (1, 1), (8, 1)])
-def test_every_device_gets_its_part(llama, tmp_path, monkeypatch, fsdp, tensor):
-    """From rows and from columns of a file's matrices, whichever way round it keeps them."""
-    mesh, flat = make_mesh(fsdp=fsdp, tensor=tensor), tmp_path / "flax"
-    flat.mkdir()
-    (flat / "config.json").write_text((llama[0] / "config.json").read_text())
-    (flat / "flax_model.msgpack").write_bytes(flax.serialization.to_bytes(as_flax(llama[1])))
-    expected = load_base(resolve(llama[0]))[1]
-    monkeypatch.setattr(filling, "BLOCK_BYTES", 2_500)
-    for source in (llama[0], flat):
-        params = load_base(resolve(source), sharding=partial(param_sharding, mesh))[1]
-        assert_equal(params, expected)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-            assert leaf.sharding == param_sharding(mesh, path_of(path))
 
 
 def test_nf4_of_widths_that_its_blocks_do_not_divide_is_refused(llama):
@@ -338,16 +202,6 @@ def test_folder_without_config_is_refused(llama, tmp_path):
     (tmp_path / "config.json").unlink()
     with pytest.raises(UserError, match=r"config\.json"):
         load_base(source)
-
-
-@pytest.mark.parametrize(("base", "layers"), [("native", 1), pytest.param("int8", 2, marks=pytest.mark.long)])
-def test_loading_needs_little_memory_beside_the_parameters(tmp_path, base, layers):
-    """As floats the model in 8 bits would take twice as much. It is loaded in a process of its own."""
-    loading_memory.main(loading_memory.LoadingMemory(layers=layers, base=base, out=tmp_path))
-    (row,) = json.loads((tmp_path / "table.json").read_text())["tables"]["Loading"]
-    size, peak = row["parameters, GB"], row["peak above the imports, GB"]
-    assert size > 0.35
-    assert peak < 1.2 * size + 0.1  # what the programs themselves take shows in a model as small as this
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of transformers' GGUF reader

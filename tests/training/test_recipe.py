@@ -90,3 +90,17 @@ def test_a_kernel_that_cannot_be_used_is_refused():
         Recipe(compute=splash, batch=BatchConfig(length=200, shared_prefix=False))
     with pytest.raises(UserError, match="splash is a kernel for TPUs, these devices are cpu"):
         Recipe(compute=splash, batch=BatchConfig(shared_prefix=False)).decoder(CONFIG)
+    with pytest.raises(UserError, match="cudnn is a kernel for GPUs, these devices are cpu"):
+        Recipe(compute=ComputeConfig(attention="cudnn")).decoder(CONFIG)
+
+
+def test_cudnn_is_used_where_it_is_asked_for_and_can_run(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    cudnn = ComputeConfig(attention="cudnn")
+    assert cudnn.decoder(CONFIG).attention == "cudnn"
+    assert ComputeConfig().decoder(CONFIG).attention == "scores"
+    with pytest.raises(UserError, match=r"cudnn knows no bf16-matmul: use --compute\.precision bfloat16"):
+        replace(cudnn, precision="bf16-matmul").decoder(CONFIG)
+    capped = replace(CONFIG, attention=replace(CONFIG.attention, softcap=30.0))
+    with pytest.raises(UserError, match="cudnn knows no soft caps"):
+        cudnn.decoder(capped)
