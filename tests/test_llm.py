@@ -100,6 +100,13 @@ def test_a_half_precision_model_answers_in_half_precision(folder):
     assert len(half.chat(["hello"], sampling=Sampling(4))) == 1
 
 
+def test_kernels_of_8_bits_answer_nearly_as_whole_ones(llm, folder):
+    small = LLM.load(folder, base="int8")
+    assert small.params["layers"]["q_proj"]["kernel"].values.dtype == jnp.int8
+    np.testing.assert_allclose(small(TOKENS), llm(TOKENS), atol=0.05 * float(jnp.std(llm(TOKENS))))
+    assert not np.array_equal(small(TOKENS), llm(TOKENS))
+
+
 def test_an_llm_is_an_argument_of_a_pure_function(llm, adapters):
     tokens = np.ones((2, 5), int)
 

@@ -183,6 +183,21 @@ def begin(monkeypatch):
     return begin
 
 
+def test_a_base_in_8_bits_is_trained_on_and_its_losses_are_nearly_those_of_the_whole_one(recipe, finished, tmp_path):
+    smaller = replace(recipe, compute=replace(recipe.compute, base="int8"))
+    run(smaller, tmp_path / "run")
+    ours, theirs = (
+        [
+            record["loss"]
+            for record in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+            if "loss" in record
+        ]
+        for folder in (tmp_path / "run", finished)
+    )
+    assert ours != theirs
+    np.testing.assert_allclose(ours, theirs, rtol=0.01)
+
+
 def test_a_base_in_bfloat16_is_said_to_be_one(recipe, tmp_path, begin, capfd):
     """Its step is compiled in test_step.py; here, what the recipe makes of the base model and the devices."""
     look = begin(replace(recipe, compute=ComputeConfig("bfloat16", accumulate=2)), tmp_path / "run")
