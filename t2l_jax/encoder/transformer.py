@@ -75,6 +75,11 @@ class TransformerConfig:
         gate = {"gate_proj": (width, mlp)} if self.gated else {}
         return {**square, **gate, "up_proj": (width, mlp), "down_proj": (mlp, width)}
 
+    @property
+    def token_flops(self) -> float:
+        """FLOPs of one token in all projections; attention adds little to them in short texts."""
+        return 2.0 * self.num_layers * sum(d_in * d_out for d_in, d_out in self.projection_widths().values())
+
     def lora_spec(self, modules: tuple[str, ...], rank: int, alpha: float, rslora: bool = False) -> LoraSpec:
         """The spec of an adapter for some of the projections of all layers."""
         widths = self.projection_widths()
