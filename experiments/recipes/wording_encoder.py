@@ -28,8 +28,7 @@ from t2l_jax.data.family import phrasing
 from t2l_jax.data.family.split import Combination, combinations
 from t2l_jax.data.tasks import MAX_TRAIN_DESCRIPTIONS, load_tasks
 from t2l_jax.encoder import SHORT_NAMES, load_encoder, prepare
-from t2l_jax.io.files import atomic_folder
-from t2l_jax.io.locations import cache_folder
+from t2l_jax.io.files import atomic_folder, cache_folder
 from t2l_jax.progress import progress_bar
 
 PARTS = ("select", "order", "transform", "format")

@@ -18,7 +18,7 @@ from t2l_jax.cli.inference import Chat, Embed, Generate
 from t2l_jax.cli.models import Export, Import, Models, Publish
 from t2l_jax.cli.training import Evaluate, Plan, Reconstruct, Train
 from t2l_jax.errors import Stopped, UserError
-from t2l_jax.io.locations import cache_folder
+from t2l_jax.io.files import cache_folder
 
 if TYPE_CHECKING:  # importing it takes seconds, so only the commands that need it do
     from t2l_jax.training.recipe import BaseRecipe

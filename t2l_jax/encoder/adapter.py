@@ -63,7 +63,7 @@ def read_pairs(folder: Path, shape: Callable[[str], tuple[int, int] | None]) -> 
 
 
 def load_adapter(folder: Path, family: Family, config: TransformerConfig) -> Adapter:
-    """The adapter of an encoder: of the largest of its ranks, with every scale in its B. Raises as `read_pairs` does."""
+    """The adapter of an encoder: of the largest of its ranks, every scale in its B. Raises as `read_pairs` does."""
     widths = config.projection_widths()
     parts: dict[str, list[tuple[str, int]]] = {}  # the (projection, layer) whose outputs are the rows at a path
     for layer in range(config.num_layers):
@@ -101,7 +101,8 @@ def add_adapter(model: Any, folder: Path) -> None:
     import torch  # here, since importing it takes seconds
 
     linear = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
-    pairs = read_pairs(folder, lambda place: tuple(linear[place].weight.shape) if place in linear else None)
+    shapes = {name: (module.out_features, module.in_features) for name, module in linear.items()}
+    pairs = read_pairs(folder, shapes.get)
     with torch.no_grad():
         for place, pair in pairs.items():
             linear[place].weight += torch.from_numpy(pair.b) @ torch.from_numpy(pair.a.copy())

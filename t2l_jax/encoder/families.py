@@ -1,6 +1,6 @@
-"""The families of text encoders that run in JAX: what `config.json` means, and where each parameter lies in the files.
+"""The families of text encoders that run in JAX: what `config.json` means, and where parameters lie in the files.
 
-An architecture, or an option of one, that is computed otherwise raises `Unsupported`: sentence-transformers computes it.
+For another architecture, or option of one, `Unsupported` is raised: sentence-transformers computes it.
 """
 
 from collections.abc import Callable, Mapping

@@ -84,7 +84,9 @@ class FlaxEncoder:
         tokens = [encoding.ids for encoding in encoded]
         embeddings = np.empty((len(texts), self.dim), np.float32)
         config = self.folder.config
-        for chosen, padded, lengths in with_progress(list(token_batches(tokens, config.transformer.token_flops)), len(texts)):
+        for chosen, padded, lengths in with_progress(
+            list(token_batches(tokens, config.transformer.token_flops)), len(texts)
+        ):
             check_tokens(padded, config.transformer.vocab_size)
             mask = np.arange(padded.shape[1]) < np.maximum(lengths, 1)[:, None]  # rows that only fill up have one token
             states = embed_rows(config, self._merged, jnp.asarray(padded), jnp.asarray(mask))

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 from tokenizers import Tokenizer
-from tokenizers.implementations import BertWordPieceTokenizer
+from tokenizers.implementations.bert_wordpiece import BertWordPieceTokenizer
 from tokenizers.normalizers import Lowercase, Normalizer
 from tokenizers.normalizers import Sequence as Normalizers
 
@@ -196,7 +196,7 @@ def _pooling(file: Path, prompted: bool) -> tuple[PoolingMode, ...]:
     if config.pooling_mode is None:
         return tuple(mode for name, mode in _POOLING.items() if values.get(name) is True) or ("mean",)
     named = (config.pooling_mode,) if isinstance(config.pooling_mode, str) else config.pooling_mode
-    modes = {mode: mode for mode in _POOLING.values()}
+    modes: dict[str, PoolingMode] = {mode: mode for mode in _POOLING.values()}
     for name in named:
         if name not in modes:
             raise Unsupported(f"the pooling {shown(name)}")
@@ -303,6 +303,4 @@ def _check_normalizer(tokenizer: Tokenizer, config: _TokenizerConfig) -> None:
 
 
 def _lowercased(normalizer: Normalizer | None) -> Normalizer:
-    if normalizer is None:
-        return Lowercase()
-    return Normalizers([Lowercase(), *(normalizer if isinstance(normalizer, Normalizers) else [normalizer])])
+    return Lowercase() if normalizer is None else Normalizers([Lowercase(), normalizer])

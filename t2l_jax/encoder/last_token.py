@@ -52,6 +52,10 @@ class LastTokenEncoder:
     def fingerprint(self) -> str:
         return fingerprint("last-token", self.path)
 
+    @cached_property
+    def _token_flops(self) -> float:
+        return 2.0 * sum(leaf.size for leaf in jax.tree.leaves(self.params["layers"]))
+
     def embed(self, texts: Sequence[str], cache: Path | None = None) -> Float32[np.ndarray, "n d"]:
         """The z of each text; see `Encoder.embed`. A text of more than MAX_TOKENS tokens is a UserError."""
         return embed_texts(self, self._encode, prepare_all(texts), cache)
@@ -65,7 +69,7 @@ class LastTokenEncoder:
                     f"{texts[index][:60]!r}"
                 )
         embeddings = np.empty((len(texts), self.dim), np.float32)
-        for chosen, padded, lengths in with_progress(list(token_batches(tokens)), len(texts)):
+        for chosen, padded, lengths in with_progress(list(token_batches(tokens, self._token_flops)), len(texts)):
             check_tokens(padded, self.config.vocab_size)
             states = last_token_states(self.config, self.params, jnp.asarray(padded), jnp.asarray(lengths))
             embeddings[chosen] = np.asarray(states, np.float32)[: len(chosen)]

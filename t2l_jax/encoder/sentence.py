@@ -5,7 +5,6 @@ Axes: R rows, S sequence, D width of the transformer, d width of the embedding.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -63,7 +62,7 @@ def sentence_embedding(
 
     `params` are the transformer's, and of each dense layer `dense` its kernel and bias.
     """
-    states = Transformer(config.transformer).apply({"params": params["transformer"]}, tokens, mask, adapter)
+    states: Any = Transformer(config.transformer).apply({"params": params["transformer"]}, tokens, mask, adapter)
     x = jnp.concatenate([pool(mode, states, mask) for mode in config.pooling], axis=-1)
     dense = iter(params["dense"])
     for module in config.after:

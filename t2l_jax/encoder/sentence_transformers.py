@@ -80,7 +80,7 @@ class SentenceEncoder:
         """The z of each text; see `Encoder.embed`."""
         prepared = prepare_all(texts)
         z = embed_texts(self, self._encode, prepared, cache)
-        if (most := self.model.max_seq_length) is not None:
+        if type(most := self.model.max_seq_length) is int:  # of some it is None, or infinite
             warn_of_cuts(self.name, most, prepared, self._lengths)
         return z
 

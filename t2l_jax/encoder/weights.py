@@ -48,7 +48,9 @@ def _stored(path: Path, family: Family) -> dict[str, PlainTensor]:
     for file in weight_files(path):
         if file.suffix != ".safetensors":
             raise Unsupported(f"weights as {file.name}")
-        for tensor in safetensors_tensors(file, unread=lambda name: name.removeprefix(family.prefix).startswith(UNREAD)):
+        for tensor in safetensors_tensors(
+            file, unread=lambda name: name.removeprefix(family.prefix).startswith(UNREAD)
+        ):
             name = tensor.name.removeprefix(family.prefix)
             if name in stored:
                 raise UserError(f"{file}: the tensor {name} comes twice; keep one of them")
@@ -115,16 +117,23 @@ def _read(tensor: PlainTensor, part: slice, transposed: bool) -> np.ndarray:
 
 
 def load_dense(folders: Sequence[Path], config: SentenceConfig) -> list[dict[str, Any]]:
-    """Kernel and bias of every dense layer after the pooling. Raises UserError for files that are missing or damaged."""
+    """Kernel and bias of every dense layer after the pooling. Raises UserError for damaged files."""
     layers = []
     for folder, module in zip(folders, (module for module in config.after if isinstance(module, Dense)), strict=True):
         file = folder / "model.safetensors"
         if not file.is_file():
             raise Unsupported(f"a dense layer without {file.name}")
         stored = {tensor.name: tensor for tensor in safetensors_tensors(file)}
-        shapes = {"linear.weight": (module.d_out, module.d_in)} | ({"linear.bias": (module.d_out,)} if module.bias else {})
+        shapes = {"linear.weight": (module.d_out, module.d_in)} | (
+            {"linear.bias": (module.d_out,)} if module.bias else {}
+        )
         if {name: tensor.shape for name, tensor in stored.items()} != shapes:
-            raise UserError(f"{file}: holds other tensors than the config.json beside it asks for; download the model again")
-        weights = {name: jnp.asarray(_read(stored[name], slice(0, module.d_out), len(shape) == 2)) for name, shape in shapes.items()}
+            raise UserError(
+                f"{file}: holds other tensors than the config.json beside it asks for; download the model again"
+            )
+        weights = {
+            name: jnp.asarray(_read(stored[name], slice(0, module.d_out), len(shape) == 2))
+            for name, shape in shapes.items()
+        }
         layers.append({"kernel" if name == "linear.weight" else "bias": array for name, array in weights.items()})
     return layers

@@ -21,10 +21,10 @@ from t2l_jax.errors import UserError
 from t2l_jax.io.families import Family
 from t2l_jax.io.families.config import decoder_config, find_family
 from t2l_jax.io.families.family import TOP_NAMES
-from t2l_jax.io.files import atomic_folder, read_json
+from t2l_jax.io.files import atomic_folder, cache_folder, read_json
 from t2l_jax.io.filling import Filling, Placement, Slot, block_rows
 from t2l_jax.io.gguf import gguf_config
-from t2l_jax.io.locations import ModelFiles, cache_folder
+from t2l_jax.io.locations import ModelFiles
 from t2l_jax.io.readers import tensors, weight_files
 from t2l_jax.io.tensor import Tensor
 from t2l_jax.schema import shown

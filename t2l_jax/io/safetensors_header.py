@@ -71,9 +71,7 @@ def load_float32(file: Path) -> dict[str, np.ndarray]:
     return tensors
 
 
-def _read_header(
-    stream: BinaryIO, file: Path, unread: Callable[[str], bool] = lambda _: False
-) -> list[PlainTensor]:
+def _read_header(stream: BinaryIO, file: Path, unread: Callable[[str], bool] = lambda _: False) -> list[PlainTensor]:
     size = stream.seek(0, 2)
     stream.seek(0)
     length = int.from_bytes(stream.read(8), "little")
