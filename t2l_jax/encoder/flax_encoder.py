@@ -12,6 +12,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32
+from tokenizers import Encoding
 
 from t2l_jax.decoder.padding import check_tokens
 from t2l_jax.encoder.adapter import load_adapter
@@ -69,7 +70,7 @@ class FlaxEncoder:
         """The z of each text; see `Encoder.embed`."""
         prepared = prepare_all(texts)
         z = embed_texts(self, self._encode, prepared, cache)
-        warn_of_cuts(self.name, self.folder.max_tokens, prepared, self._lengths)
+        warn_of_cuts(self.name, self.folder.max_tokens, prepared, self._are_cut)
         return z
 
     @cached_property
@@ -79,9 +80,12 @@ class FlaxEncoder:
             return self.params
         return {**self.params, "transformer": merge(self.params["transformer"], self.lora)}
 
+    def _encodings(self, texts: list[str]) -> list[Encoding]:
+        """The texts' tokens. The library takes as many threads as there are processors."""
+        return self.folder.tokenizer.encode_batch_fast([self.folder.prompt + text for text in texts])
+
     def _encode(self, texts: list[str]) -> np.ndarray:
-        encoded = self.folder.tokenizer.encode_batch_fast([self.folder.prompt + text for text in texts])
-        tokens = [encoding.ids for encoding in encoded]
+        tokens = [encoding.ids for encoding in self._encodings(texts)]
         embeddings = np.empty((len(texts), self.dim), np.float32)
         config = self.folder.config
         for chosen, padded, lengths in with_progress(
@@ -93,7 +97,5 @@ class FlaxEncoder:
             embeddings[chosen] = np.asarray(states)[: len(chosen)]
         return embeddings
 
-    def _lengths(self, texts: list[str]) -> list[int]:
-        """How many tokens each text has, before it is cut."""
-        encoded = self.folder.tokenizer.encode_batch_fast([self.folder.prompt + text for text in texts])
-        return [len(one.ids) + sum(len(rest.ids) for rest in one.overflowing) for one in encoded]
+    def _are_cut(self, texts: list[str]) -> list[bool]:
+        return [bool(encoding.overflowing) for encoding in self._encodings(texts)]

@@ -226,7 +226,7 @@ def _after(
             width = config.out_features
             after.append(Dense(config.in_features, width, config.bias, _ACTIVATIONS[config.activation_function]))
             folders.append(path / module.path)
-        else:
+        elif name != "Dropout":  # which does nothing here
             raise Unsupported(f"the module {shown(name)}")
     return tuple(after), tuple(folders)
 

@@ -81,7 +81,7 @@ class SentenceEncoder:
         prepared = prepare_all(texts)
         z = embed_texts(self, self._encode, prepared, cache)
         if type(most := self.model.max_seq_length) is int:  # of some it is None, or infinite
-            warn_of_cuts(self.name, most, prepared, self._lengths)
+            warn_of_cuts(self.name, most, prepared, self._are_cut)
         return z
 
     def _encode(self, texts: list[str]) -> np.ndarray:
@@ -95,9 +95,9 @@ class SentenceEncoder:
                 raise UserError(f"{self.path}: its text encoder fails: {_first_line(error)}") from error
         return embeddings
 
-    def _lengths(self, texts: list[str]) -> list[int]:
-        """How many tokens each text has, before it is cut."""
-        return [len(ids) for ids in self.model.tokenizer(texts, truncation=False, verbose=False)["input_ids"]]
+    def _are_cut(self, texts: list[str]) -> list[bool]:
+        tokens = self.model.tokenizer(texts, truncation=False, verbose=False)["input_ids"]
+        return [len(ids) > self.model.max_seq_length for ids in tokens]
 
 
 class _Dense(Schema):

@@ -88,15 +88,12 @@ def prepare_all(texts: Sequence[str]) -> list[str]:
     return [prepare(text, f"description {index + 1}") for index, text in enumerate(texts)]
 
 
-def warn_of_cuts(name: str, most: int, texts: list[str], lengths: Callable[[list[str]], list[int]]) -> None:
-    """Warn of texts of which an encoder of this name reads the first `most` tokens only.
-
-    `lengths` counts the tokens of texts, the marks at their ends among them.
-    """
+def warn_of_cuts(name: str, most: int, texts: list[str], are_cut: Callable[[list[str]], list[bool]]) -> None:
+    """Warn of texts of which an encoder of this name reads the first `most` tokens only; `are_cut` tells which."""
     # No token without a byte, but for a few marks at the ends.
     long = [index for index, text in enumerate(texts) if len(text.encode()) + 8 > most]
-    counts = lengths([texts[index] for index in long]) if long else []
-    if cut := [index for index, count in zip(long, counts, strict=True) if count > most]:
+    flags = are_cut([texts[index] for index in long]) if long else []
+    if cut := [index for index, flag in zip(long, flags, strict=True) if flag]:
         where = f"the first begins {texts[cut[0]][:60]!r}"
         count = f"{len(cut)} of {len(texts)} descriptions"
         log.warning("%s have more than the %d tokens that %s reads: %s", count, most, name, where)
