@@ -146,7 +146,7 @@ def test_what_the_encoder_cannot_read_is_said(folder: Path, caplog: pytest.LogCa
     (record,) = caplog.records
     assert "2 of 4 descriptions have more than the 24 tokens" in record.message
     assert "the first begins 'x" in record.message  # with a full stop and the marks at the ends 25
-    np.testing.assert_allclose(z[2], encoder.embed(["z" * 90])[0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(z[2], encoder.embed(["z" * 90])[0], rtol=1e-4, atol=1e-5)
 
 
 def test_a_text_is_embedded_alike_in_any_company(folder: Path) -> None:
