@@ -4,14 +4,24 @@ Axes: R rows, S sequence.
 """
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int
 
 from t2l_jax.decoder.padding import SHORTEST_PROMPT, pad_rows, power_of_two
 
-MAX_TOKENS = 4096
-COMPILATION = 3e10  # FLOPs that a processor computes in the time of one more compilation
+BATCH_TOKENS = 2048  # more take no less time each, and the activations of fewer stay in a processor's cache
+STEPS = (4, 8, 16)  # of S, where it is no power of two
+COMPILATION = 1e10  # FLOPs that one more shape may cost: more take as long as compiling it, which is kept
+
+
+class Batch(NamedTuple):
+    """So many texts in an array of this shape."""
+
+    texts: int
+    rows: int
+    length: int
 
 
 def token_batches(
@@ -19,23 +29,34 @@ def token_batches(
 ) -> Iterator[tuple[list[int], Int[np.ndarray, "R S"], Int[np.ndarray, " R"]]]:
     """Rows of similar length as (their indices, tokens, lengths), longest first, in few shapes.
 
-    R x S is at most MAX_TOKENS, or R is 1; rows that are left over are blank. S is a power of two, or less than that
-    where padding would cost more than another shape does, by the FLOPs of one token.
+    R x S is at most BATCH_TOKENS, or R is 1; rows that are left over are blank. S is a power of two, which other texts
+    need as well; or a multiple of a smaller step, if that saves more padding than its shapes take to compile, by the
+    FLOPs of one token.
     """
     order = sorted(range(len(tokens)), key=lambda index: -len(tokens[index]))
-    while order:
-        length = _padded(len(tokens[order[0]]), len(order), token_flops)
-        most = max(1, MAX_TOKENS // length)
-        chosen, order = order[:most], order[most:]
-        shape = 1, min(most, power_of_two(len(chosen))), length
-        padded, lengths = pad_rows([[tokens[index] for index in chosen]], shape, left=False)
-        yield chosen, padded[0], lengths[0]
+    lengths = [len(tokens[index]) for index in order]
+    plans = [_plan(lengths, step) for step in (None, *STEPS)]
+    for batch in min(plans, key=lambda plan: _cost(plan, token_flops)):
+        chosen, order = order[: batch.texts], order[batch.texts :]
+        shape = 1, batch.rows, batch.length
+        padded, sizes = pad_rows([[tokens[index] for index in chosen]], shape, left=False)
+        yield chosen, padded[0], sizes[0]
 
 
-def _padded(length: int, rows: int, token_flops: float) -> int:
-    """S for rows of which the longest has this length."""
-    power = max(SHORTEST_PROMPT, power_of_two(length))
-    step = max(8, power // 16)
-    close = max(SHORTEST_PROMPT, -(-length // step) * step)
-    saved = (power - close) * min(rows, max(1, MAX_TOKENS // power)) * token_flops
-    return close if saved > COMPILATION else power
+def _plan(lengths: Sequence[int], step: int | None) -> list[Batch]:
+    """Batches of texts of these lengths, longest first, whose S is a multiple of `step`; None: a power of two."""
+    plan, done = [], 0
+    while done < len(lengths):
+        power = power_of_two(lengths[done])
+        length = max(SHORTEST_PROMPT, power if step is None else min(power, -(-lengths[done] // step) * step))
+        most = max(1, BATCH_TOKENS // length)
+        texts = min(most, len(lengths) - done)
+        plan.append(Batch(texts, min(most, power_of_two(texts)), length))
+        done += texts
+    return plan
+
+
+def _cost(plan: Sequence[Batch], token_flops: float) -> float:
+    """FLOPs of a plan, those of compiling its own shapes included."""
+    own = {batch[1:] for batch in plan if batch.length != power_of_two(batch.length)}
+    return token_flops * sum(batch.rows * batch.length for batch in plan) + COMPILATION * len(own)

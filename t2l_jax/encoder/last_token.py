@@ -16,12 +16,13 @@ from jaxtyping import Array, Float, Float32, Int
 
 from t2l_jax.decoder import Decoder, DecoderConfig
 from t2l_jax.decoder.padding import check_tokens
-from t2l_jax.encoder.batches import MAX_TOKENS, token_batches
+from t2l_jax.encoder.batches import token_batches
 from t2l_jax.encoder.cache import embed_texts, fingerprint, with_progress
 from t2l_jax.encoder.text import prepare_all
 from t2l_jax.errors import UserError
 from t2l_jax.io.locations import ModelFiles
 
+MAX_TOKENS = 4096
 PREFIX = "last-token:"  # before the location of a language model: its last token is the embedding
 
 
