@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32
@@ -78,7 +79,7 @@ class FlaxEncoder:
         """The parameters with the adapter in them, which costs nothing for each text."""
         if self.lora is None:
             return self.params
-        return {**self.params, "transformer": merge(self.params["transformer"], self.lora)}
+        return {**self.params, "transformer": jax.jit(merge)(self.params["transformer"], self.lora)}
 
     def _encodings(self, texts: list[str]) -> list[Encoding]:
         """The texts' tokens. The library takes as many threads as there are processors."""
