@@ -34,7 +34,7 @@ class Train(Generic[Settings]):
     """Several processes, one on each host: those of Slurm, Open MPI or Cloud TPU (auto), or of a coordinator's address,
     with JAX_NUM_PROCESSES and JAX_PROCESS_ID in the environment."""
     trust_remote_code: bool = False
-    """Let the text encoder's own Python code run (gte-large needs it)."""
+    """Let the text encoder's own Python code run, where its architecture is known to no library."""
     dry_run: bool = False
     """Only say what would be downloaded, the sizes of everything, and the memory that a device needs."""
 
@@ -117,7 +117,7 @@ class Reconstruct(Generic[Settings]):
     """Several processes, one on each host: those of Slurm, Open MPI or Cloud TPU (auto), or of a coordinator's address,
     with JAX_NUM_PROCESSES and JAX_PROCESS_ID in the environment."""
     trust_remote_code: bool = False
-    """Let the text encoder's own Python code run (gte-large needs it)."""
+    """Let the text encoder's own Python code run, where its architecture is known to no library."""
 
     def run(self) -> None:
         from t2l_jax import distributed
@@ -161,7 +161,7 @@ class Evaluate(Generic[Settings]):
     """Output folder: predictions.jsonl, the table as .md, .csv, .json and .png, and environment.json (command, machine,
     time)."""
     trust_remote_code: bool = False
-    """Let the text encoder's own Python code run (gte-large needs it)."""
+    """Let the text encoder's own Python code run, where its architecture is known to no library."""
 
     def run(self) -> None:
         from t2l_jax import load

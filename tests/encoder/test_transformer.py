@@ -1,5 +1,6 @@
 """The Flax transformer against transformers' own models with the same random weights; its adapter against PEFT's."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from encoder_adapters import save_encoder_adapter
+from safetensors.numpy import load_file, save_file
 from transformers import (
     BertConfig,
     BertModel,
@@ -22,9 +24,10 @@ from transformers import (
 
 from t2l_jax.encoder import transformer
 from t2l_jax.encoder.adapter import load_adapter
-from t2l_jax.encoder.families import FAMILIES
+from t2l_jax.encoder.families import FAMILIES, Unsupported
 from t2l_jax.encoder.transformer import Transformer, TransformerConfig
 from t2l_jax.encoder.weights import load_transformer
+from t2l_jax.errors import UserError
 from t2l_jax.io.files import read_json
 from t2l_jax.lora import merge
 
@@ -181,3 +184,65 @@ def zeros(config: TransformerConfig) -> Any:
 
     spec = config.lora_spec(tuple(config.projection_widths()), 2, 4.0)
     return Adapter(jax.tree.map(jnp.zeros, spec.shapes(), is_leaf=lambda leaf: isinstance(leaf, tuple)), spec)
+
+
+def test_an_adapter_of_packed_projections_is_cut_where_their_rows_are(tmp_path: Path) -> None:
+    save("gte", tmp_path)
+    config, params = load(tmp_path)
+    draw = np.random.default_rng(0)
+    shapes = {"attention.qkv_proj": (48, 16), "mlp.up_gate_proj": (48, 16), "mlp.down_proj": (16, 24)}
+    pairs = {
+        f"encoder.layer.1.{name}": (draw.normal(size=(3, i)), draw.normal(size=(o, 3)))
+        for name, (o, i) in shapes.items()
+    }
+    tensors = {f"base_model.model.{place}.lora_A.weight": a.astype(np.float32) for place, (a, _) in pairs.items()}
+    tensors |= {f"base_model.model.{place}.lora_B.weight": b.astype(np.float32) for place, (_, b) in pairs.items()}
+    (tmp_path / "adapter").mkdir()
+    save_file(tensors, tmp_path / "adapter" / "adapter_model.safetensors")
+    options = {"peft_type": "LORA", "r": 3, "lora_alpha": 6, "target_modules": [name.split(".")[1] for name in shapes]}
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(options))
+    changed = merge(params, load_adapter(tmp_path / "adapter", FAMILIES["new"], config))["layers"]
+    expected = {name: (2 * b @ a).T for name, (a, b) in zip(shapes, pairs.values(), strict=True)}
+    packed = {
+        "attention.qkv_proj": ("q_proj", "k_proj", "v_proj"),
+        "mlp.up_gate_proj": ("up_proj", "gate_proj"),  # in the order of the file's rows
+        "mlp.down_proj": ("down_proj",),
+    }
+    for place, names in packed.items():
+        delta = [changed[name]["kernel"] - params["layers"][name]["kernel"] for name in names]
+        np.testing.assert_allclose(np.concatenate(delta, -1)[1], expected[place], rtol=1e-4, atol=1e-5)
+        assert not np.concatenate(delta, -1)[0].any()
+
+
+def test_what_no_embedding_needs_is_not_read_and_what_is_unknown_goes_elsewhere(tmp_path: Path) -> None:
+    save("bert", tmp_path)
+    file = tmp_path / "model.safetensors"
+    tensors = {f"bert.{name}": tensor for name, tensor in load_file(file).items()}  # as of a whole language model
+    more = {"bert.embeddings.position_ids": np.arange(32)[None], "cls.predictions.bias": np.zeros(40, np.float32)}
+    _, params = load(tmp_path)
+    save_file(tensors | more, file)
+    jax.tree.map(np.testing.assert_array_equal, load(tmp_path)[1], params)
+    save_file(tensors | {"bert.encoder.layer.0.gate": np.zeros(3, np.float32)}, file)
+    with pytest.raises(Unsupported, match=r"the tensor 'encoder\.layer\.0\.gate'"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "reason"),
+    [
+        ("bert", {"position_embedding_type": "relative_key"}, "positions of the type 'relative_key'"),
+        ("bert", {"is_decoder": True}, "a decoder of this architecture"),
+        ("gte", {"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "rotary positions scaled by 'yarn'"),
+        ("gte", {"layer_norm_type": "rms_norm"}, "layer_norm_type = 'rms_norm'"),
+        ("gte", {"logn_attention_scale": True}, "logn_attention_scale = True"),
+        ("gte", {"position_embedding_type": "absolute"}, "position_embedding_type = 'absolute'"),
+    ],
+)
+def test_an_option_that_is_not_computed_is_named(name: str, changes: dict[str, Any], reason: str) -> None:
+    with pytest.raises(Unsupported, match=reason):
+        FAMILIES[name].config({**SIZES, **changes}, Path("config.json"))
+
+
+def test_a_config_without_room_for_positions_is_refused() -> None:
+    with pytest.raises(UserError, match=r"config\.json: pad_token_id leaves none of the 32 positions"):
+        FAMILIES["roberta"].config({**SIZES, "pad_token_id": 31}, Path("config.json"))
