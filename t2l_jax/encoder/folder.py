@@ -254,8 +254,7 @@ def _tokenizer(home: Path, transformer: TransformerConfig, model: _Model) -> tup
     lengths = checked(_Lengths, values, str(length_file))
     tokenizer = _read_tokenizer(home, config, model.model_type)
     if lengths.do_lower_case:
-        normalizer = tokenizer.normalizer
-        tokenizer.normalizer = _lowercased(normalizer)
+        tokenizer.normalizer = _lowercased(tokenizer.normalizer)
     positions = transformer.positions
     room = positions.size - positions.first if isinstance(positions, Learned) else 2**20
     stated = lengths.max_seq_length or min(config.model_max_length or room, model.max_position_embeddings)
@@ -292,13 +291,19 @@ def _read_tokenizer(home: Path, config: _TokenizerConfig, model_type: str) -> To
 
 def _check_normalizer(tokenizer: Tokenizer, config: _TokenizerConfig) -> None:
     """Raise Unsupported if tokenizer_config.json contradicts tokenizer.json, where transformers believes the former."""
-    parts = json.loads(tokenizer.to_str()).get("normalizer") or {}
+    parts = json.loads(tokenizer.normalizer.__getstate__()) if tokenizer.normalizer else {}
     if parts.get("type") != "BertNormalizer":
         return
-    ours = {"lowercase": config.do_lower_case, "strip_accents": config.strip_accents}
-    ours["handle_chinese_chars"] = config.tokenize_chinese_chars
-    for name, value in ours.items():
-        if value is not None and value != parts.get(name):
+    rebuilt = config.tokenizer_class in ("BertTokenizer", "BertTokenizerFast", None)  # with defaults of its own
+    given = {
+        "lowercase": True if rebuilt and config.do_lower_case is None else config.do_lower_case,
+        "handle_chinese_chars": True
+        if rebuilt and config.tokenize_chinese_chars is None
+        else config.tokenize_chinese_chars,
+        "strip_accents": config.strip_accents,
+    }
+    for name, value in given.items():
+        if (value is not None or (rebuilt and name == "strip_accents")) and value != parts.get(name):
             raise Unsupported(f"{name} = {shown(value)}, where tokenizer.json has {shown(parts.get(name))}")
 
 

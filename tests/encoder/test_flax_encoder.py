@@ -244,3 +244,17 @@ def test_a_damaged_folder_is_refused_by_name(message: str, folder: Path) -> None
     with pytest.raises(UserError, match=message) as error:
         load_encoder(str(folder)).embed(TEXTS)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("stated", [{}, {"do_lower_case": True}])
+def test_a_tokenizer_that_transformers_would_build_otherwise_is_left_to_it(
+    folder: Path, stated: dict[str, Any]
+) -> None:
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["normalizer"]["lowercase"] = False
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    assert_agrees(folder)
+    edit(folder / "tokenizer_config.json", tokenizer_class="BertTokenizer", **stated)
+    encoder = load_encoder(str(folder))
+    assert isinstance(encoder, SentenceEncoder)
+    np.testing.assert_allclose(encoder.embed(TEXTS), reference(folder), atol=1e-4)
