@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -17,13 +17,14 @@ from t2l_jax.decoder.padding import pad_leading, power_of_two
 from t2l_jax.encoder import Encoder, embed_instances, load_encoder
 from t2l_jax.errors import UserError
 from t2l_jax.hypernet import Condition, HypernetConfig, Variables, write_adapters
-from t2l_jax.io.base import check_separate, load_config
 from t2l_jax.io.files import read_file
 from t2l_jax.io.locations import ModelFiles, resolve
 from t2l_jax.io.peft import CONFIG_FILE, WEIGHTS_FILE
 from t2l_jax.io.published import ENCODER_FOLDER, WORDS, ModelConfig, load_model, load_template, model_folder
-from t2l_jax.llm import LLM
 from t2l_jax.lora import Adapter, LoraSpec
+
+if TYPE_CHECKING:  # importing it takes a second, and an adapter is made without it
+    from t2l_jax.llm import LLM
 
 
 @dataclass(frozen=True)
@@ -99,8 +100,11 @@ class Model:
         padded = pad_leading(conditions, power_of_two(count))
         return _write_adapters(self.config.hypernet, self.config.lora, self.variables, padded)[:count]
 
-    def load_base(self, dtype: Any = jnp.float32, mesh: Mesh | None = None) -> LLM:
+    def load_base(self, dtype: Any = jnp.float32, mesh: Mesh | None = None) -> "LLM":
         """The frozen base LLM that the adapters are for, as `LLM.load` has it. Raises UserError if they do not fit."""
+        from t2l_jax.io.base import check_separate, load_config
+        from t2l_jax.llm import LLM
+
         load_config(self.base).check_adapter(self.config.lora)
         check_separate(self.base, self.config.lora.names)
         return LLM.from_files(self.base, dtype, self.chat_template, mesh=mesh)

@@ -14,6 +14,7 @@ from t2l_jax import model as model_module
 from t2l_jax.errors import UserError
 from t2l_jax.hypernet import Condition, write_adapters
 from t2l_jax.io import published
+from t2l_jax.llm import LLM
 from t2l_jax.lora import LoraModule, LoraSpec, merge
 from t2l_jax.model import Model, describe, load
 
@@ -59,7 +60,7 @@ def test_generate_is_the_hypernetwork_whatever_it_is_padded_to(model, encoder):
 
 def test_the_base_model_is_not_touched(tmp_path, monkeypatch):
     model = load(str(save_published(tmp_path, tiny_config("no/such/base"))))
-    monkeypatch.setattr(model_module.LLM, "from_files", lambda *_, **__: pytest.fail("the base model is loaded"))
+    monkeypatch.setattr(LLM, "from_files", lambda *_, **__: pytest.fail("the base model is loaded"))
     assert len(model.generate(TEXTS)) == 3
     monkeypatch.undo()
     with pytest.raises(UserError, match="no/such/base"):

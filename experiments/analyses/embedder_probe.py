@@ -22,7 +22,7 @@ from t2l_jax.data.family import TRAIN_WORDINGS, UNSEEN_WORDINGS, phrasing
 from t2l_jax.data.family.split import Combination, combinations
 from t2l_jax.data.tasks import evenly
 from t2l_jax.encoder import load_encoder
-from t2l_jax.io.locations import cache_folder
+from t2l_jax.io.files import cache_folder
 from t2l_jax.io.published import ENCODER_FOLDER, PRETRAINED
 
 PARTS = ("select", "order", "transform", "format")

@@ -29,7 +29,7 @@ from t2l_jax.data.tasks import Task, named_like
 from t2l_jax.decoder import Decoder, DecoderConfig, logits
 from t2l_jax.hypernet import Condition
 from t2l_jax.io.base import load_base
-from t2l_jax.io.locations import cache_folder
+from t2l_jax.io.files import cache_folder
 from t2l_jax.lora import Adapter, stack
 
 ROWS, LENGTH, WORDINGS = 3, 256, 16

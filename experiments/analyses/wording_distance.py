@@ -20,7 +20,7 @@ from experiments.recipes.wording_encoder import Described, WordingEncoder, other
 from experiments.tools.results import RESULTS, write
 from t2l_jax.data.tasks import load_tasks, named_like
 from t2l_jax.encoder import load_encoder
-from t2l_jax.io.locations import cache_folder
+from t2l_jax.io.files import cache_folder
 
 WORDINGS, UNSEEN = 16, 8
 

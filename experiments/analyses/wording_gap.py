@@ -25,7 +25,7 @@ from t2l_jax.data.family.split import combinations
 from t2l_jax.data.tasks import evenly
 from t2l_jax.decoder import Decoder
 from t2l_jax.io.base import load_base
-from t2l_jax.io.locations import cache_folder
+from t2l_jax.io.files import cache_folder
 from t2l_jax.training.objectives import Sft
 from t2l_jax.training.step import make_validation
 from t2l_jax.training.trainees import TextHypernetwork

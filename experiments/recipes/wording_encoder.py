@@ -28,8 +28,9 @@ from t2l_jax.data.family import phrasing
 from t2l_jax.data.family.split import Combination, combinations
 from t2l_jax.data.tasks import MAX_TRAIN_DESCRIPTIONS, load_tasks
 from t2l_jax.encoder import SHORT_NAMES, load_encoder, prepare
-from t2l_jax.io.files import atomic_folder
-from t2l_jax.io.locations import cache_folder
+from t2l_jax.encoder.sentence_transformers import SentenceEncoder
+from t2l_jax.io.files import atomic_folder, cache_folder
+from t2l_jax.io.locations import resolve
 from t2l_jax.progress import progress_bar
 
 PARTS = ("select", "order", "transform", "format")
@@ -187,7 +188,7 @@ def main(args: WordingEncoder) -> None:
     members = combinations()["train"]
     real, listed, held_out = other_tasks(args)
     means = None if args.towards is None else mean_z(args, members, [*real, *listed, *held_out])
-    loaded = load_encoder("minilm").model
+    loaded = SentenceEncoder.load(resolve(SHORT_NAMES["minilm"])).model
     encoder = trainable(args, loaded[0].auto_model)
     heads = Classifiers(384, (*PARTS, "task"))
     trained = [weight for weight in encoder.parameters() if weight.requires_grad]

@@ -28,7 +28,7 @@ from t2l_jax.data.selection import TaskSelection
 from t2l_jax.data.sources import read_tasks
 from t2l_jax.data.tasks import named_like
 from t2l_jax.io.base import load_base, load_tokenizer
-from t2l_jax.io.locations import cache_folder
+from t2l_jax.io.files import cache_folder
 from t2l_jax.training import LoopConfig
 from t2l_jax.training.material import Reader
 from t2l_jax.training.objectives import Sft, SftConfig

@@ -13,7 +13,8 @@ from t2l_jax.data.tasks import Task, evenly
 from t2l_jax.encoder import Encoder
 from t2l_jax.hypernet import Condition
 from t2l_jax.io.base import load_tokenizer
-from t2l_jax.io.locations import cache_folder, resolve
+from t2l_jax.io.files import cache_folder
+from t2l_jax.io.locations import resolve
 from t2l_jax.training.material import Reader
 from t2l_jax.training.trainees import LoraTable, TextHypernetwork
 

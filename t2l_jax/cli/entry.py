@@ -18,6 +18,7 @@ from t2l_jax.cli.inference import Chat, Embed, Generate
 from t2l_jax.cli.models import Export, Import, Models, Publish
 from t2l_jax.cli.training import Evaluate, Plan, Reconstruct, Train
 from t2l_jax.errors import Stopped, UserError
+from t2l_jax.io.files import cache_folder
 
 if TYPE_CHECKING:  # importing it takes seconds, so only the commands that need it do
     from t2l_jax.training.recipe import BaseRecipe
@@ -31,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if isinstance(sys.stdout, TextIOWrapper):  # a name, or an answer, may hold what the terminal's encoding lacks
         sys.stdout.reconfigure(errors="backslashreplace")
+    _keep_compiled()
     try:
         parse(arguments).run()
     except UserError as error:
@@ -46,6 +48,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         _refuse(f"{error.filename or 'a file'}: {error.strerror or error}")
     except MemoryError:
         _refuse("the memory is not enough: ask for less at a time")
+
+
+def _keep_compiled() -> None:
+    """What takes long to compile is compiled once: JAX, imported later, reads these from the environment."""
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder() / "compiled"))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 
 def _refuse(reason: str) -> NoReturn:

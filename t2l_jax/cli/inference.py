@@ -39,7 +39,7 @@ class Generate:
     """Number of adapters generated at a time with --from."""
     distributed: Distributed = "auto"
     trust_remote_code: bool = False
-    """Let the text encoder's own Python code run (gte-large needs it)."""
+    """Let the text encoder's own Python code run, where its architecture is known to no library."""
 
     def run(self) -> None:
         single = self.description is not None or self.instance is not None
@@ -111,7 +111,7 @@ class Chat:
     tensor: Annotated[int, arg(name="mesh.tensor")] = 1
     """Number of devices that compute each layer of the base model together (faster than mesh.fsdp)."""
     trust_remote_code: bool = False
-    """Let the text encoder's own Python code run (gte-large needs it)."""
+    """Let the text encoder's own Python code run, where its architecture is known to no library."""
 
     def run(self) -> None:
         import jax
@@ -175,7 +175,7 @@ class Embed:
     """Text encoder to use instead: minilm, gte-large, last-token:LOCATION, the location of a sentence-transformers
     model, or the folder of a LoRA adapter for a text encoder."""
     trust_remote_code: bool = False
-    """Let the encoder's own Python code run (gte-large needs it)."""
+    """Let the encoder's own Python code run, where its architecture is known to no library."""
 
     def run(self) -> None:
         import io

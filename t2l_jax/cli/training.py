@@ -40,7 +40,7 @@ class Train(Generic[Settings]):
     """Also log to this Weights & Biases project (pip install wandb)."""
     distributed: Distributed = "auto"
     trust_remote_code: bool = False
-    """Let the text encoder's own Python code run (gte-large needs it)."""
+    """Let the text encoder's own Python code run, where its architecture is known to no library."""
     dry_run: bool = False
     """Only say what would be downloaded, the sizes of everything, and the memory that a device needs."""
 
@@ -121,7 +121,7 @@ class Reconstruct(Generic[Settings]):
     """Also log to this Weights & Biases project (pip install wandb)."""
     distributed: Distributed = "auto"
     trust_remote_code: bool = False
-    """Let the text encoder's own Python code run (gte-large needs it)."""
+    """Let the text encoder's own Python code run, where its architecture is known to no library."""
 
     def run(self) -> None:
         from t2l_jax import distributed
@@ -167,7 +167,7 @@ class Evaluate(Generic[Settings]):
     time)."""
     distributed: Distributed = "auto"
     trust_remote_code: bool = False
-    """Let the text encoder's own Python code run (gte-large needs it)."""
+    """Let the text encoder's own Python code run, where its architecture is known to no library."""
 
     def run(self) -> None:
         from t2l_jax import distributed, load

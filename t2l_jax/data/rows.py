@@ -15,8 +15,8 @@ from datasets.naming import camelcase_to_snakecase
 from pydantic import Field
 
 from t2l_jax.errors import Unreachable, UserError
-from t2l_jax.io.files import open_file, os_errors_explained
-from t2l_jax.io.locations import HTTP_ERROR, cache_folder
+from t2l_jax.io.files import cache_folder, open_file, os_errors_explained
+from t2l_jax.io.locations import HTTP_ERROR
 from t2l_jax.io.yaml_file import MAX_BYTES, parse_yaml
 from t2l_jax.schema import Schema, Several, Text
 

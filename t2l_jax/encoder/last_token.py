@@ -3,7 +3,7 @@
 Axes: n texts, d embedding width, R rows, S sequence.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -15,15 +15,15 @@ import numpy as np
 from jaxtyping import Array, Float, Float32, Int
 
 from t2l_jax.decoder import Decoder, DecoderConfig
-from t2l_jax.decoder.padding import SHORTEST_PROMPT, check_tokens, pad_rows, power_of_two
+from t2l_jax.decoder.padding import check_tokens
+from t2l_jax.encoder.batches import token_batches
 from t2l_jax.encoder.cache import embed_texts, fingerprint, with_progress
 from t2l_jax.encoder.text import prepare_all
 from t2l_jax.errors import UserError
-from t2l_jax.io.base import load_base, load_tokenizer
 from t2l_jax.io.locations import ModelFiles
 
-PREFIX = "last-token:"  # before the location of a language model: its last token is the embedding
 MAX_TOKENS = 4096
+PREFIX = "last-token:"  # before the location of a language model: its last token is the embedding
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +40,8 @@ class LastTokenEncoder:
     @classmethod
     def load(cls, files: ModelFiles, dtype: Any = jnp.float32) -> "LastTokenEncoder":
         """Load a base model's weights and tokenizer. Raises UserError if they cannot be read."""
+        from t2l_jax.io.base import load_base, load_tokenizer  # here, since importing it takes a second
+
         config, params = load_base(files, dtype)
         return cls(PREFIX + files.location, files.path, config, params, load_tokenizer(files))
 
@@ -50,6 +52,10 @@ class LastTokenEncoder:
     @cached_property
     def fingerprint(self) -> str:
         return fingerprint("last-token", self.path)
+
+    @cached_property
+    def _token_flops(self) -> float:
+        return 2.0 * sum(leaf.size for leaf in jax.tree.leaves(self.params["layers"]))
 
     def embed(self, texts: Sequence[str], cache: Path | None = None) -> Float32[np.ndarray, "n d"]:
         """The z of each text; see `Encoder.embed`. A text of more than MAX_TOKENS tokens is a UserError."""
@@ -64,7 +70,7 @@ class LastTokenEncoder:
                     f"{texts[index][:60]!r}"
                 )
         embeddings = np.empty((len(texts), self.dim), np.float32)
-        for chosen, padded, lengths in with_progress(list(token_batches(tokens)), len(texts)):
+        for chosen, padded, lengths in with_progress(list(token_batches(tokens, self._token_flops)), len(texts)):
             check_tokens(padded, self.config.vocab_size)
             states = last_token_states(self.config, self.params, jnp.asarray(padded), jnp.asarray(lengths))
             embeddings[chosen] = np.asarray(states, np.float32)[: len(chosen)]
@@ -79,22 +85,3 @@ def last_token_states(
     segments = (jnp.arange(tokens.shape[1])[None] < lengths[:, None]).astype(jnp.int32)
     hidden, _ = Decoder(config).apply({"params": params}, tokens, segments=segments)
     return hidden[jnp.arange(len(tokens)), lengths - 1]
-
-
-def token_batches(
-    tokens: Sequence[Sequence[int]],
-) -> Iterator[tuple[list[int], Int[np.ndarray, "R S"], Int[np.ndarray, " R"]]]:
-    """Rows of similar length as (their indices, tokens, lengths), in few shapes so that compilation happens rarely.
-
-    R and S are powers of two and R x S is at most MAX_TOKENS; rows that are left over are blank.
-    """
-    buckets: dict[int, list[int]] = {}
-    for index, ids in enumerate(tokens):
-        buckets.setdefault(max(SHORTEST_PROMPT, power_of_two(len(ids))), []).append(index)
-    for length, members in sorted(buckets.items()):
-        most = MAX_TOKENS // length
-        for start in range(0, len(members), most):
-            chosen = members[start : start + most]
-            shape = 1, power_of_two(len(chosen)), length
-            padded, lengths = pad_rows([[tokens[index] for index in chosen]], shape, left=False)
-            yield chosen, padded[0], lengths[0]

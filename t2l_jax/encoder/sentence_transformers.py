@@ -1,6 +1,5 @@
 """Text encoders of sentence-transformers, run by PyTorch on the CPU, with a LoRA adapter or without."""
 
-import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,15 +12,14 @@ from jaxtyping import Float32
 
 from t2l_jax.encoder.adapter import add_adapter
 from t2l_jax.encoder.cache import embed_texts, fingerprint, with_progress
-from t2l_jax.encoder.last_token import PREFIX
-from t2l_jax.encoder.text import prepare_all
+from t2l_jax.encoder.folder import Module, read_modules
+from t2l_jax.encoder.text import prepare_all, warn_of_cuts
 from t2l_jax.errors import UserError
-from t2l_jax.io.files import read_json, read_json_value
+from t2l_jax.io.files import read_json
 from t2l_jax.io.locations import ModelFiles
-from t2l_jax.schema import Schema, Several, checked, shown
+from t2l_jax.schema import Schema, checked, shown
 
 MAX_WIDTH = 2**20  # of an embedding
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +80,8 @@ class SentenceEncoder:
         """The z of each text; see `Encoder.embed`."""
         prepared = prepare_all(texts)
         z = embed_texts(self, self._encode, prepared, cache)
-        self._warn_of_cuts(prepared)
+        if type(most := self.model.max_seq_length) is int:  # of some it is None, or infinite
+            warn_of_cuts(self.name, most, prepared, self._are_cut)
         return z
 
     def _encode(self, texts: list[str]) -> np.ndarray:
@@ -96,30 +95,13 @@ class SentenceEncoder:
                 raise UserError(f"{self.path}: its text encoder fails: {_first_line(error)}") from error
         return embeddings
 
-    def _warn_of_cuts(self, texts: list[str]) -> None:
-        most = self.model.max_seq_length
-        # No token without a byte, but for a few marks at the ends.
-        long = [index for index, text in enumerate(texts) if most and len(text.encode()) + 8 > most]
-        if not long:
-            return
-        tokens = self.model.tokenizer([texts[index] for index in long], truncation=False, verbose=False)["input_ids"]
-        if cut := [index for index, ids in zip(long, tokens, strict=True) if len(ids) > most]:
-            where = f"the first begins {texts[cut[0]][:60]!r}"
-            count = f"{len(cut)} of {len(texts)} descriptions"
-            log.warning("%s have more than the %d tokens that %s reads: %s", count, most, self.name, where)
-
-
-class _Module(Schema):
-    type: str
-    path: str = ""
+    def _are_cut(self, texts: list[str]) -> list[bool]:
+        tokens = self.model.tokenizer(texts, truncation=False, verbose=False)["input_ids"]
+        return [len(ids) > self.model.max_seq_length for ids in tokens]
 
 
 class _Dense(Schema):
     activation_function: str = "torch.nn.modules.activation.Tanh"
-
-
-class _Modules(Schema):
-    modules: Several[_Module]
 
 
 class _AutoMap(Schema):
@@ -135,13 +117,8 @@ def _check_folder(path: Path, trust_remote_code: bool) -> None:
     """Raise UserError for a folder that is no sentence-transformers model, or needs code that may not be run."""
     from transformers import CONFIG_MAPPING
 
-    if not (path / "modules.json").is_file():
-        raise UserError(
-            f"{path}: has no modules.json, so it is no sentence-transformers model. To use a language model's last "
-            f"token write {PREFIX} before its location"
-        )
     config_file = path / "config.json"
-    modules = checked(_Modules, {"modules": read_json_value(path / "modules.json")}, str(path / "modules.json")).modules
+    modules = read_modules(path)
     config = checked(_Config, read_json(config_file) if config_file.exists() else {}, str(config_file))
     foreign = [module.type for module in modules if not module.type.startswith("sentence_transformers.")]
     foreign += [name for name in _activations(path, modules) if not name.startswith("torch.nn.")]
@@ -154,12 +131,10 @@ def _check_folder(path: Path, trust_remote_code: bool) -> None:
         )
 
 
-def _activations(path: Path, modules: Sequence[_Module]) -> Iterator[str]:
+def _activations(path: Path, modules: Sequence[Module]) -> Iterator[str]:
     """The activations that dense layers name. For one that it may not import the library silently takes another."""
     for module in modules:
         file = path / module.path / "config.json"
-        if not file.resolve().is_relative_to(path.resolve()):
-            raise UserError(f"{path / 'modules.json'}: the path {shown(module.path)} leaves the model's folder")
         if module.type.endswith(".Dense") and file.exists():
             yield checked(_Dense, read_json(file), str(file)).activation_function
 

@@ -6,7 +6,8 @@ the encoder.
 Axes: n texts, d embedding width.
 """
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -17,6 +18,8 @@ from t2l_jax.errors import UserError
 
 MAX_CHARACTERS = 20_000
 CHUNK = 4096  # instances that are cached together: what an interrupted run need not embed again
+
+log = logging.getLogger(__name__)
 
 
 @runtime_checkable
@@ -83,3 +86,14 @@ def prepare_all(texts: Sequence[str]) -> list[str]:
     if isinstance(texts, str):
         raise TypeError("embed takes a sequence of texts: put the one text into a list")
     return [prepare(text, f"description {index + 1}") for index, text in enumerate(texts)]
+
+
+def warn_of_cuts(name: str, most: int, texts: list[str], are_cut: Callable[[list[str]], list[bool]]) -> None:
+    """Warn of texts of which an encoder of this name reads the first `most` tokens only; `are_cut` tells which."""
+    # No token without a byte, but for a few marks at the ends.
+    long = [index for index, text in enumerate(texts) if len(text.encode()) + 8 > most]
+    flags = are_cut([texts[index] for index in long]) if long else []
+    if cut := [index for index, flag in zip(long, flags, strict=True) if flag]:
+        where = f"the first begins {texts[cut[0]][:60]!r}"
+        count = f"{len(cut)} of {len(texts)} descriptions"
+        log.warning("%s have more than the %d tokens that %s reads: %s", count, most, name, where)

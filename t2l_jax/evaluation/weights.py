@@ -19,8 +19,7 @@ from t2l_jax.encoder import embed_instances
 from t2l_jax.errors import UserError
 from t2l_jax.evaluation.engine import AdapterKey, Answerer
 from t2l_jax.hypernet import Condition
-from t2l_jax.io.files import os_errors_explained, read_json
-from t2l_jax.io.locations import cache_folder
+from t2l_jax.io.files import cache_folder, os_errors_explained, read_json
 from t2l_jax.io.peft import CONFIG_FILE, digest, load_peft
 from t2l_jax.io.published import IDENTITIES_FILE, MODEL_FOLDER, WORDS, Identities
 from t2l_jax.llm import LLM

@@ -10,10 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import transformers
 from flax.traverse_util import unflatten_dict
 from jax.typing import DTypeLike
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import __version__ as transformers_version
 
 from t2l_jax.decoder import Decoder, DecoderConfig
 from t2l_jax.decoder.quantized import BaseKind, Stored, check_blocks, stored_as
@@ -21,10 +21,10 @@ from t2l_jax.errors import UserError
 from t2l_jax.io.families import Family
 from t2l_jax.io.families.config import decoder_config, find_family
 from t2l_jax.io.families.family import TOP_NAMES
-from t2l_jax.io.files import atomic_folder, read_json
+from t2l_jax.io.files import atomic_folder, cache_folder, read_json
 from t2l_jax.io.filling import Filling, Placement, Slot, block_rows
 from t2l_jax.io.gguf import gguf_config
-from t2l_jax.io.locations import ModelFiles, cache_folder
+from t2l_jax.io.locations import ModelFiles
 from t2l_jax.io.readers import tensors, weight_files
 from t2l_jax.io.tensor import Tensor
 from t2l_jax.schema import shown
@@ -220,7 +220,7 @@ def _own_tokenizer(files: ModelFiles) -> PreTrainedTokenizerBase:
     if file.suffix != ".gguf":
         raise UserError(f"{path}: has no tokenizer.json; download the model again, with its tokenizer")
     status = file.stat()
-    identity = f"{file.resolve()} {status.st_size} {status.st_mtime_ns} {transformers.__version__}"
+    identity = f"{file.resolve()} {status.st_size} {status.st_mtime_ns} {transformers_version}"
     folder = cache_folder() / "tokenizers" / hashlib.sha256(identity.encode()).hexdigest()[:16]
     if not folder.is_dir():
         tokenizer = _read_tokenizer(file.parent, gguf_file=file.name)
@@ -235,6 +235,13 @@ def _own_tokenizer(files: ModelFiles) -> PreTrainedTokenizerBase:
 
 def _read_tokenizer(folder: Path, **options: Any) -> PreTrainedTokenizerBase:
     try:
+        if folder.parent == cache_folder() / "tokenizers" and not options:
+            # One that was converted from GGUF. AutoTokenizer would take the same class, and import PyTorch.
+            file = folder / "tokenizer_config.json"
+            if read_json(file).get("tokenizer_class") == "TokenizersBackend":
+                return PreTrainedTokenizerFast.from_pretrained(folder)
+        from transformers import AutoTokenizer  # here, since it imports PyTorch
+
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **options)
     except Exception as error:  # transformers' parsers raise any kind of exception
         reason = " ".join(str(error).split())

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import huggingface_hub
 
-from t2l_jax.io.locations import HUB_NAME, ModelFiles, cache_folder, resolve
+from t2l_jax.io.files import cache_folder
+from t2l_jax.io.locations import HUB_NAME, ModelFiles, resolve
 
 WEIGHTS = ("*.safetensors", "*.gguf", "flax_model*")
 

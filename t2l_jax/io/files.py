@@ -25,6 +25,13 @@ MAX_NAME_BYTES = 200  # file systems allow 255; the rest is room for suffixes
 MAX_JSON_BYTES = 2**28
 
 
+def cache_folder() -> Path:
+    """The folder for downloads and other caches: `$T2L_CACHE`, or the user's own."""
+    if own := os.environ.get("T2L_CACHE"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "t2l_jax"
+
+
 @contextmanager
 def os_errors_explained(path: Path, action: str = "written") -> Iterator[None]:
     """Turn an OSError from reading or writing `path` (disk full, no permission, ...) into a UserError."""

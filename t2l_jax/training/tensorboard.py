@@ -1,14 +1,32 @@
 """Event files for TensorBoard, written synchronously: a kill loses what SummaryWriter has queued."""
 
 import os
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
+
+@contextmanager
+def _without_pytorch() -> Iterator[None]:
+    """tensorboardX imports PyTorch where it is installed, for an annotation; that takes more than a second."""
+    modules: dict[str, Any] = sys.modules
+    hidden = "torch" not in modules
+    if hidden:
+        modules["torch"] = None  # as Python marks what cannot be imported
+    try:
+        yield
+    finally:
+        if hidden:
+            del modules["torch"]
+
+
+with _without_pytorch():
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+    from tensorboardX.proto.summary_pb2 import Summary
 
 
 class EventFile:

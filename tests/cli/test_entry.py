@@ -59,3 +59,15 @@ def test_an_interrupt_ends_quietly(capsys, place, monkeypatch):
 
     monkeypatch.setattr(entry, "parse", interrupted)
     assert run(capsys, "models") == (130, "", "")
+
+
+def test_compiled_programs_are_kept_in_the_cache_folder_unless_told_otherwise(tmp_path, monkeypatch):
+    names = "JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("T2L_CACHE", str(tmp_path))
+    entry._keep_compiled()
+    assert [os.environ[name] for name in names] == [str(tmp_path / "compiled"), "0.2"]
+    monkeypatch.setenv(names[0], "elsewhere")
+    entry._keep_compiled()
+    assert os.environ[names[0]] == "elsewhere"

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from t2l_jax.encoder import Encoder, load_encoder
-from t2l_jax.encoder.last_token import LastTokenEncoder, token_batches
+from t2l_jax.encoder.last_token import LastTokenEncoder
 from t2l_jax.errors import UserError
 from t2l_jax.io.locations import resolve
 
@@ -58,22 +58,6 @@ def test_last_token_agrees_with_transformers(llama: Path, tmp_path: Path) -> Non
 def test_last_token_refuses_more_tokens_than_it_reads(llama: Path) -> None:
     with pytest.raises(UserError, match="description 2 has 4,098 tokens"):
         LastTokenEncoder.load(resolve(llama)).embed(["say no", "no " * 4096 + ". ."])
-
-
-def test_batches_hold_every_row_once_in_few_shapes() -> None:
-    lengths = [1 + 37 * index % 300 for index in range(500)]
-    tokens = [[index] * length for index, length in enumerate(lengths)]
-    seen, shapes = [], set()
-    for chosen, padded, sizes in token_batches(tokens):
-        shapes.add(padded.shape)
-        for row, index in enumerate(chosen):
-            assert sizes[row] == lengths[index]
-            assert set(padded[row, : sizes[row]]) == {index}
-        seen += chosen
-    assert sorted(seen) == list(range(500))
-    assert {length for _, length in shapes} == {16, 32, 64, 128, 256, 512}
-    assert all(rows * length <= 4096 and rows.bit_count() == 1 for rows, length in shapes)
-    assert len(shapes) < 12
 
 
 def test_a_language_model_is_no_sentence_encoder(llama: Path) -> None:

@@ -130,7 +130,7 @@ def test_an_encoder_with_an_adapter_is_what_peft_makes_of_it(
 ) -> None:
     reference = SentenceTransformer(str(minilm), device="cpu", local_files_only=True)
     save_encoder_adapter(tmp_path / "adapter", reference[0].auto_model, str(minilm))  # it adapts the model in place
-    with_adapter = load_encoder(str(tmp_path / "adapter"))
+    with_adapter = SentenceEncoder.load(resolve(minilm), adapter=tmp_path / "adapter")
     z = with_adapter.embed(TEXTS[:3], cache=tmp_path / "cache")
     stopped = [TEXTS[0] + ".", TEXTS[1], TEXTS[2] + "."]
     np.testing.assert_allclose(z, normalised(reference.encode(stopped)), atol=1e-4)
@@ -140,8 +140,8 @@ def test_an_encoder_with_an_adapter_is_what_peft_makes_of_it(
 
 
 def test_a_model_brings_the_adapter_of_its_encoder(minilm: Path, tmp_path: Path) -> None:
-    loaded = load_encoder(str(minilm))
-    save_encoder_adapter(tmp_path / "adapter", loaded.model[0].auto_model, str(minilm))
+    loaded = SentenceEncoder.load(resolve(minilm))
+    save_encoder_adapter(tmp_path / "adapter", loaded.model[0].auto_model, str(minilm))  # it adapts the model in place
     wide = replace(NET, task=replace(NET.task, dim=384))
     config = tiny_config(hypernet=wide, encoder=str(minilm))
     variables = hypernet.init(jax.random.key(0), wide, SPEC)
@@ -279,8 +279,11 @@ def test_a_folder_that_is_no_encoder_is_named(minilm: Path, tmp_path: Path) -> N
         load_encoder(str(tmp_path / "nowhere"))
     for name in ("config.json", "tokenizer.json", "vocab.txt", "modules.json"):
         shutil.copy(minilm / name, tmp_path)
+    shutil.copytree(minilm / "1_Pooling", tmp_path / "1_Pooling")
     (tmp_path / "model.safetensors").write_bytes((minilm / "model.safetensors").read_bytes()[:-1000])
     with pytest.raises(UserError, match="cannot be loaded"):
+        SentenceEncoder.load(resolve(tmp_path))
+    with pytest.raises(UserError, match=r"model\.safetensors: damaged or cut short"):
         load_encoder(str(tmp_path))
     (tmp_path / "modules.json").write_text('[{"idx": 0,')
     with pytest.raises(UserError, match=r"modules\.json: not JSON"):

@@ -1,7 +1,7 @@
 """The kinds of files that come from outside: a good folder of each, how it is damaged, and what reads it.
 
-A reader returns what it computed, or raises UserError. Where transformers or peft read the same files, their numbers
-are the reference: an input that both take must give the same ones.
+A reader returns what it computed, or raises UserError. Where transformers, peft or sentence-transformers read the same
+files, their numbers are the reference: an input that both take must give the same ones.
 """
 
 import contextlib
@@ -143,6 +143,13 @@ def read_encoder(folder: Path) -> np.ndarray:
     return _finite(load_encoder(str(folder)).embed(["Say red.", "Say blue red"]))
 
 
+def reference_encoder(folder: Path) -> np.ndarray:
+    from t2l_jax.encoder.sentence_transformers import SentenceEncoder
+    from t2l_jax.io.locations import resolve
+
+    return SentenceEncoder.load(resolve(folder)).embed(["Say red.", "Say blue red"])
+
+
 def read_evaluation(folder: Path) -> Any:
     """What going on with an evaluation reads: its settings, its answers, and the record of its sessions."""
     from t2l_jax.evaluation import store
@@ -231,6 +238,7 @@ KINDS = {
             "encoder/model.safetensors": mutate.safetensors,
         },
         read_encoder,
+        reference_encoder,
     ),
     "evaluation": Kind(
         {

@@ -8,11 +8,9 @@ import ast
 import warnings
 from collections.abc import Iterator, Mapping
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-
-import transformers
-from transformers.models.auto.configuration_auto import model_type_to_module_name
 
 from t2l_jax.decoder import DecoderConfig
 from t2l_jax.errors import UserError
@@ -95,8 +93,9 @@ def _check_unknown(unknown: Iterator[tuple[str, str, Any]], family: Family, file
 @cache
 def _names_in_transformers(model_type: str) -> frozenset[str]:
     """Every name in transformers' code of a family that could be an attribute's: names, fields, arguments, text."""
-    package = Path(transformers.__file__).parent
-    folder = package / "models" / model_type_to_module_name(model_type)
+    spec = find_spec("transformers")  # importing it takes a second
+    package = Path(spec.origin).parent if spec and spec.origin else Path()
+    folder = package / "models" / model_type.removesuffix("_text")  # a text model lies beside the one that sees
     names = set()
     for source in [*folder.glob("*.py"), *(package / f"{name}.py" for name in _SHARED_SOURCES)]:
         for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
