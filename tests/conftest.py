@@ -10,6 +10,8 @@ from typing import Any
 # Before JAX is imported, and in the environment so that the processes which tests start have it too.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+# XLA has a thread for each device, and devices that wait for each other within nested loops can take them all.
+os.environ.setdefault("PJRT_NPROC", "32")
 if metadata.version("jaxlib").startswith("0.10."):  # another one may not know these flags, and end
     os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 # A tiny model is compiled once and runs for a moment: without LLVM's optimisations, and with XLA's older emitters of
