@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from t2l_jax.encoder.transformer import ACTIVATIONS, Transformer, TransformerConfig
@@ -83,7 +82,7 @@ embed_rows = jax.jit(sentence_embedding, static_argnums=0)
 
 
 def z_of_rows(
-    config: SentenceConfig, params: dict[str, Any], rows: Int[Array | np.ndarray, "R S"], adapter: Adapter | None = None
+    config: SentenceConfig, params: dict[str, Any], rows: Int[Array, "R S"], adapter: Adapter | None = None
 ) -> Float[Array, "R d"]:
     """z of each row of tokens, -1 after its end: the embedding, of length sqrt(d). Pure: jit, grad, vmap it."""
     mask = rows >= 0

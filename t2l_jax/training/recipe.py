@@ -151,7 +151,7 @@ class BaseRecipe:
     encoder: str = "minilm"
     """Text encoder: minilm, gte-large, last-token:LOCATION, the location of a sentence-transformers model, or the
     folder of a PEFT adapter for a text encoder, which is published along with the hypernetwork."""
-    encoder_training: Annotated[EncoderTraining, tyro.conf.arg(name="encoder")] = EncoderTraining()
+    encoder_training: Annotated[EncoderTraining, tyro.conf.arg(name="encoder")] = field(default_factory=EncoderTraining)
     tasks: tuple[str, ...] = ("words",)
     """Task sources: `words`, `family` and `gym` (built in; gym needs the extra reasoning-gym), a folder of task
     folders, or a folder of NAME/metadata.yaml (the registry of the original), whose data sets come from the hub."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
@@ -70,8 +71,7 @@ class JointHypernetwork(TextHypernetwork):
         self, variables: Variables, conditions: Condition, key: PRNGKeyArray | None = None
     ) -> tuple[Adapter, Extra]:
         own, adapter = _apart(variables)
-        assert conditions.text is not None
-        z = z_of_rows(self.sentence, variables[ENCODER], conditions.text, adapter)
+        z = z_of_rows(self.sentence, variables[ENCODER], jnp.asarray(conditions.text), adapter)
         return super().adapters(own, replace(conditions, z=z, text=None), key)
 
     def publish(self, folder: Path, variables: Variables, release: Release) -> Path:
