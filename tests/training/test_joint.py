@@ -18,7 +18,7 @@ from tiny_training import FAST, NET, SPEC, curves
 from transformers import BertModel
 
 import t2l_jax
-from t2l_jax.data.batches import Sampler
+from t2l_jax.data.batches import BatchConfig, Sampler
 from t2l_jax.encoder import load_encoder
 from t2l_jax.encoder.flax_encoder import FlaxEncoder
 from t2l_jax.encoder.sentence import SentenceConfig
@@ -28,9 +28,10 @@ from t2l_jax.hypernet import Condition, Variables
 from t2l_jax.lora import init_adapter
 from t2l_jax.sharding import make_mesh
 from t2l_jax.training import Batches, LoopConfig, RunConfig, train
+from t2l_jax.training import run as run_module
 from t2l_jax.training.dry_run import dry_run
 from t2l_jax.training.objectives import SftConfig
-from t2l_jax.training.recipe import Recipe, ReconstructionRecipe
+from t2l_jax.training.recipe import BaseRecipe, Recipe, ReconstructionRecipe
 from t2l_jax.training.run import run
 from t2l_jax.training.trackers import JsonLines
 from t2l_jax.training.trainees import EncoderTraining, JointHypernetwork, TextHypernetwork, join
@@ -63,7 +64,7 @@ def random_variables() -> Variables:
     }
 
 
-def sampler() -> Sampler:
+def sampler(shape: BatchConfig = tiny_training.SHAPE) -> Sampler:
     """The tasks of `tiny_training`, with two descriptions each of two to eight tokens."""
     rng = np.random.default_rng(0)
     tasks = []
@@ -71,7 +72,7 @@ def sampler() -> Sampler:
         rows = np.where(np.arange(8)[None] < rng.integers(2, 9, (2, 1)), rng.integers(20, size=(2, 8)), -1)
         conditions = Condition(task=np.full(2, n, np.int32), text=rows.astype(np.int32))
         tasks.append(replace(task, conditions=conditions))
-    return Sampler(tasks, tiny_training.SHAPE, 1)
+    return Sampler(tasks, shape, 1)
 
 
 def test_gradients_are_those_of_finite_differences():
@@ -97,24 +98,16 @@ def test_gradients_are_those_of_finite_differences():
         assert difference == pytest.approx(slope, rel=0.02)
 
 
-def test_padding_changes_nothing():
-    variables, conditions = random_variables(), sampler().draw(0).condition
-    longer = np.pad(conditions.text, ((0, 0), (0, 4)), constant_values=-1)
-    short, long = (TRAINEE.adapters(variables, replace(conditions, text=text))[0] for text in (conditions.text, longer))
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), short, long)
-
-
-def test_two_devices_and_parts_of_a_batch_train_alike(tmp_path):
-    losses = {}
-    two = make_mesh(data=2, devices=jax.devices()[:2])
-    for name, how in (("one", {}), ("two", {"mesh": two}), ("parts", {"accumulate": 2})):
-        config = RunConfig(LoopConfig(steps=3), FAST, trackers=(JsonLines,), **how)
-        draw = Batches(sampler().draw)
-        train(TRAINEE, tiny_training.objective(QUIET), draw, tmp_path / name, config, random_variables())
-        losses[name] = [record["loss"] for record in curves(tmp_path / name)]
-    np.testing.assert_allclose(losses["two"], losses["one"], rtol=1e-4)
-    np.testing.assert_allclose(losses["parts"], losses["one"], rtol=1e-4)
-    assert losses["one"][-1] != losses["one"][0]
+def test_two_devices_that_take_a_batch_in_parts_train_as_one_does(tmp_path):
+    losses = []
+    shape = replace(tiny_training.SHAPE, tasks=4)
+    for how in ({}, {"mesh": make_mesh(data=2, devices=jax.devices()[:2]), "accumulate": 2}):
+        config = RunConfig(LoopConfig(steps=2), FAST, trackers=(JsonLines,), **how)
+        folder = tmp_path / str(len(losses))
+        train(TRAINEE, tiny_training.objective(QUIET), Batches(sampler(shape).draw), folder, config, random_variables())
+        losses.append([record["loss"] for record in curves(folder)])
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
+    assert losses[0][1] != losses[0][0]
 
 
 @pytest.fixture(scope="module")
@@ -130,9 +123,17 @@ def recipe_of(folder: Path) -> Recipe:
     return replace(recipe_in(folder), encoder=str(folder / "encoder"), encoder_training=LORA)
 
 
-@pytest.fixture
-def published(monkeypatch) -> list[tuple[JointHypernetwork, Variables]]:
-    """What runs publish, as they have it."""
+@pytest.fixture(scope="module")
+def finished(folder, tmp_path_factory) -> tuple[Path, JointHypernetwork, Variables]:
+    """The folder of a run, and what it published as the run had it."""
+    out = tmp_path_factory.mktemp("runs") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("T2L_CACHE", str(out.parent / "cache"))
+        return out, *published_by(recipe_of(folder), out)
+
+
+def published_by(recipe: BaseRecipe, out: Path) -> tuple[JointHypernetwork, Variables]:
+    """What a run publishes."""
     kept: list[tuple[JointHypernetwork, Variables]] = []
     publish = JointHypernetwork.publish
 
@@ -140,8 +141,10 @@ def published(monkeypatch) -> list[tuple[JointHypernetwork, Variables]]:
         kept.append((self, variables))
         return publish(self, folder, variables, release)
 
-    monkeypatch.setattr(JointHypernetwork, "publish", keep)
-    return kept
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(JointHypernetwork, "publish", keep)
+        run(recipe, out)
+    return kept[0]
 
 
 def flax_encoder(location: Path) -> FlaxEncoder:
@@ -150,9 +153,9 @@ def flax_encoder(location: Path) -> FlaxEncoder:
     return encoder
 
 
-def test_a_published_model_writes_the_adapters_of_the_best_variables(folder, tmp_path, published):
-    model = t2l_jax.load(run(recipe_of(folder), tmp_path / "run"))
-    ((trainee, variables),) = published
+def test_a_published_model_writes_the_adapters_of_the_best_variables(folder, finished):
+    out, trainee, variables = finished
+    model = t2l_jax.load(out / "model")
     encoder = flax_encoder(folder / "encoder")
     jax.tree.map(np.testing.assert_array_equal, variables["encoder"], encoder.params)
     adapter = variables["params"]["encoder"]
@@ -165,25 +168,23 @@ def test_a_published_model_writes_the_adapters_of_the_best_variables(folder, tmp
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), model.generate(TEXTS), wanted)
     assert np.abs(model.encoder.embed(TEXTS) - encoder.embed(TEXTS)).max() > 1e-3
     assert model.config.encoder_adapter
-    assert "with the adapter in encoder/" in (tmp_path / "run" / "model" / "README.md").read_text()
+    assert "with the adapter in encoder/" in (out / "model" / "README.md").read_text()
 
 
-def test_a_checkpoint_holds_the_adapter_and_not_the_frozen_encoder(folder, tmp_path):
-    run(recipe_of(folder), tmp_path / "run")
-    (kept,) = (tmp_path / "run" / "checkpoints" / "3").rglob("_METADATA")
+def test_a_checkpoint_holds_the_adapter_and_not_the_frozen_encoder(finished):
+    (kept,) = (finished[0] / "checkpoints" / "3").rglob("_METADATA")
     assert "up_proj" in kept.read_text()
     assert "token_types" not in kept.read_text()
 
 
-def test_a_resumed_run_is_the_same_bit_for_bit(folder, tmp_path, published):
-    whole = recipe_of(folder)
-    run(whole, tmp_path / "whole")
-    run(replace(whole, loop=replace(whole.loop, stop_after=2)), tmp_path / "parts")
-    run(whole, tmp_path / "parts")
-    losses = [[line["loss"] for line in curves(tmp_path / name) if "loss" in line] for name in ("whole", "parts")]
-    assert losses[0] == losses[1]
-    assert len(losses[0]) == 3
-    jax.tree.map(np.testing.assert_array_equal, published[0][1], published[-1][1])
+def test_a_resumed_run_is_the_same_bit_for_bit(folder, finished, tmp_path):
+    recipe, out = recipe_of(folder), tmp_path / "run"
+    run(replace(recipe, loop=replace(recipe.loop, stop_after=2)), out)
+    _, variables = published_by(recipe, out)
+    whole, parts = ([line["loss"] for line in curves(one) if "loss" in line] for one in (finished[0], out))
+    assert whole == parts
+    assert len(whole) == 3
+    jax.tree.map(np.testing.assert_array_equal, variables, finished[2])
 
 
 def test_training_goes_on_from_the_encoders_own_adapter(folder, tmp_path):
@@ -201,9 +202,9 @@ def test_training_goes_on_from_the_encoders_own_adapter(folder, tmp_path):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), written, wanted)
 
 
-def test_a_model_and_its_encoder_are_trained_further(folder, tmp_path):
+def test_a_model_and_its_encoder_are_trained_further(folder, finished, tmp_path):
     """A learning rate of almost nothing leaves what they began with."""
-    first = run(recipe_of(folder), tmp_path / "first")
+    first = finished[0] / "model"
     further = replace(recipe_of(folder), encoder=str(first / "encoder"), init_from=str(first))
     further = replace(further, optimizer=replace(further.optimizer, learning_rate=1e-12))
     second = run(further, tmp_path / "second")
@@ -211,7 +212,7 @@ def test_a_model_and_its_encoder_are_trained_further(folder, tmp_path):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), one, two)
 
 
-def test_reconstruction_trains_the_encoder_too(folder, tmp_path, published):
+def test_reconstruction_trains_the_encoder_too(folder, tmp_path):
     recipe = ReconstructionRecipe(
         library=str(save_library(tmp_path / "library")),
         base_name="org/tiny",
@@ -221,9 +222,9 @@ def test_reconstruction_trains_the_encoder_too(folder, tmp_path, published):
         loop=LoopConfig(steps=2),
         batch_tasks=2,
     )
-    model = t2l_jax.load(run(recipe, tmp_path / "run"))
-    assert np.any(published[0][1]["params"]["encoder"].weights["q_proj"]["b"])
-    assert model.config.encoder_adapter
+    _, variables = published_by(recipe, tmp_path / "run")
+    assert np.any(variables["params"]["encoder"].weights["q_proj"]["b"])
+    assert t2l_jax.load(tmp_path / "run" / "model").config.encoder_adapter
 
 
 def test_what_cannot_be_trained_is_refused_by_name(folder, tmp_path):
@@ -249,7 +250,9 @@ def test_flags_of_the_command_line(capsys):
     assert "encoder: field rank: must be at least 1" in err
 
 
-def test_a_run_folder_that_is_older_than_the_option_is_still_its_runs(folder, tmp_path):
+def test_a_run_folder_that_is_older_than_the_option_is_still_its_runs(folder, tmp_path, monkeypatch):
+    """Whatever was trained: here, nothing was."""
+    monkeypatch.setattr(run_module, "train", lambda trainee, *_: trainee.init(jax.random.key(0)))
     recipe = replace(recipe_of(folder), encoder_training=EncoderTraining())
     run(recipe, tmp_path / "run")
     path = tmp_path / "run" / "recipe.json"
