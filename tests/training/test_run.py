@@ -16,10 +16,11 @@ from tiny_recipe import make_recipe
 
 import t2l_jax
 from t2l_jax.data.batches import BatchConfig
-from t2l_jax.encoder import load_encoder
+from t2l_jax.encoder.sentence_transformers import SentenceEncoder
 from t2l_jax.errors import UserError
 from t2l_jax.evaluation.weights import find_baselines
 from t2l_jax.io.files import atomic_write
+from t2l_jax.io.locations import resolve
 from t2l_jax.io.peft import load_peft
 from t2l_jax.training import BestConfig, LoopConfig, OptimizerConfig
 from t2l_jax.training import run as run_module
@@ -90,7 +91,7 @@ def test_the_run_folder_says_where_it_ran_and_how(finished):
 def test_an_encoders_adapter_is_published_with_the_hypernetwork(recipe, minilm, tmp_path, monkeypatch):
     """Whatever was trained: here, nothing was."""
     monkeypatch.setattr(run_module, "train", lambda trainee, *_: trainee.init(jax.random.key(0)))
-    loaded = load_encoder(str(minilm))
+    loaded = SentenceEncoder.load(resolve(str(minilm)))
     save_encoder_adapter(tmp_path / "encoder", loaded.model[0].auto_model, str(minilm))  # adapts `loaded` too
     adapting = replace(recipe, encoder=str(tmp_path / "encoder"))
     published = run(adapting, tmp_path / "run")
