@@ -45,6 +45,7 @@ class Condition:
     z: Float[Array | np.ndarray, "*T z"] | None = None  # task embedding of the description, float32
     task: Int[Array | np.ndarray, "*T"] | None = None  # index among the run's tasks, for trainees that read no text
     instance: Float[Array | np.ndarray, "*T z"] | None = None  # embedding of an example's input, float32
+    text: Int[Array | np.ndarray, "*T S"] | None = None  # tokens of the description for an encoder in training, then -1
 
     @property
     def embedding(self) -> Float[Array, "*T e"]:

@@ -59,6 +59,14 @@ def test_a_gradient_of_the_loss_with_respect_to_z_repairs_a_description(executed
     assert found[-1] < 0.5 * found[0]
 
 
+def test_the_gradient_reaches_the_words_of_the_description(executed):
+    """Those that the two tasks differ in, as a hashtag or in quotation marks, and the animal that is asked for."""
+    found = re.findall(r"^(\S+) +([01]\.\d\d)  #+$", printed(executed), re.MULTILINE)
+    shares = {token: float(share) for token, share in found}
+    assert list(shares) == ["[CLS]", "reply", "with", "the", "animal", ",", "as", "a", "hash", "##tag", ".", "[SEP]"]
+    assert sorted(shares, key=shares.__getitem__)[-3:] == ["##tag", "animal", "hash"]
+
+
 def test_every_row_has_an_adapter_of_its_own(executed):
     text = printed(executed)
     for asked, answer in (("last word", "piano"), ("animal, in capital letters", "TIGER"), ("as a hashtag", "#blue")):

@@ -12,29 +12,38 @@ description also learns the mean z that its task has under another adapter. Trai
 
 import gzip
 import json
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-import torch
+import optax
 import tyro
-from peft import LoraConfig, PeftModel, get_peft_model
+from jaxtyping import Array
 
 from t2l_jax.data.family import phrasing
 from t2l_jax.data.family.split import Combination, combinations
 from t2l_jax.data.tasks import MAX_TRAIN_DESCRIPTIONS, load_tasks
-from t2l_jax.encoder import SHORT_NAMES, load_encoder, prepare
-from t2l_jax.encoder.sentence_transformers import SentenceEncoder
-from t2l_jax.io.files import atomic_folder, cache_folder
-from t2l_jax.io.locations import resolve
+from t2l_jax.encoder import load_encoder
+from t2l_jax.encoder.adapter import with_alpha
+from t2l_jax.encoder.flax_encoder import FlaxEncoder
+from t2l_jax.encoder.sentence import SentenceConfig, z_of_rows
+from t2l_jax.io.files import cache_folder
+from t2l_jax.lora import Adapter, init_adapter
 from t2l_jax.progress import progress_bar
 
 PARTS = ("select", "order", "transform", "format")
+HEADINGS = (*PARTS, "task")
+LABELS = 1024  # under a heading, at most
 CHUNK = 8  # texts read together
+DROPOUT = 0.1  # of z, before each classifier
 
 
 @dataclass(frozen=True)
@@ -103,7 +112,7 @@ def batches(
     """Without end, descriptions of real tasks, of the registry's and of the family."""
     stream = Random(0)
     while True:
-        drawn = Drawn([], [], {name: [] for name in (*PARTS, "task")})
+        drawn = Drawn([], [], {name: [] for name in HEADINGS})
         for _ in range(args.batch):
             share = stream.random()
             others = (
@@ -124,115 +133,145 @@ def batches(
         yield drawn
 
 
-def mean_z(
-    args: WordingEncoder, members: Sequence[Combination], others: Sequence[Described]
-) -> dict[str, torch.Tensor]:
+def mean_z(args: WordingEncoder, members: Sequence[Combination], others: Sequence[Described]) -> dict[str, np.ndarray]:
     """By task, the mean z of its first descriptions under the adapter `towards`."""
     described = {member.name: phrasing.descriptions(member, args.wordings) for member in members}
     described |= {task.name: task.descriptions[: args.wordings] for task in others}
     encoder = load_encoder(str(args.towards))
     z = encoder.embed([text for texts in described.values() for text in texts], cache_folder() / "embeddings")
     ends = np.cumsum([len(texts) for texts in described.values()])
-    return {name: torch.from_numpy(part.mean(0)) for name, part in zip(described, np.split(z, ends[:-1]), strict=True)}
+    return {name: part.mean(0) for name, part in zip(described, np.split(z, ends[:-1]), strict=True)}
 
 
-def embed(encoder: Any, tokenizer: Any, texts: list[str]) -> torch.Tensor:
-    """z as t2l_jax.encoder makes it: mean of the last states, of length sqrt(d). Texts are cut at 128 word pieces.
+class Chunk(NamedTuple):
+    """Texts that are read together: rows of tokens, the label under each heading (-1: none), and the means to learn."""
 
-    Texts of similar length are read together: those of real tasks are many times as long.
+    rows: np.ndarray
+    labels: dict[str, np.ndarray]
+    means: np.ndarray | None
+
+
+def chunks(
+    encoder: FlaxEncoder, drawn: Drawn, numbers: dict[str, dict[str, int]], means: dict[str, np.ndarray] | None
+) -> Iterator[Chunk]:
+    """A batch in chunks of texts of similar length, since those of real tasks are many times as long.
+
+    Labels get their numbers when they are first seen.
     """
-    order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
-    found = []
+    labels = {
+        name: np.asarray([numbers[name].setdefault(label, len(numbers[name])) if label else -1 for label in column])
+        for name, column in drawn.labels.items()
+    }
+    order = sorted(range(len(drawn.texts)), key=lambda index: len(drawn.texts[index]))
     for start in range(0, len(order), CHUNK):
-        chunk = [prepare(texts[index], "a description") for index in order[start : start + CHUNK]]
-        read = tokenizer(chunk, padding=True, truncation=True, max_length=128, return_tensors="pt")
-        mask = read["attention_mask"][..., None]
-        mean = (encoder(**read).last_hidden_state * mask).sum(1) / mask.sum(1)
-        found.append(torch.nn.functional.normalize(mean) * mean.shape[1] ** 0.5)
-    return torch.cat(found)[torch.tensor(order).argsort()]
+        some = order[start : start + CHUNK]
+        wanted = None if means is None else np.stack([means[drawn.owners[index]] for index in some])
+        rows = encoder.token_rows([drawn.texts[index] for index in some])
+        yield Chunk(rows, {name: column[some] for name, column in labels.items()}, wanted)
 
 
-class Classifiers(torch.nn.Module):
-    """One linear classifier on z for each heading; labels get their numbers when they are first seen."""
-
-    def __init__(self, dim: int, headings: tuple[str, ...], most: int = 1024):
-        super().__init__()
-        self.linear = torch.nn.ModuleDict({name: torch.nn.Linear(dim, most) for name in headings})
-        self.numbers: dict[str, dict[str, int]] = {name: {} for name in headings}
-
-    def loss(self, z: torch.Tensor, labels: dict[str, list[str]]) -> torch.Tensor:
-        """Cross-entropy, summed over headings and averaged over the batch; an empty label counts nothing."""
-        total = torch.zeros(())
-        for name, column in labels.items():
-            numbers = self.numbers[name]
-            wanted = torch.tensor([numbers.setdefault(label, len(numbers)) if label else -1 for label in column])
-            scores = self.linear[name](torch.nn.functional.dropout(z, 0.1))
-            total = total + torch.nn.functional.cross_entropy(scores, wanted, ignore_index=-1, reduction="sum")
-        return total / len(z)
+def fresh_heads(dim: int) -> dict[str, Any]:
+    """A linear classifier on z for each heading."""
+    heads = {}
+    for key, name in zip(jax.random.split(jax.random.key(2), len(HEADINGS)), HEADINGS, strict=True):
+        draw = jax.random.uniform(key, (dim + 1, LABELS), minval=-(dim**-0.5), maxval=dim**-0.5)
+        heads[name] = {"kernel": draw[1:], "bias": draw[0]}
+    return heads
 
 
-def trainable(args: WordingEncoder, model: Any) -> Any:
-    """MiniLM with an adapter, fresh or the one to begin from, and without dropout, which costs a third of the time."""
-    for part in model.modules():
-        if isinstance(part, torch.nn.Dropout):
-            part.p = 0.0
-    if args.init_from is not None:
-        return PeftModel.from_pretrained(model, str(args.init_from), is_trainable=True).train()
-    lora = LoraConfig(r=args.rank, lora_alpha=2 * args.rank, target_modules=r"encoder\..*(query|key|value|dense)")
-    return get_peft_model(model, lora).train()
+embed = jax.jit(z_of_rows, static_argnums=0)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def gradient(
+    config: SentenceConfig, pull: float, frozen: Any, trained: Any, chunk: Chunk, key: Array
+) -> tuple[tuple[Array, Array], Any]:
+    """Loss and squared distance to the means, summed over a chunk, and the gradient of the loss by what is trained."""
+
+    def loss(trained: Any) -> tuple[Array, Array]:
+        z = z_of_rows(config, frozen, chunk.rows, trained["adapter"])
+        total = distance = jnp.zeros(())
+        for number, (name, head) in enumerate(trained["heads"].items()):
+            kept = jax.random.bernoulli(jax.random.fold_in(key, number), 1 - DROPOUT, z.shape)
+            scores = jnp.where(kept, z / (1 - DROPOUT), 0.0) @ head["kernel"] + head["bias"]
+            wanted = chunk.labels[name]
+            losses = optax.softmax_cross_entropy_with_integer_labels(scores, jnp.maximum(wanted, 0))
+            total += jnp.sum(jnp.where(wanted >= 0, losses, 0.0))
+        if chunk.means is not None:
+            distance = jnp.sum(jnp.mean((z - chunk.means) ** 2, axis=1))
+        return total + pull * distance, distance
+
+    return jax.value_and_grad(loss, has_aux=True)(trained)
+
+
+def beginning(args: WordingEncoder) -> tuple[FlaxEncoder, Adapter]:
+    """MiniLM, which cuts texts at 128 word pieces, and its adapter: fresh, or the one to begin from."""
+    encoder = load_encoder("minilm" if args.init_from is None else str(args.init_from))
+    assert isinstance(encoder, FlaxEncoder)
+    encoder.folder.tokenizer.enable_truncation(128)
+    if encoder.lora is not None:
+        return encoder, with_alpha(encoder.lora, 2.0 * encoder.lora.spec.rank)
+    transformer = encoder.folder.config.transformer
+    spec = transformer.lora_spec(tuple(transformer.projection_widths()), args.rank, 2.0 * args.rank)
+    return encoder, init_adapter(jax.random.key(0), spec)
+
+
+def make_optimizer(args: WordingEncoder) -> optax.GradientTransformation:
+    """AdamW for both parts, with rates that rise for 50 steps and fall to zero; the adapter's gradient is clipped."""
+
+    def adamw(rate: float) -> optax.GradientTransformation:
+        return optax.adamw(
+            lambda step: rate * jnp.minimum(1.0, (step + 1) / 50) * (1 - step / args.steps), weight_decay=0.01
+        )
+
+    clipped = optax.chain(optax.clip_by_global_norm(1.0), adamw(args.learning_rate))
+    return optax.multi_transform({"adapter": clipped, "heads": adamw(3e-3)}, {"adapter": "adapter", "heads": "heads"})
 
 
 def main(args: WordingEncoder) -> None:
     """Train, and save the adapter."""
-    torch.manual_seed(0)
+    logging.getLogger("t2l_jax.encoder.text").setLevel(logging.ERROR)  # texts are cut, which it would say at each step
     members = combinations()["train"]
     real, listed, held_out = other_tasks(args)
     means = None if args.towards is None else mean_z(args, members, [*real, *listed, *held_out])
-    loaded = SentenceEncoder.load(resolve(SHORT_NAMES["minilm"])).model
-    encoder = trainable(args, loaded[0].auto_model)
-    heads = Classifiers(384, (*PARTS, "task"))
-    trained = [weight for weight in encoder.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(
-        [{"params": trained, "lr": args.learning_rate}, {"params": heads.parameters(), "lr": 3e-3}], weight_decay=0.01
-    )
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min(1.0, (step + 1) / 50) * (1 - step / args.steps)
-    )
+    encoder, adapter = beginning(args)
+    config, frozen = encoder.folder.config, encoder.params
+    trained = {"adapter": adapter, "heads": fresh_heads(encoder.dim)}
+    optimizer = make_optimizer(args)
+    state, numbers = optimizer.init(trained), {name: {} for name in HEADINGS}
 
-    def unread(encoder: Any) -> str:
+    @jax.jit
+    def update(trained: Any, state: Any, gradients: Any) -> tuple[Any, Any]:
+        updates, state = optimizer.update(gradients, state, trained)
+        return optax.apply_updates(trained, updates), state
+
+    def unread(adapter: Adapter) -> str:
         """How far single descriptions of held-out tasks are from their means."""
         if not held_out:
             return ""
-        with torch.no_grad():
-            z = embed(encoder, loaded.tokenizer, [text for task in held_out for text in task.descriptions[-4:]])
-        target = torch.stack([means[task.name] for task in held_out]).repeat_interleave(4, 0)
-        return f", of held-out tasks {(z - target).square().mean().item():.3f}"
+        far = []
+        for task in held_out:
+            z = embed(config, frozen, encoder.token_rows(task.descriptions[-4:]), adapter)
+            far.append(np.mean((np.asarray(z) - means[task.name]) ** 2))
+        return f", of held-out tasks {np.mean(far):.3f}"
 
     started = time.perf_counter()
     with progress_bar() as bar:
         shown = bar.add_task("Training the encoder", total=args.steps, rate="")
         stream = batches(args, members, real, listed)
         for step, drawn in zip(range(args.steps), stream, strict=False):
-            z = embed(encoder, loaded.tokenizer, drawn.texts)
-            loss = heads.loss(z, drawn.labels)
-            if means is not None:
-                distance = (z - torch.stack([means[owner] for owner in drawn.owners])).square().mean()
-                loss = loss + args.pull * distance
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(trained, 1.0)
-            optimizer.step()
-            schedule.step()
+            key = jax.random.fold_in(jax.random.key(1), step)
+            found = [
+                gradient(config, args.pull, frozen, trained, chunk, jax.random.fold_in(key, number))
+                for number, chunk in enumerate(chunks(encoder, drawn, numbers, means))
+            ]
+            (loss, distance), gradients = jax.tree.map(lambda *parts: sum(parts) / args.batch, *found)
+            trained, state = update(trained, state, gradients)
             bar.advance(shown)
             if (step + 1) % 50 == 0:
-                far = "" if means is None else f", distance {distance.item():.3f}{unread(encoder)}"
-                print(
-                    f"step {step + 1}: loss {loss.item():.2f}{far}, {time.perf_counter() - started:.0f} s", flush=True
-                )
-    encoder.peft_config["default"].base_model_name_or_path = SHORT_NAMES["minilm"]
-    with atomic_folder(args.out) as partial:
-        encoder.save_pretrained(str(partial), save_embedding_layers=False)  # "auto" would ask the hub
-        (partial / "README.md").unlink(missing_ok=True)  # PEFT's own, which names a folder of this machine
+                far = "" if means is None else f", distance {distance:.3f}{unread(trained['adapter'])}"
+                print(f"step {step + 1}: loss {loss:.2f}{far}, {time.perf_counter() - started:.0f} s", flush=True)
+    encoder.save_adapter(args.out, trained["adapter"])
 
 
 if __name__ == "__main__":

@@ -1,20 +1,24 @@
-"""The LoRA adapter of a text encoder: what its folder says, for our encoder and for a PyTorch model.
+"""The LoRA adapter of a text encoder: its PEFT folder, read for our encoder or for a PyTorch model, and written.
 
 Axes: r rank, i input width, o output width.
 """
 
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from safetensors.numpy import save
 
 from t2l_jax.encoder.families import Family
 from t2l_jax.encoder.transformer import TransformerConfig
 from t2l_jax.errors import UserError
 from t2l_jax.io.adapter_config import AdapterConfig
+from t2l_jax.io.files import atomic_folder
 from t2l_jax.io.peft import CONFIG_FILE, WEIGHTS_FILE, read_weights
 from t2l_jax.io.tensor import all_finite
 from t2l_jax.lora import Adapter
@@ -64,11 +68,7 @@ def read_pairs(folder: Path, shape: Callable[[str], tuple[int, int] | None]) -> 
 
 def load_adapter(folder: Path, family: Family, config: TransformerConfig) -> Adapter:
     """The adapter of an encoder: of the largest of its ranks, every scale in its B. Raises as `read_pairs` does."""
-    widths = config.projection_widths()
-    parts: dict[str, list[tuple[str, int]]] = {}  # the (projection, layer) whose outputs are the rows at a path
-    for layer in range(config.num_layers):
-        for name in (name for name in family.modules if name in widths):
-            parts.setdefault(family.place(name, layer), []).append((name, layer))
+    widths, parts = config.projection_widths(), _parts(family, config)
 
     def shape(place: str) -> tuple[int, int] | None:
         if place == "pooler.dense":  # PEFT adapts it where it adapts every `dense`; no embedding comes from it
@@ -91,6 +91,61 @@ def load_adapter(folder: Path, family: Family, config: TransformerConfig) -> Ada
             weights[name]["b"][layer, :, : len(pair.a)] = pair.b[first : first + widths[name][1]]
             first += widths[name][1]
     return Adapter(jax.tree.map(jnp.asarray, weights), spec)
+
+
+def save_adapter(folder: Path, adapter: Adapter, family: Family, config: TransformerConfig, base: str) -> None:
+    """Write an adapter as a PEFT folder for the encoder at the location `base`, in place of one that is there.
+
+    The scale is in B. Projections that are one tensor in the encoder's files have one pair there, whose rank is the sum
+    of theirs: their A one below the other, their B as blocks.
+    """
+    widths, rank, weights = config.projection_widths(), adapter.spec.rank, jax.device_get(adapter.weights)
+    tensors: dict[str, np.ndarray] = {}
+    ranks: dict[str, int] = {}
+    for place, parts in _parts(family, config).items():
+        adapted = [(name, layer) for name, layer in parts if name in weights]
+        if not adapted:
+            continue
+        ranks[place] = rank * len(adapted)
+        b = np.zeros((sum(widths[name][1] for name, _ in parts), ranks[place]), np.float32)
+        row = column = 0
+        for name, layer in parts:
+            rows = slice(row, row := row + widths[name][1])
+            if name in weights:
+                b[rows, column : column + rank] = np.float32(adapter.spec.scale) * weights[name]["b"][layer]
+                column += rank
+        tensors[_BEFORE + place + _A] = np.concatenate([weights[name]["a"][layer] for name, layer in adapted])
+        tensors[_BEFORE + place + _B] = b
+    options = {
+        "peft_type": "LORA",
+        "base_model_name_or_path": base,
+        "target_modules": list(ranks),
+        "r": rank,
+        "lora_alpha": rank,
+        "rank_pattern": {place: own for place, own in ranks.items() if own != rank},
+        "alpha_pattern": {place: own for place, own in ranks.items() if own != rank},
+        "bias": "none",
+        "inference_mode": True,
+    }
+    with atomic_folder(folder, replace=True) as partial:
+        (partial / CONFIG_FILE).write_text(json.dumps(options, indent=2) + "\n")
+        (partial / WEIGHTS_FILE).write_bytes(save(tensors, metadata={"format": "pt"}))
+
+
+def with_alpha(adapter: Adapter, alpha: float) -> Adapter:
+    """The same change of the weights with another alpha: B is divided by what the scale grows."""
+    spec = replace(adapter.spec, alpha=alpha)
+    ratio = adapter.spec.scale / spec.scale
+    return Adapter({name: {"a": pair["a"], "b": ratio * pair["b"]} for name, pair in adapter.weights.items()}, spec)
+
+
+def _parts(family: Family, config: TransformerConfig) -> dict[str, list[tuple[str, int]]]:
+    """By path in PyTorch's model, the (projection, layer) whose outputs are the rows of the module there, in order."""
+    parts: dict[str, list[tuple[str, int]]] = {}
+    for layer in range(config.num_layers):
+        for name in (name for name in family.modules if name in config.projection_widths()):
+            parts.setdefault(family.place(name, layer), []).append((name, layer))
+    return parts
 
 
 def add_adapter(model: Any, folder: Path) -> None:

@@ -12,11 +12,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Int32
 from tokenizers import Encoding
 
 from t2l_jax.decoder.padding import check_tokens
-from t2l_jax.encoder.adapter import load_adapter
+from t2l_jax.encoder.adapter import load_adapter, save_adapter
 from t2l_jax.encoder.batches import token_batches
 from t2l_jax.encoder.cache import embed_texts, fingerprint, with_progress
 from t2l_jax.encoder.folder import Folder, read_folder
@@ -25,6 +25,8 @@ from t2l_jax.encoder.text import prepare_all, warn_of_cuts
 from t2l_jax.encoder.weights import load_dense, load_transformer
 from t2l_jax.io.locations import ModelFiles
 from t2l_jax.lora import Adapter, merge
+
+ROW_STEP = 16  # of the length of rows that are read in training: texts of other tasks then rarely need another program
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +75,25 @@ class FlaxEncoder:
         z = embed_texts(self, self._encode, prepared, cache)
         warn_of_cuts(self.name, self.folder.max_tokens, prepared, self._are_cut)
         return z
+
+    def token_rows(self, texts: Sequence[str]) -> Int32[np.ndarray, "n S"]:
+        """The tokens of each text, -1 after its end, as `z_of_rows` reads them; S is a multiple of ROW_STEP.
+
+        Raises UserError for a text that `prepare` refuses. A warning says which texts are cut.
+        """
+        prepared = prepare_all(texts)
+        tokens = [encoding.ids or [0] for encoding in self._encodings(prepared)]
+        longest = max(map(len, tokens), default=1)
+        rows = np.full((len(tokens), min(self.folder.max_tokens, -(-longest // ROW_STEP) * ROW_STEP)), -1, np.int32)
+        for row, ids in zip(rows, tokens, strict=True):
+            row[: len(ids)] = ids
+        check_tokens(np.maximum(rows, 0), self.folder.config.transformer.vocab_size)
+        warn_of_cuts(self.name, self.folder.max_tokens, prepared, self._are_cut)
+        return rows
+
+    def save_adapter(self, folder: Path, adapter: Adapter) -> None:
+        """Write an adapter for this encoder as a PEFT folder that names it, in place of one that is there."""
+        save_adapter(folder, adapter, self.folder.family, self.folder.config.transformer, self.name)
 
     @cached_property
     def _merged(self) -> dict[str, Any]:

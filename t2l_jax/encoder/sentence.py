@@ -3,6 +3,7 @@
 Axes: R rows, S sequence, D width of the transformer, d width of the embedding.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -78,6 +79,15 @@ def sentence_embedding(
 
 
 embed_rows = jax.jit(sentence_embedding, static_argnums=0)
+
+
+def z_of_rows(
+    config: SentenceConfig, params: dict[str, Any], rows: Int[Array, "R S"], adapter: Adapter | None = None
+) -> Float[Array, "R d"]:
+    """z of each row of tokens, -1 after its end: the embedding, of length sqrt(d). Pure: jit, grad, vmap it."""
+    mask = rows >= 0
+    x = sentence_embedding(config, params, jnp.maximum(rows, 0), mask, adapter)
+    return x * (math.sqrt(config.dim) / jnp.linalg.norm(x, axis=-1, keepdims=True))
 
 
 def pool(mode: PoolingMode, states: Float[Array, "R S D"], mask: Bool[Array, "R S"]) -> Float[Array, "R D"]:

@@ -103,6 +103,8 @@ def sizes(recipe: Recipe, kind: type[Trainee], base: DecoderConfig) -> Sizes:
 
 def make_trainee(recipe: Recipe, kind: type[Trainee], base: DecoderConfig) -> Trainee:
     """What a recipe trains for this base LLM, without reading the text encoder or, but for their number, the tasks."""
+    if recipe.trains_encoder:
+        raise UserError("encoder.train: the step of an encoder in training is not planned: leave it out here")
     dim = width_of_z(recipe.encoder) if _embeds(kind) else None
     spec = base.lora_spec(**asdict(recipe.lora))
     return kind.make(recipe.hypernet, spec, dim, _number_of_tasks(recipe) if kind.one_per_task else 1)

@@ -30,6 +30,7 @@ from t2l_jax.data.selection import select_tasks
 from t2l_jax.data.sources import TRAIN, read_mixture
 from t2l_jax.data.tasks import Example, Task, spread
 from t2l_jax.encoder import Encoder, embed_instances
+from t2l_jax.encoder.flax_encoder import FlaxEncoder
 from t2l_jax.errors import UserError
 from t2l_jax.hypernet import Condition
 from t2l_jax.io.files import cache_folder
@@ -63,8 +64,13 @@ def conditions_of(
     """The trainee's conditions for tasks with these wordings, at these places among the training tasks (or -1)."""
     z = None
     if encoder is not None and trainee.reads_text:
-        embedded = encoder.embed([text for texts in wordings for text in texts], cache / "embeddings")
-        z = np.split(embedded, np.cumsum([len(texts) for texts in wordings])[:-1])
+        read = [text for texts in wordings for text in texts]
+        if trainee.reads_tokens:
+            assert isinstance(encoder, FlaxEncoder)
+            rows: np.ndarray = encoder.token_rows(read)
+        else:
+            rows = encoder.embed(read, cache / "embeddings")
+        z = np.split(rows, np.cumsum([len(texts) for texts in wordings])[:-1])
     return trainee.conditions(wordings, places, z)
 
 

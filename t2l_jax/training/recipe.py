@@ -28,7 +28,7 @@ from t2l_jax.training.best import BestConfig
 from t2l_jax.training.hooks import LoopConfig
 from t2l_jax.training.objectives import ObjectiveConfig, ReconstructionConfig, SftConfig
 from t2l_jax.training.optimizer import OptimizerConfig
-from t2l_jax.training.trainees import TRAINEES
+from t2l_jax.training.trainees import TRAINEES, EncoderTraining
 
 
 @dataclass(frozen=True)
@@ -151,6 +151,7 @@ class BaseRecipe:
     encoder: str = "minilm"
     """Text encoder: minilm, gte-large, last-token:LOCATION, the location of a sentence-transformers model, or the
     folder of a PEFT adapter for a text encoder, which is published along with the hypernetwork."""
+    encoder_training: Annotated[EncoderTraining, tyro.conf.arg(name="encoder")] = field(default_factory=EncoderTraining)
     tasks: tuple[str, ...] = ("words",)
     """Task sources: `words`, `family` and `gym` (built in; gym needs the extra reasoning-gym), a folder of task
     folders, or a folder of NAME/metadata.yaml (the registry of the original), whose data sets come from the hub."""
@@ -166,6 +167,8 @@ class BaseRecipe:
         if self.init_from is not None and not trainee.begins_from:
             others = [f"{name} ({kind.begins_from})" for name, kind in TRAINEES.items() if kind.begins_from]
             raise UserError(f"init_from: {self.trainee} begins with fresh weights; only {', '.join(others)} can use it")
+        if self.trains_encoder and (trainee.reads_instances or not trainee.reads_text):
+            raise UserError(f"encoder.train: {self.trainee} cannot train its text encoder: only --trainee hypernet can")
         net = self.hypernet
         zero = (net.init, net.head_bias, net.standardised, net.offset) == ("sft", "none", False, "none")
         if zero and trainee.takes_offset and self.init_from is None:
@@ -173,6 +176,11 @@ class BaseRecipe:
                 "hypernet.head_bias: without a bias, init sft begins with A = B = 0, where every gradient is zero: "
                 "make hypernet.init reconstruction, or keep a bias"
             )
+
+    @property
+    def trains_encoder(self) -> bool:
+        """Whether the text encoder's adapter is trained, too."""
+        return self.encoder_training.train == "lora"
 
 
 @dataclass(frozen=True)

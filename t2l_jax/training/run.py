@@ -31,7 +31,7 @@ from t2l_jax.training.recipe import BaseRecipe, Recipe, ReconstructionRecipe
 from t2l_jax.training.reconstruction import prepare_reconstruction
 from t2l_jax.training.sft import prepare_sft
 from t2l_jax.training.trackers import TRACKERS, OpenTracker, WeightsAndBiases, import_wandb
-from t2l_jax.training.trainees import TRAINEES, Release, Trainee
+from t2l_jax.training.trainees import TRAINEES, JointHypernetwork, Release, TextHypernetwork, Trainee, join, trainable
 
 PREPARE: dict[type[BaseRecipe], Callable[..., Prepared]] = {
     Recipe: prepare_sft,
@@ -54,7 +54,8 @@ def run(recipe: BaseRecipe, folder: Path, wandb: str | None = None, *, trust_rem
         kind = TRAINEES[recipe.trainee]
         embeds = kind.reads_text or kind.reads_instances
         encoder = load_encoder(recipe.encoder, trust_remote_code=trust_remote_code) if embeds else None
-        prepared = PREPARE[type(recipe)](recipe, kind, encoder)
+        learner = trainable(encoder, recipe.encoder) if recipe.trains_encoder else None
+        prepared = PREPARE[type(recipe)](recipe, JointHypernetwork if learner else kind, encoder)
         net = recipe.hypernet if recipe.init_from is None else kind.form(recipe.hypernet, recipe.init_from)
         trainee = kind.make(net, prepared.spec, encoder.dim if encoder else None, len(prepared.tasks))
         release = Release(
@@ -67,6 +68,11 @@ def run(recipe: BaseRecipe, folder: Path, wandb: str | None = None, *, trust_rem
             prepared.chat_template,
         )
         initial, began = _begin(recipe, trainee, release, prepared)
+        if learner:
+            assert isinstance(trainee, TextHypernetwork)
+            key = jax.random.key(recipe.loop.seed)
+            begun, training = initial or trainee.init(key), recipe.encoder_training
+            trainee, initial = join(trainee, begun, learner, training, jax.random.fold_in(key, 1))
     read = {**prepared.read, "encoder": encoder and encoder.fingerprint, "init": began}
     agree({f"read.{name}": value for name, value in read.items()})
     with together():
@@ -140,7 +146,8 @@ def _changed(there: dict[str, Any], here: dict[str, Any], recipe: BaseRecipe) ->
     free = {"loop.log_every", "loop.checkpoint_every", "mesh.fsdp", "mesh.tensor", "compute.remat"}
     if not recipe.optimizer.cooldown:
         free.add("loop.stop_after")  # a run that ended early may be resumed: its steps are the same
-    old, new = (flatten_dict(values, sep=".") for values in (there, here))
+    defaults = json.loads(json.dumps(asdict(type(recipe)())))  # of fields that are younger than the folder
+    old, new = ({**flatten_dict(defaults, sep="."), **flatten_dict(there, sep=".")}, flatten_dict(here, sep="."))
     fields = sorted(key for key in (old.keys() | new.keys()) - free if old.get(key) != new.get(key))
     return ", ".join(
         f"{key} differs" if key.startswith("read.") else f"{key} is {old.get(key)} there, {new.get(key)} here"

@@ -8,21 +8,27 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 import transformers
 from encoder_adapters import save_encoder_adapter
+from peft import PeftModel
 from safetensors.numpy import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Dropout, LayerNorm, Normalize
 from tiny_encoders import SIZES, WIDTH, edit, save_encoder
 
 from t2l_jax.encoder import Encoder, load_encoder, prepare
+from t2l_jax.encoder.adapter import with_alpha
 from t2l_jax.encoder.flax_encoder import FlaxEncoder
+from t2l_jax.encoder.sentence import z_of_rows
 from t2l_jax.encoder.sentence_transformers import SentenceEncoder
 from t2l_jax.errors import UserError
 from t2l_jax.io.locations import resolve
+from t2l_jax.lora import Adapter, dense_delta
 
 pytestmark = pytest.mark.slow  # importing sentence-transformers takes seconds
 TEXTS = [
@@ -258,3 +264,75 @@ def test_a_tokenizer_that_transformers_would_build_otherwise_is_left_to_it(
     encoder = load_encoder(str(folder))
     assert isinstance(encoder, SentenceEncoder)
     np.testing.assert_allclose(encoder.embed(TEXTS), reference(folder), atol=1e-4)
+
+
+def random_lora(encoder: FlaxEncoder, *names: str) -> Adapter:
+    """An adapter of rank 3 and scale 2 for some projections."""
+    spec = encoder.folder.config.transformer.lora_spec(names, 3, 6.0)
+    rng = np.random.default_rng(0)
+    shapes = spec.shapes()
+    return Adapter(
+        jax.tree.map(
+            lambda shape: jnp.asarray(0.3 * rng.standard_normal(shape, np.float32)),
+            shapes,
+            is_leaf=lambda node: isinstance(node, tuple),
+        ),
+        spec,
+    )
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+def test_a_saved_adapter_is_the_one_that_peft_reads(folder: Path, tmp_path: Path) -> None:
+    encoder = load_encoder(str(folder))
+    assert isinstance(encoder, FlaxEncoder)
+    adapter = random_lora(encoder, "q_proj", "up_proj", "down_proj")
+    encoder.save_adapter(tmp_path / "adapter", adapter)
+    theirs = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+    theirs[0].auto_model = PeftModel.from_pretrained(theirs[0].auto_model, str(tmp_path / "adapter"))
+    embeddings = theirs.encode([prepare(text, "it") for text in TEXTS], show_progress_bar=False)
+    expected = embeddings / np.linalg.norm(embeddings, axis=-1, keepdims=True) * WIDTH**0.5
+    z = z_of_rows(encoder.folder.config, encoder.params, jnp.asarray(encoder.token_rows(TEXTS)), adapter)
+    np.testing.assert_allclose(z, expected, rtol=1e-3, atol=1e-4)
+    assert np.abs(z - encoder.embed(TEXTS)).max() > 0.1
+
+
+def test_a_saved_adapter_is_read_again_where_projections_share_a_tensor(tmp_path: Path) -> None:
+    """q, k and v of GTE, of which k has none here, and both inner projections of its MLP; also in its place."""
+    FOLDERS["gte"](tmp_path / "encoder")
+    encoder = load_encoder(str(tmp_path / "encoder"))
+    assert isinstance(encoder, FlaxEncoder)
+    for names in (("q_proj",), ("q_proj", "v_proj", "o_proj", "gate_proj", "up_proj")):
+        adapter = random_lora(encoder, *names)
+        encoder.save_adapter(tmp_path / "adapter", adapter)
+        z = z_of_rows(encoder.folder.config, encoder.params, jnp.asarray(encoder.token_rows(TEXTS)), adapter)
+        np.testing.assert_allclose(load_encoder(str(tmp_path / "adapter")).embed(TEXTS), z, rtol=1e-3, atol=1e-4)
+    assert np.abs(z - encoder.embed(TEXTS)).max() > 0.1
+
+
+def test_another_alpha_is_the_same_change(folder: Path) -> None:
+    encoder = load_encoder(str(folder))
+    assert isinstance(encoder, FlaxEncoder)
+    adapter = random_lora(encoder, "q_proj")
+    changed = with_alpha(adapter, 1.5)
+    assert changed.spec.scale == 0.5
+    for name, delta in dense_delta(adapter).items():
+        np.testing.assert_allclose(dense_delta(changed)[name], delta, rtol=1e-5)
+
+
+def test_rows_of_tokens_are_those_of_the_tokenizer(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    encoder = load_encoder(str(folder))
+    assert isinstance(encoder, FlaxEncoder)
+    with caplog.at_level(logging.WARNING):
+        rows = encoder.token_rows(TEXTS)
+    assert "1 of 5 descriptions have more than the 24 tokens" in caplog.text
+    assert (rows.dtype, rows.shape) == (np.int32, (5, 24))  # as long as the model reads
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    for row, text in zip(rows, TEXTS, strict=True):
+        wanted = tokenizer(prepare(text, "it"), truncation=True, max_length=24)["input_ids"]
+        np.testing.assert_array_equal(row, wanted + [-1] * (24 - len(wanted)))
+    assert encoder.token_rows(["a b"]).shape == (1, 16)
+    np.testing.assert_allclose(
+        z_of_rows(encoder.folder.config, encoder.params, jnp.asarray(rows)), encoder.embed(TEXTS), rtol=1e-4, atol=1e-5
+    )
+    with pytest.raises(UserError, match="description 1 is empty"):
+        encoder.token_rows([" "])

@@ -3,12 +3,15 @@
 from t2l_jax.training.trainees.base import Release, Trainee
 from t2l_jax.training.trainees.hypernetworks import OneHotHypernetwork, TextHypernetwork
 from t2l_jax.training.trainees.instances import InstanceHypernetwork, InstanceTextHypernetwork
+from t2l_jax.training.trainees.joint import EncoderTraining, JointHypernetwork, join, trainable
 from t2l_jax.training.trainees.loras import LoraTable, SeededLoraTable, SharedLora
 
 __all__ = [
     "TRAINEES",
+    "EncoderTraining",
     "InstanceHypernetwork",
     "InstanceTextHypernetwork",
+    "JointHypernetwork",
     "LoraTable",
     "OneHotHypernetwork",
     "Release",
@@ -16,6 +19,8 @@ __all__ = [
     "SharedLora",
     "TextHypernetwork",
     "Trainee",
+    "join",
+    "trainable",
 ]
 
 # Name in recipes and on the command line -> class.

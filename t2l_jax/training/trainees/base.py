@@ -42,6 +42,7 @@ class Trainee(ABC):
     """
 
     reads_text: ClassVar[bool] = False  # it is conditioned on embedded descriptions
+    reads_tokens: ClassVar[bool] = False  # of these descriptions it reads the tokens: it trains their encoder, too
     reads_instances: ClassVar[bool] = False  # it is conditioned on embedded inputs: an adapter for each example
     takes_new_tasks: ClassVar[bool] = False  # it can be validated on tasks it was not trained on
     takes_any_split: ClassVar[bool] = False  # it may be trained on held-out tasks
@@ -68,7 +69,7 @@ class Trainee(ABC):
         """The conditions [n] of each task, one of which is drawn each time.
 
         `places` are the tasks' indices among the training tasks (-1 for others); `z` holds the embeddings [n, z] of
-        each task's descriptions, or is None if no text is read.
+        each task's descriptions (or, with `reads_tokens`, their tokens [n, S]), or is None if no text is read.
         """
         return [
             Condition(None if z is None else z[index], np.full(len(texts), place, np.int32))
