@@ -5,7 +5,7 @@ INSTALLED := .venv/installed
 WITH_DEV := .venv/installed-dev
 NEEDED := requirements.txt setup.cfg pyproject.toml
 
-.PHONY: demo test lint format
+.PHONY: demo test bench lint format
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)  ## one sentence in, an adapter out, the model before and after
@@ -13,6 +13,9 @@ demo: $(INSTALLED)  ## one sentence in, an adapter out, the model before and aft
 
 test: $(WITH_DEV)  ## the whole test suite, on 8 fake CPU devices
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+bench: $(WITH_DEV)  ## ours, theirs, the ratio and the floor of everything whose speed a user feels, in one table
+	$(BIN)/python -m experiments.bench
 
 lint: $(WITH_DEV)  ## what a commit must pass: style, format, types
 	$(BIN)/ruff check .
