@@ -324,7 +324,7 @@ class Head(nn.Module):
 
 
 def project(
-    h: Float[Array, "*q h"], kernel: Float[Array, "h *out"], bias: Float[Array, "*out"] | None = None
+    h: Float[Array, "*q h"], kernel: Float[Array, " h *out"], bias: Float[Array, "*out"] | None = None
 ) -> Float[Array, "*q_and_out"]:
     """h @ kernel + bias as one product of matrices, to which XLA joins the addition of the bias."""
     fan_in, *shape = kernel.shape
