@@ -6,9 +6,10 @@ batch ahead of the copies, and threads write. Axes: T adapters of a batch.
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from typing import TypeVar, cast
 
 import jax
 from jax.sharding import Mesh
@@ -17,9 +18,10 @@ from t2l_jax.decoder.padding import pad_leading
 from t2l_jax.distributed import agree, is_main, several, share, side_by_side, together
 from t2l_jax.encoder import prepare
 from t2l_jax.errors import UserError
-from t2l_jax.hypernet import Condition, write_adapters
+from t2l_jax.hypernet import Condition, Variables, write_adapters
 from t2l_jax.io.adapter_store import AdapterStore, check_adapter_names
 from t2l_jax.io.files import read_jsonl
+from t2l_jax.io.packed import PackedStore
 from t2l_jax.io.peft import HostWeights, PeftFormat
 from t2l_jax.io.published import WORDS
 from t2l_jax.io.session import code
@@ -27,6 +29,8 @@ from t2l_jax.lora import Adapter
 from t2l_jax.model import Model
 from t2l_jax.progress import progress_bar
 from t2l_jax.sharding import batch_sharding, make_mesh, replicated
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -66,11 +70,19 @@ def read_requests(path: Path) -> list[Request]:
     return requests
 
 
-def generate_to_folder(model: Model, requests: Sequence[Request], folder: Path, batch: int = 64) -> int:
+def generate_to_folder(
+    model: Model,
+    requests: Sequence[Request],
+    folder: Path,
+    batch: int = 64,
+    packed: bool = False,
+    dtype: str = "float32",
+) -> int:
     """Generate the adapters that are not in `folder` yet; return their number.
 
-    One PEFT folder per adapter, and a manifest (see `AdapterStore`). An interrupted call resumes when repeated. Several
-    processes, which all call this with the same arguments, divide the adapters; they need a folder that they share.
+    One PEFT folder per adapter (`AdapterStore`) or packed (`PackedStore`), with a manifest. An interrupted call resumes
+    when repeated. Several processes, which all call this with the same arguments, divide the adapters; they need a
+    folder that they share.
     """
     with together():
         if batch < 1:
@@ -80,13 +92,14 @@ def generate_to_folder(model: Model, requests: Sequence[Request], folder: Path, 
                 f"the hypernetwork reads {WORDS[model.config.reads]}, so it writes an adapter for each example: give "
                 "one that reads descriptions alone, or make single adapters with t2l generate --instance"
             )
-        files = PeftFormat(model.config.lora, model.config.base_name)
+        files = PeftFormat(model.config.lora, model.config.base_name, dtype)
         check_adapter_names([request.name for request in requests])  # before anything is written
         fingerprint = model.fingerprint + model.encoder.fingerprint
     if several():
         lines = hashlib.sha256(repr(requests).encode()).hexdigest()
         agree({**code(), "requests": [len(requests), lines], "model": fingerprint})
-    with AdapterStore(folder, files, fingerprint) as store, progress_bar(not is_main()) as progress:
+    kind = PackedStore if packed else AdapterStore
+    with kind(folder, files, fingerprint) as store, progress_bar(not is_main()) as progress:
         pending = store.pending([r.name for r in requests], [r.description for r in requests])
         bar = progress.add_task("adapters", total=len(requests), completed=len(requests) - len(pending), rate="")
         own = [requests[index] for index in share(pending)]
@@ -97,16 +110,30 @@ def generate_to_folder(model: Model, requests: Sequence[Request], folder: Path, 
 
 def _write(model: Model, requests: Sequence[Request], store: AdapterStore, batch: int) -> Iterator[int]:
     """Generate adapters and queue them for writing; yield the number of those in each batch."""
+    store.plan([r.name for r in requests], [r.description for r in requests])
     batch = max(1, min(batch, len(requests)))  # a batch is padded to its size
     chunks = [requests[i : i + batch] for i in range(0, len(requests), batch)]
     conditions = (Condition(z=model.encoder.embed([r.description for r in chunk])) for chunk in chunks)
-    for chunk, weights in zip(chunks, stream_adapters(model, conditions, batch), strict=True):
+    # A PEFT folder's B is scaled first, on the host, and rounded once.
+    dtype = store.files.dtype if isinstance(store, PackedStore) else "float32"
+    adapters = stream_adapters(model, ahead(conditions), batch, dtype=dtype)
+    for chunk, weights in zip(chunks, adapters, strict=True):
         store.write([r.name for r in chunk], [r.description for r in chunk], weights)
         yield len(chunk)
 
 
+def ahead(items: Iterator[Item]) -> Iterator[Item]:
+    """The items, the next of which is made by a thread meanwhile."""
+    end = object()
+    with ThreadPoolExecutor(1, thread_name_prefix="ahead") as pool:
+        coming = pool.submit(next, items, end)
+        while (item := coming.result()) is not end:
+            coming = pool.submit(next, items, end)
+            yield cast(Item, item)
+
+
 def stream_adapters(
-    model: Model, conditions: Iterator[Condition], batch: int, mesh: Mesh | None = None
+    model: Model, conditions: Iterator[Condition], batch: int, mesh: Mesh | None = None, dtype: str = "float32"
 ) -> Iterator[HostWeights]:
     """Batches of conditions to batches of adapters' weights in host memory, the next one computed during a copy.
 
@@ -116,7 +143,12 @@ def stream_adapters(
     mesh = mesh or make_mesh(devices=jax.local_devices())
     size = -(-batch // mesh.size) * mesh.size
     variables = jax.device_put(model.variables, replicated(mesh))
-    run = jax.jit(partial(write_adapters, model.config.hypernet, model.config.lora))
+
+    @jax.jit
+    def run(variables: Variables, conditions: Condition) -> Adapter:
+        adapters = write_adapters(model.config.hypernet, model.config.lora, variables, conditions)
+        return jax.tree.map(lambda leaf: leaf.astype(dtype), adapters)
+
     waiting: list[Adapter] = []
     for some in conditions:
         adapters = run(variables, jax.device_put(pad_leading(some, size), batch_sharding(mesh)))

@@ -324,9 +324,9 @@ class Head(nn.Module):
 
 
 def project(
-    h: Float[Array, "*q h"], kernel: Float[Array, " h *out"], bias: Float[Array, "*out"] | None = None
-) -> Float[Array, "*q_and_out"]:
-    """h @ kernel + bias as one product of matrices, to which XLA joins the addition of the bias."""
+    h: Float[Array, "*q h"], kernel: Float[Array, "h ..."], bias: Float[Array, "..."] | None = None
+) -> Float[Array, "..."]:
+    """h @ kernel + bias as one product of matrices: [*q, h] and [h, ...] give [*q, ...]."""
     fan_in, *shape = kernel.shape
     out = h.reshape(-1, fan_in) @ kernel.reshape(fan_in, -1)
     if bias is not None:

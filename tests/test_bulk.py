@@ -20,6 +20,8 @@ from t2l_jax import model as model_module
 from t2l_jax.bulk import Request, generate_to_folder, read_requests, stream_adapters
 from t2l_jax.errors import UserError
 from t2l_jax.hypernet import Condition
+from t2l_jax.io import packed
+from t2l_jax.io.packed import PackedAdapters
 from t2l_jax.io.peft import PeftFormat, load_peft
 from t2l_jax.model import load
 from t2l_jax.sharding import replicated
@@ -120,6 +122,37 @@ def test_many_are_what_one_by_one_gives(model, tmp_path):
     assert_made_by(model, tmp_path / "out", REQUESTS)
 
 
+def assert_packed_by(model, folder, requests, rtol=1e-4):
+    """The same of packed adapters."""
+    expected, found = model.generate([request.description for request in requests]), PackedAdapters(folder)
+    assert sorted(found) == [request.name for request in requests]
+    for index, request in enumerate(requests):
+        assert found.descriptions[request.name] == request.description
+        for module, sides in expected.weights.items():
+            for side, array in sides.items():
+                np.testing.assert_allclose(found[request.name].weights[module][side], array[index], rtol, 1e-5)
+    assert [record["name"] for record in manifest(folder)] == sorted(found)
+    assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize(("dtype", "rtol"), [("float32", 1e-4), ("bfloat16", 2**-8)])
+def test_many_packed_are_what_one_by_one_gives(model, tmp_path, monkeypatch, dtype, rtol):
+    monkeypatch.setattr(packed, "SHARD_ADAPTERS", 4)
+    assert generate_to_folder(model, REQUESTS, tmp_path, batch=5, packed=True, dtype=dtype) == 13
+    assert_packed_by(model, tmp_path, REQUESTS, rtol)
+    assert generate_to_folder(model, REQUESTS, tmp_path, batch=5, packed=True, dtype=dtype) == 0
+
+
+def test_an_error_while_texts_are_embedded_ends_it(model, tmp_path, monkeypatch):
+    def fail(texts):
+        raise UserError("no encoder")
+
+    monkeypatch.setattr(model.encoder, "embed", fail)
+    with pytest.raises(UserError, match="no encoder"):
+        generate_to_folder(model, REQUESTS, tmp_path, batch=4, packed=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["store.json"]
+
+
 def test_a_second_run_makes_what_is_missing(model, tmp_path):
     generate_to_folder(model, REQUESTS[:9], tmp_path, batch=8)
     (tmp_path / "task03" / "adapter_model.safetensors").write_bytes(b"half")
@@ -181,9 +214,9 @@ def test_names_of_the_stores_own_files_leave_no_folder(model, tmp_path):
 def test_a_batch_is_no_larger_than_what_is_asked_for(model, tmp_path, monkeypatch):
     sizes = []
 
-    def stream(model, conditions, batch):
+    def stream(model, conditions, batch, **options):
         sizes.append(batch)
-        return stream_adapters(model, conditions, batch)
+        return stream_adapters(model, conditions, batch, **options)
 
     monkeypatch.setattr(bulk, "stream_adapters", stream)
     assert generate_to_folder(model, REQUESTS[:2], tmp_path, batch=10**8) == 2
@@ -208,35 +241,39 @@ from tiny_published import HashEncoder
 from t2l_jax import bulk
 from t2l_jax import model as model_module
 from t2l_jax.bulk import generate_to_folder, read_requests
+from t2l_jax.io import packed
 
 class SlowEncoder(HashEncoder):
     def embed(self, texts, cache=None):
         time.sleep(0.1)
         return super().embed(texts, cache)
 
+packed.SHARD_ADAPTERS = 12
 model_module.load_encoder = lambda source, **_: SlowEncoder()
-generate_to_folder(model_module.load(sys.argv[1]), read_requests(Path(sys.argv[2])), Path(sys.argv[3]), batch=8)
+generate_to_folder(model_module.load(sys.argv[1]), read_requests(Path(sys.argv[2])), Path(sys.argv[3]), batch=8,
+                   packed=sys.argv[4] == "packed")
 """
 
 
 @pytest.mark.slow
-def test_killed_again_and_again_it_ends_with_every_adapter_once_and_whole(model, tmp_path):
+@pytest.mark.parametrize("form", ["folders", "packed"])
+def test_killed_again_and_again_it_ends_with_every_adapter_once_and_whole(model, tmp_path, form):
     published = save_published(tmp_path / "model", tiny_config())
     requests = [Request(f"t{index:03d}", f"Say {index}") for index in range(240)]
     lines = write_lines(tmp_path / "t.jsonl", *({"name": r.name, "description": r.description} for r in requests))
     out = tmp_path / "out"
-    command = [sys.executable, "-c", CHILD, str(published), str(lines), str(out)]
+    command = [sys.executable, "-c", CHILD, str(published), str(lines), str(out), form]
     root = Path(model_module.__file__).parents[1]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), str(Path(__file__).parent)])}
-    for goal in (10, 110):
+    for goal in (10, 110) if form == "folders" else (1, 9):
         child = subprocess.Popen(command, env=environment)
-        while sum(1 for _ in out.glob("t*")) < goal and child.poll() is None:
+        while sum(1 for _ in out.glob("t*" if form == "folders" else "adapters-*")) < goal and child.poll() is None:
             time.sleep(0.002)
         child.send_signal(signal.SIGKILL)
         assert child.wait() == -signal.SIGKILL
         assert not (out / "manifest.jsonl").exists()
-    generate_to_folder(load(published), requests, out, batch=8)
-    assert_made_by(model, out, requests)
+    generate_to_folder(load(published), requests, out, batch=8, packed=form == "packed")
+    (assert_packed_by if form == "packed" else assert_made_by)(model, out, requests)
 
 
 def test_a_model_that_reads_instances_is_refused(tmp_path):

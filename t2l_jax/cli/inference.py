@@ -1,9 +1,9 @@
-"""`t2l generate | chat | embed`: a trained hypernetwork in use."""
+"""`t2l generate | unpack | chat | embed`: a trained hypernetwork in use."""
 
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
@@ -22,6 +22,7 @@ class Generate:
     Examples:
       t2l generate "Answer with the last word." --out last/
       t2l generate --from tasks.jsonl --out adapters/
+      t2l generate --from tasks.jsonl --out packed/ --format packed --dtype bfloat16
       t2l generate "Answer with the last word." --instance "red green blue" --model runs/instances/model --out one/
     """
 
@@ -37,6 +38,10 @@ class Generate:
     """Hypernetwork: a folder, hf:org/name or pypi:package==version. Default: the bundled one."""
     batch: int = 64
     """Number of adapters generated at a time with --from."""
+    format: Literal["folders", "packed"] = "folders"
+    """With --from: one PEFT folder per adapter, or few files of some hundred adapters (see t2l unpack)."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the weights on disk with --from."""
     distributed: Distributed = "auto"
     trust_remote_code: bool = False
     """Let the text encoder's own Python code run, where its architecture is known to no library."""
@@ -47,6 +52,10 @@ class Generate:
             raise UserError("give either a description or --from tasks.jsonl")
         if single and self.distributed not in ("auto", "off"):
             raise UserError("--distributed divides the lines of --from tasks.jsonl: leave it out for a single adapter")
+        if single and (self.format, self.dtype) != ("folders", "float32"):
+            raise UserError(
+                "--format and --dtype are for --from tasks.jsonl: a single adapter is a float32 PEFT folder"
+            )
         if self.file is not None:
             self._many(self.file)
         else:
@@ -75,9 +84,42 @@ class Generate:
         with distributed.together():
             requests = bulk.read_requests(file)
             model = load(self.model, trust_remote_code=self.trust_remote_code)
-        made = bulk.generate_to_folder(model, requests, self.out, self.batch)
+        made = bulk.generate_to_folder(model, requests, self.out, self.batch, self.format == "packed", self.dtype)
         if distributed.is_main():
             print(f"{made} adapters written, {len(requests)} in {self.out}")
+
+
+@dataclass(frozen=True)
+class Unpack:
+    """Write adapters of a folder made by `t2l generate --format packed` as PEFT folders, in float32.
+
+    Examples:
+      t2l unpack packed/ last first --out adapters/
+    """
+
+    folder: Positional[Annotated[Path, arg(metavar="FOLDER")]]
+    """Folder of packed adapters."""
+    names: Positional[Annotated[tuple[str, ...], arg(metavar="NAME")]]
+    """Names of adapters."""
+    out: Path = Path("adapters")
+    """Output folder: one folder per adapter."""
+
+    def run(self) -> None:
+        from t2l_jax import save_peft
+        from t2l_jax.io.files import atomic_folder
+        from t2l_jax.io.packed import PackedAdapters
+
+        if not self.names:
+            raise UserError("give at least one name")
+        packed = PackedAdapters(self.folder)
+        for name in self.names:
+            if name not in packed and name not in packed.lost:
+                raise UserError(f"{self.folder} has no adapter named {name[:80]!r}")
+        with atomic_folder(self.out) as target:
+            for name in dict.fromkeys(self.names):
+                text = packed.descriptions.get(name)
+                save_peft(packed[name], target / name, base_model=packed.base_model, description=text)
+        print(f"{len(set(self.names))} adapters written to {self.out}")
 
 
 @dataclass(frozen=True)

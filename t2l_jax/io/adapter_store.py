@@ -107,11 +107,12 @@ class AdapterStore:
                 raise UserError(f"{self.folder} holds other files than adapters: choose a new or empty folder")
             atomic_write(path, json.dumps(self._header, indent=2) + "\n")
         theirs = read_json(path)
-        for key, value in json.loads(json.dumps(self._header)).items():
-            if theirs.get(key) != value:
+        ours = json.loads(json.dumps(self._header))
+        for key in ours.keys() | theirs.keys() & {"format"}:
+            if theirs.get(key) != ours.get(key):
                 raise UserError(
-                    f"{path}: the adapters here were made with another {key} ({shown(theirs.get(key))}, now {value}): "
-                    "choose another folder, or delete this one"
+                    f"{path}: the adapters here were made with another {key} ({shown(theirs.get(key))}, now "
+                    f"{ours.get(key)}): choose another folder, or delete this one"
                 )
 
     def __exit__(
@@ -131,6 +132,9 @@ class AdapterStore:
         finally:
             self._pool.shutdown(wait=True, cancel_futures=True)
             self._lock.close()
+
+    def plan(self, names: Sequence[str], descriptions: Sequence[str]) -> None:
+        """The adapters that this process will write, in this order: for stores that must know it beforehand."""
 
     def pending(self, names: Sequence[str], descriptions: Sequence[str]) -> list[int]:
         """Indices of the adapters that are missing or incomplete, the same in all processes.

@@ -35,6 +35,10 @@ class _Header(Schema):
     tensors: dict[str, _Entry]
 
 
+class _Metadata(Schema):
+    texts: Annotated[dict[str, str], Field(alias="__metadata__")]
+
+
 def safetensors_tensors(file: Path, unread: Callable[[str], bool] = lambda _: False) -> list[PlainTensor]:
     """The tensors of one file in the order of their data, without those that are `unread` by their names.
 
@@ -42,6 +46,13 @@ def safetensors_tensors(file: Path, unread: Callable[[str], bool] = lambda _: Fa
     """
     with os_errors_explained(file, "read"), open_file(file) as stream:
         return _read_header(stream, file, unread)
+
+
+def safetensors_metadata(file: Path) -> dict[str, str]:
+    """The texts that a file holds beside its tensors. Raises UserError for a file that is damaged or cut short."""
+    with os_errors_explained(file, "read"), open_file(file) as stream:
+        metadata = _read_json(stream, file)[0].get("__metadata__", {})
+    return checked(_Metadata, {"__metadata__": metadata}, f"{file}: damaged: its header").texts
 
 
 def load_tensors(file: Path) -> dict[str, np.ndarray]:
@@ -71,7 +82,8 @@ def load_float32(file: Path) -> dict[str, np.ndarray]:
     return tensors
 
 
-def _read_header(stream: BinaryIO, file: Path, unread: Callable[[str], bool] = lambda _: False) -> list[PlainTensor]:
+def _read_json(stream: BinaryIO, file: Path) -> tuple[dict[str, Any], int, int]:
+    """The header, where the data begins, and the size of the file."""
     size = stream.seek(0, 2)
     stream.seek(0)
     length = int.from_bytes(stream.read(8), "little")
@@ -81,6 +93,11 @@ def _read_header(stream: BinaryIO, file: Path, unread: Callable[[str], bool] = l
     header = parse_json(stream.read(length), f"{file}: damaged: its safetensors header", _without_repeats)
     if not isinstance(header, dict):
         raise UserError(f"{file}: damaged: its safetensors header is no JSON object; download or copy it again")
+    return header, start, size
+
+
+def _read_header(stream: BinaryIO, file: Path, unread: Callable[[str], bool] = lambda _: False) -> list[PlainTensor]:
+    header, start, size = _read_json(stream, file)
     header.pop("__metadata__", None)
     entries = checked(_Header, {"tensors": header}, f"{file}: damaged: its header").tensors
     found = [(*entry.data_offsets, name, entry) for name, entry in entries.items()]

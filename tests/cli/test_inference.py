@@ -50,6 +50,36 @@ def test_generate_many(capsys, place):
     assert sorted(path.name for path in Path("many").iterdir()) == ["a", "b", "manifest.jsonl", "store.json"]
 
 
+def test_generate_packed_and_unpack(capsys, place):
+    lines = [json.dumps({"name": name, "description": f"Say {name}."}) for name in "abc"]
+    (place / "t.jsonl").write_text("\n".join(lines) + "\n")
+    arguments = ("generate", "--from", "t.jsonl", "--model", "models/good", "--out", "many", "--format", "packed")
+    assert run(capsys, *arguments) == (0, "3 adapters written, 3 in many\n", "")
+    assert run(capsys, "unpack", "many", "c", "a", "--out", "two") == (0, "2 adapters written to two\n", "")
+    assert sorted(path.name for path in (place / "two").iterdir()) == ["a", "c"]
+    expected = t2l_jax.load("models/good").generate(["Say c."])[0]
+    found = load_peft("two/c")
+    np.testing.assert_allclose(found.weights["q_proj"]["a"], expected.weights["q_proj"]["a"], atol=1e-6)
+    delta = expected.spec.scale * expected.weights["q_proj"]["b"]
+    np.testing.assert_allclose(found.weights["q_proj"]["b"], delta, atol=1e-5)
+    assert (place / "two/c/description.txt").read_text() == "Say c."
+    assert json.loads((place / "two/c/adapter_config.json").read_text())["base_model_name_or_path"] == "org/tiny"
+
+
+def test_unpack_refuses(capsys, place):
+    (place / "t.jsonl").write_text(LINE)
+    run(capsys, "generate", "--from", "t.jsonl", "--model", "models/good", "--out", "many", "--format", "packed")
+    assert_refused(capsys, "many has no adapter named 'x'", "unpack", "many", "a", "x", "--out", "new")
+    assert_refused(capsys, "store.json cannot be read", "unpack", "models", "a", "--out", "new")
+    assert_refused(capsys, "give at least one name", "unpack", "many", "--out", "new")
+    assert_refused(capsys, "many exists already", "unpack", "many", "a", "--out", "many")
+    (shard,) = (place / "many").glob("*.safetensors")
+    shard.write_bytes(shard.read_bytes()[:-1])
+    assert_refused(capsys, "lost with it: a: generate them again", "unpack", "many", "a", "--out", "new")
+    assert not (place / "new").exists()
+    assert_refused(capsys, "--format and --dtype are for --from", "generate", "Say a", *MODEL, "--format", "packed")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
