@@ -79,14 +79,6 @@ def encoder_parity(tables: Tables) -> Iterator[dict[str, Any]]:
     yield line("descriptions embedded; theirs: sentence-transformers", "1/s", ours[name], theirs[name], None)
 
 
-def hypernet_speed(tables: Tables) -> Iterator[dict[str, Any]]:
-    """The hypernetwork itself, on one thread."""
-    (rows,) = tables.values()
-    for row in rows:
-        what = f"64 adapters at once, head {row['head']}, one thread; theirs: a batched PyTorch network"
-        yield line(what, "ms", row["ours, ms"], row["PyTorch, ms"], row["products, ms"])
-
-
 def decoding(tables: Tables) -> Iterator[dict[str, Any]]:
     """A step of greedy decoding with an adapter for each row."""
     floors = {row["rows"]: row["floor, ms"] for row in tables["Floor of a step"]}
@@ -134,7 +126,6 @@ class Part:
 PARTS = (
     Part(cold_start, ("--rounds", "5")),
     Part(encoder_parity, ("--texts", "500", "--long", "20", "--rounds", "3")),
-    Part(hypernet_speed, ()),
     Part(decoding, ("--rows", "1", "32", "--rounds", "3", "2")),
     Part(bulk_speed, ("--count", "500", "--kills", "0", "--rounds", "3")),
     Part(sft_speed, ("--rounds", "3")),

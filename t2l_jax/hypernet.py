@@ -2,11 +2,10 @@
 
 Charakorn, Cetin, Tang, Lange, "Text-to-LoRA: Instant Transformer Adaption", ICML 2025, arXiv 2506.06105, section 3.
 
-Axes: *T tasks (none, or any leading axes), D latent width, L layers, M modules (adapted projections), r rank, i/o
-input/output width of a projection.
+Axes: D latent width, L layers, M modules (adapted projections), r rank, i/o input/output width of a projection.
 
-A query is one task, one module and one layer; in S also one side and one row of A or B. Linear layers act on the last
-axis, the others are queries: see `write_adapters` for a batch of tasks.
+Everything is written for one query (one task, one module, one layer; in S also one side and one row of A or B) and
+lifted by vmap. A batch of tasks is `jax.vmap` over their conditions; see `write_adapters`.
 
     query      phi = [task, depth, type]                                        eq. (2): what is asked for
     trunk      x   = mixer(phi);  x = x + mlp1(x)
@@ -133,31 +132,37 @@ def table(config: HypernetConfig, rows: int, width: int) -> nn.Embed:
     return nn.Embed(rows, width)
 
 
+def lift(function: Any, module: nn.Module, *args: Any, in_axes: Any = 0) -> Any:
+    """`jax.vmap` of function(module, *args) with shared parameters and independent dropout."""
+    shared: dict[Any, Any] = {"params": None, "constants": None}
+    lifted = nn.vmap(function, in_axes=in_axes, variable_axes=shared, split_rngs={"params": False, "dropout": True})
+    return lifted(module, *args)
+
+
 class TaskEncoder(nn.Module):
     """z -> the task part of the query."""
 
     config: HypernetConfig
 
     @nn.compact
-    def __call__(self, z: Float[Array, "*T z"]) -> Float[Array, "*T e"]:
+    def __call__(self, z: Float[Array, " z"]) -> Float[Array, " e"]:
         kind, size, width = self.config.task.kind, self.config.task.codebook, self.config.latent // 2
         outputs = size if kind in ("discrete", "softmax") else width
-        projected = linear(self.config, z.shape[-1], outputs, name="linear")(z)
+        projected = linear(self.config, len(z), outputs, name="linear")(z)
         norm = nn.LayerNorm(epsilon=1e-5, name="norm")
         if kind == "linear":
             return norm(projected)
         codebook = self.param("codebook", nn.initializers.normal(1.0), (size, width))
         if kind == "vq":
             latent = projected
-            distances = jnp.sum((jnp.expand_dims(codebook, range(z.ndim - 1)) - latent[..., None, :]) ** 2, axis=-1)
-            nearest = codebook[jnp.argmin(distances, axis=-1)]
+            nearest = codebook[jnp.argmin(jnp.sum((codebook - latent[None]) ** 2, axis=-1))]
             pull = jnp.mean((nearest - jax.lax.stop_gradient(latent)) ** 2)
             commit = jnp.mean((jax.lax.stop_gradient(nearest) - latent) ** 2)
             self.sow("losses", "vq", pull + 0.25 * commit)
             return norm(latent + jax.lax.stop_gradient(nearest - latent))
         weights = jax.nn.softmax(projected)
         if kind == "discrete":
-            choice = jax.nn.one_hot(jnp.argmax(weights, axis=-1), size)
+            choice = jax.nn.one_hot(jnp.argmax(weights), size)
             weights = weights + jax.lax.stop_gradient(choice - weights)
         return norm(weights @ codebook)
 
@@ -171,17 +176,17 @@ class Mlp(nn.Module):
     last_drop: bool = True
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*q d"], train: bool) -> Float[Array, "*q w"]:
+    def __call__(self, x: Float[Array, " d"], train: bool) -> Float[Array, " w"]:
         hidden = 4 * self.config.latent
         drop = partial(nn.Dropout, self.config.dropout, deterministic=not train)
         x = nn.LayerNorm(epsilon=1e-5, name="norm")(x) if self.first == "norm" else drop()(x)
-        x = drop()(nn.silu(linear(self.config, x.shape[-1], hidden, name="up")(x)))
+        x = drop()(nn.silu(linear(self.config, len(x), hidden, name="up")(x)))
         x = nn.silu(linear(self.config, hidden, self.width, name="down")(x))
         return drop()(x) if self.last_drop else x
 
 
 class Query(nn.Module):
-    """The task part of the query to what each module's head reads, for A and for B (one and the same in L)."""
+    """One query (task, module, layer) to what the head reads: [head_in]; in M [2, head_in]; in S [2, r, head_in]."""
 
     config: HypernetConfig
     spec: LoraSpec
@@ -204,62 +209,47 @@ class Query(nn.Module):
             self.row = table(config, spec.rank, width)
             self.row_norm = nn.LayerNorm(epsilon=1e-5)
 
-    def __call__(self, task: Float[Array, "*T e"]) -> list[tuple[Float[Array, "..."], Float[Array, "..."]]]:
-        """For each module a pair [*T, L, head_in]; in S [*T, L, r, head_in]."""
-        x = self._trunk(task)
-        # One module and one side at a time, so that what the head reads is computed where the head's product wants it.
-        modules = [x[..., index, :, :] for index in range(len(self.spec.modules))]
+    def __call__(self, task: Float[Array, " e"], module: Int[Array, ""], layer: Int[Array, ""]) -> Float[Array, "..."]:
+        depth, kind = self.depth_norm(look_up(self.depth, layer)), self.type_norm(look_up(self.type, module))
+        x = self.mixer(jnp.concatenate([task, depth, kind]), self.train)
+        x = x + self.mlp1(x, self.train)
         if self.config.head == "L":
-            hidden = [self.mlp3(self._residual(one), self.train) for one in modules]
-            return [(h, h) for h in hidden]
-        sides = self.side_norm(self.side.embedding)
-        return [
-            (self._one_side(one, sides[2 * index]), self._one_side(one, sides[2 * index + 1]))
-            for index, one in enumerate(modules)
-        ]
+            return self.mlp3(self._residual(x), self.train)
+        return lift(Query.one_side, self, x, 2 * module + jnp.arange(2), in_axes=(None, 0))
 
-    def _trunk(self, task: Float[Array, "*T e"]) -> Float[Array, "*T M L D"]:
-        queries = *task.shape[:-1], len(self.spec.modules), self.spec.num_layers
-        depth, kind = self.depth_norm(self.depth.embedding), self.type_norm(self.type.embedding)
-        parts = task[..., None, None, :], depth, kind[:, None]
-        x = self.mixer(jnp.concatenate([to_queries(part, queries) for part in parts], axis=-1), self.train)
-        return x + self.mlp1(x, self.train)
-
-    def _one_side(self, x: Float[Array, "*q D"], side: Float[Array, " D"]) -> Float[Array, "*h_shape h"]:
-        """A or B of one module: [*q, h] in M, [*q, r, h] in S."""
-        y = self._residual(x + to_queries(side, x.shape[:-1]))
+    def one_side(self, x: Float[Array, " D"], side: Int[Array, ""]) -> Float[Array, "..."]:
+        """A or B of one query (M and S)."""
+        y = self._residual(x + self.side_norm(look_up(self.side, side)))
         if self.config.head == "M":
             return self.mlp3(y, self.train)
-        queries = *y.shape[:-1], self.spec.rank
-        u = to_queries(y[..., None, :], queries)
-        if self.config.rotary_rows:
-            return self.mlp3(self._residual(rotate_by_row(u)), self.train)
-        rows = self.row_norm(self.row.embedding)
-        # Rows are the same for all queries; while training, dropout is drawn for each query.
-        rows = self._residual(to_queries(rows, queries) if self.train else rows)
-        return self.mlp3(u + to_queries(rows, queries), self.train)
+        return lift(Query.one_row, self, y, jnp.arange(self.spec.rank), in_axes=(None, 0))
 
-    def _residual(self, x: Float[Array, "*q D"]) -> Float[Array, "*q D"]:
+    def one_row(self, u: Float[Array, " D"], row: Int[Array, ""]) -> Float[Array, " h"]:
+        """One row of A, or of B transposed (S)."""
+        if self.config.rotary_rows:
+            return self.mlp3(self._residual(rotate_by(u, row)), self.train)
+        return self.mlp3(u + self._residual(self.row_norm(look_up(self.row, row))), self.train)
+
+    def _residual(self, x: Float[Array, " D"]) -> Float[Array, " D"]:
         return x + self.mlp2(x, self.train)
 
 
-def to_queries(x: Float[Array, "*some d"], queries: tuple[int, ...]) -> Float[Array, "*q d"]:
-    """x repeated along the axes of queries that it lacks."""
-    return jnp.broadcast_to(x, (*queries, x.shape[-1]))
+def look_up(table: nn.Embed, index: Int[Array, ""]) -> Float[Array, " d"]:
+    """One row of the table. Indexed by a vector of length one: Linen rejects a scalar if the table has one row."""
+    return table(index[None])[0]
 
 
-def rotate_by_row(u: Float[Array, "*q r D"]) -> Float[Array, "*q r D"]:
-    """u rotated by the index of the row, channel pairs (j, j + D/2) at RoFormer's frequencies."""
-    rows, half = u.shape[-2], u.shape[-1] // 2
-    frequencies = 10_000.0 ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angles = jnp.outer(jnp.arange(rows, dtype=jnp.float32), frequencies)
-    cos, sin = (to_queries(part, u.shape[:-1]) for part in (jnp.cos(angles), jnp.sin(angles)))
-    first, second = jnp.split(u, 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+def rotate_by(u: Float[Array, " D"], position: Int[Array, ""]) -> Float[Array, " D"]:
+    """u rotated by a position, channel pairs (j, j + D/2) at RoFormer's frequencies."""
+    half = u.shape[-1] // 2
+    angles = position.astype(jnp.float32) * 10_000.0 ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    first, second = jnp.split(u, 2)
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin])
 
 
 class Head(nn.Module):
-    """The linear read-out of one module: the transformed queries -> (A [*T, L, r, i], B [*T, L, o, r]).
+    """The linear read-out of one module: the transformed query -> (A [r, i], B [o, r]).
 
     With init "sft" the weights are zero, and every adapter begins as the bias. A separate bias is a LoRA's own
     initialisation, with which the adapted model is the base model exactly and A has somewhere to go from: trained in L,
@@ -273,24 +263,22 @@ class Head(nn.Module):
     rank: int
 
     @nn.compact
-    def __call__(
-        self, h: tuple[Float[Array, "*queries h"], Float[Array, "*queries h"]]
-    ) -> tuple[Float[Array, "*T L r i"], Float[Array, "*T L o r"]]:
+    def __call__(self, h: Float[Array, "*q h"]) -> tuple[Float[Array, "r i"], Float[Array, "o r"]]:
         rank, d_in, d_out, widest = self.rank, self.module.d_in, self.module.d_out, self._widest
-        fan_in = h[0].shape[-1]
         outputs = rank * (d_in + d_out) if self.config.head == "L" else self._rows * widest
-        kernel = self.param("kernel", self._kernel_init(fan_in), (fan_in, outputs))
-        bias_a, bias_b = self._bias(fan_in)
-        if self.config.head == "S":
-            a, b = project(h[0], kernel[:, :d_in]), project(h[1], kernel[:, :d_out]).swapaxes(-1, -2)
-            return plus(a, bias_a), plus(b, bias_b)
-        # Only the columns that are kept are computed, and B's weights are transposed, not the many B's that come out.
+        kernel = self.param("kernel", self._kernel_init(h.shape[-1]), (h.shape[-1], outputs))
         if self.config.head == "L":
-            kernel_a, kernel_b = (part.reshape(fan_in, rank, -1) for part in jnp.split(kernel, [rank * d_in], axis=1))
+            # B's weights are transposed, not the many B's that come out.
+            kernel_b = kernel[:, rank * d_in :].reshape(-1, rank, d_out).swapaxes(1, 2).reshape(-1, d_out * rank)
+            a, b = h @ kernel[:, : rank * d_in], h @ kernel_b
+        elif self.config.head == "M":
+            by_row = kernel.reshape(-1, rank, widest)  # only the columns that are kept are computed
+            a = h[0] @ by_row[:, :, :d_in].reshape(-1, rank * d_in)
+            b = h[1] @ by_row[:, :, :d_out].swapaxes(1, 2).reshape(-1, d_out * rank)
         else:
-            by_row = kernel.reshape(fan_in, rank, widest)
-            kernel_a, kernel_b = by_row[:, :, :d_in], by_row[:, :, :d_out]
-        return project(h[0], kernel_a, bias_a), project(h[1], kernel_b.swapaxes(1, 2), bias_b)
+            a, b = h[0] @ kernel[:, :d_in], (h[1] @ kernel[:, :d_out]).T
+        bias_a, bias_b = self._bias(h.shape[-1])
+        return a.reshape(rank, d_in) + bias_a, b.reshape(d_out, rank) + bias_b
 
     @property
     def _widest(self) -> int:
@@ -306,11 +294,11 @@ class Head(nn.Module):
             return nn.initializers.zeros
         return uniform(fan_in) if self.config.linear_init == "uniform" else nn.initializers.lecun_normal()
 
-    def _bias(self, fan_in: int) -> tuple[Float[Array, "ra i"] | None, Float[Array, "o rb"] | None]:
+    def _bias(self, fan_in: int) -> tuple[Float[Array, "ra i"] | float, Float[Array, "o rb"] | float]:
         """The biases of A and B; in S the shared one has a single row."""
         kind, head, module = self.config.head_bias, self.config.head, self.module
         if kind == "none":
-            return None, None
+            return 0.0, 0.0
         lora = uniform(module.d_in * {"L": 1, "M": 2, "S": 2 * self.rank}[head])
         if kind == "shared" and head != "L":
             init = lora if self.config.init == "sft" else uniform(fan_in)
@@ -318,29 +306,13 @@ class Head(nn.Module):
             return bias[:, : module.d_in], bias[:, : module.d_out].T
         shape = (self.rank, module.d_in)
         if head != "L":
-            return self.variable("constants", "bias_a", lambda: lora(self.make_rng("params"), shape)).value, None
+            return self.variable("constants", "bias_a", lambda: lora(self.make_rng("params"), shape)).value, 0.0
         bias_b = self.param("bias_b", nn.initializers.zeros, (self.rank, module.d_out))
         return self.param("bias_a", lora, shape), bias_b.T
 
 
-def project(
-    h: Float[Array, "*q h"], kernel: Float[Array, "h ..."], bias: Float[Array, "..."] | None = None
-) -> Float[Array, "..."]:
-    """h @ kernel + bias as one product of matrices: [*q, h] and [h, ...] give [*q, ...]."""
-    fan_in, *shape = kernel.shape
-    out = h.reshape(-1, fan_in) @ kernel.reshape(fan_in, -1)
-    if bias is not None:
-        out = out + bias.reshape(1, -1)
-    return out.reshape(*h.shape[:-1], *shape)
-
-
-def plus(x: Float[Array, "..."], y: Float[Array, "..."] | None) -> Float[Array, "..."]:
-    """x + y, where y may lack leading axes of x; None is zero."""
-    return x if y is None else x + jnp.broadcast_to(y, x.shape)
-
-
 class Hypernet(nn.Module):
-    """Condition -> Adapter, with the condition's leading axes. `train` switches dropout on (rng "dropout")."""
+    """One task's Condition -> one Adapter. `train` switches dropout on (rng "dropout")."""
 
     config: HypernetConfig
     spec: LoraSpec
@@ -349,19 +321,24 @@ class Hypernet(nn.Module):
     @nn.compact
     def __call__(self, condition: Condition) -> Adapter:
         task = TaskEncoder(self.config, name="task")(condition.embedding)
-        hidden = Query(self.config, self.spec, self.train, name="query")(task)
+        query = Query(self.config, self.spec, self.train, name="query")
+        modules, layers = jnp.arange(len(self.spec.modules)), jnp.arange(self.spec.num_layers)
+
+        def all_layers(query: Query, module: Int[Array, ""]) -> Float[Array, "L ..."]:
+            return lift(Query.__call__, query, task, module, layers, in_axes=(None, None, 0))
+
+        hidden = lift(all_layers, query, modules)  # [M, L, ...]
         weights = {}
-        for module, h in zip(self.spec.modules, hidden, strict=True):
-            a, b = Head(self.config, module, self.spec.rank, name=f"head_{module.name}")(h)
+        for index, module in enumerate(self.spec.modules):
+            head = Head(self.config, module, self.spec.rank, name=f"head_{module.name}")
+            a, b = lift(Head.__call__, head, hidden[index])
             weights[module.name] = {"a": a, "b": b}
         adapter = Adapter(weights, self.spec)
         if self.config.standardised:
             adapter = jax.tree.map(
-                lambda score, std, mean: plus(score * jnp.broadcast_to(std + STD_EPSILON, score.shape), mean),
-                adapter,
-                *self._library(),
+                lambda score, std, mean: score * (std + STD_EPSILON) + mean, adapter, *self._library()
             )
-        return adapter if self.config.offset == "none" else jax.tree.map(plus, adapter, self._offset())
+        return adapter if self.config.offset == "none" else jax.tree.map(jnp.add, adapter, self._offset())
 
     def _library(self) -> tuple[Adapter, Adapter]:
         """Deviation and mean of each weight over a library of LoRAs; 1 and 0 until they are set."""
@@ -390,6 +367,6 @@ def _init(config: HypernetConfig, spec: LoraSpec, key: PRNGKeyArray) -> Variable
 
 
 def write_adapters(config: HypernetConfig, spec: LoraSpec, variables: Variables, conditions: Condition) -> Adapter:
-    """Conditions of T tasks to adapters with leading axis T: one forward pass. Pure: jit, grad, vmap it."""
+    """Conditions of T tasks to adapters with leading axis T: one vmapped forward pass. Pure: jit, grad, vmap it."""
     net: Any = Hypernet(config, spec)  # to mypy, apply may return a pair
-    return net.apply(variables, conditions)
+    return jax.vmap(lambda condition: net.apply(variables, condition))(conditions)

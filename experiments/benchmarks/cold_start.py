@@ -1,7 +1,7 @@
 """How long does a newcomer wait for one adapter, and for the help?
 
 Command: python -m experiments.benchmarks.cold_start                                  (2 minutes on 2 cores)
-Answer:  a few seconds for an adapter, a fraction of one for the help (results/cold_start)
+Answer:  a few seconds for an adapter, a fraction of one for the help (results/bench)
 
 Whole commands in fresh processes, in turns: `t2l generate` with the packaged model, `t2l --help`, and two others for
 scale. What must be there before a first line of ours can run is the import of JAX and Flax; what it would take to have

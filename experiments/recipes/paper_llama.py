@@ -2,7 +2,7 @@
 
 Row:     SFT T2L in the appendix's table of this base LLM
 
-Command: t2l train experiments/recipes/paper_llama.py --tasks REGISTRY --out runs/paper_llama --trust-remote-code
+Command: t2l train experiments/recipes/paper_llama.py --tasks REGISTRY --out runs/paper_llama
              [--hypernet.head M]                                             (the original: 5 days of an H100)
          Add --dry-run to see what it downloads and the memory that it needs.
 Answer:  docs/paper.md says where it differs from the original, and how each table of the paper is made from it

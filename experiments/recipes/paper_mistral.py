@@ -2,7 +2,7 @@
 
 Row:     SFT T2L (L, M, S) on the unseen benchmarks
 
-Command: t2l train experiments/recipes/paper_mistral.py --tasks REGISTRY --out runs/paper_mistral --trust-remote-code
+Command: t2l train experiments/recipes/paper_mistral.py --tasks REGISTRY --out runs/paper_mistral
              [--hypernet.head M]                                             (the original: 5 days of an H100)
          Add --dry-run to see what it downloads and the memory that it needs.
 Answer:  docs/paper.md says where it differs from the original, and how each table of the paper is made from it

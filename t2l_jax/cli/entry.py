@@ -32,8 +32,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if isinstance(sys.stdout, TextIOWrapper):  # a name, or an answer, may hold what the terminal's encoding lacks
         sys.stdout.reconfigure(errors="backslashreplace")
-    _keep_compiled()
     try:
+        _keep_compiled()
         parse(arguments).run()
     except UserError as error:
         _refuse(str(error))

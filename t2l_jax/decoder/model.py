@@ -281,7 +281,7 @@ class Decoder(nn.Module):
         if cache is not None:
             cache = note_places(cache, positions, segments)
         distance, visible = None, None
-        if cache is not None or self.attention == "scores" or not fits(tokens.shape[-1]):
+        if cache is not None or not self.attention.startswith("splash") or not fits(tokens.shape[-1]):
             distance, visible = _mask(positions, segments, cache)
         angles, rotary, magnitude = rotary_angles(config.attention, positions)
         different = windows_of(config.attention)

@@ -26,10 +26,13 @@ MAX_JSON_BYTES = 2**28
 
 
 def cache_folder() -> Path:
-    """The folder for downloads and other caches: `$T2L_CACHE`, or the user's own."""
-    if own := os.environ.get("T2L_CACHE"):
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "t2l_jax"
+    """The folder for downloads and other caches: `$T2L_CACHE`, or the user's own. Raises UserError if there is none."""
+    try:
+        if own := os.environ.get("T2L_CACHE"):
+            return Path(own).expanduser()
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "t2l_jax"
+    except RuntimeError as error:
+        raise UserError(f"T2L_CACHE: {error}: set it to a folder for downloads") from error
 
 
 @contextmanager

@@ -196,7 +196,7 @@ def test_a_base_in_8_bits_is_trained_on_and_its_losses_are_nearly_those_of_the_w
         for folder in (tmp_path / "run", finished)
     )
     assert ours != theirs
-    np.testing.assert_allclose(ours, theirs, rtol=0.01)
+    np.testing.assert_allclose(ours, theirs, rtol=0.03)
 
 
 def test_a_base_in_bfloat16_is_said_to_be_one(recipe, tmp_path, begin, capfd):
