@@ -19,7 +19,7 @@ from typing import Any
 
 import tyro
 
-from experiments.tools.results import RESULTS, TABLE_JSON, write
+from experiments.tools.results import RESULTS, TABLE_JSON, markdown, write
 from t2l_jax.progress import progress_bar
 
 Rows = Sequence[Mapping[str, Any]]
@@ -31,7 +31,7 @@ class Bench:
     """Run the benchmarks and write one table."""
 
     only: tuple[str, ...] = ()
-    """Names of some of them. Default: all."""
+    """Names of some of them, whose table is printed only. Default: all."""
     out: Path = RESULTS / "bench"
 
 
@@ -149,7 +149,10 @@ def main(args: Bench) -> None:
                 raise SystemExit(f"{' '.join(program[1:])} failed:\n{done.stderr}")
             lines += part.lines(json.loads((out / TABLE_JSON).read_text())["tables"])
             progress.advance(bar)
-    write(args.out, {"Bench": lines}, ["medians; each benchmark's own table, by its own command, has the spread"])
+    if args.only:
+        print(markdown(lines))
+    else:
+        write(args.out, {"Bench": lines}, ["medians; each benchmark's own table, by its own command, has the spread"])
 
 
 if __name__ == "__main__":

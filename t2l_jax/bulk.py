@@ -97,7 +97,7 @@ def generate_to_folder(
         fingerprint = model.fingerprint + model.encoder.fingerprint
     if several():
         lines = hashlib.sha256(repr(requests).encode()).hexdigest()
-        agree({**code(), "requests": [len(requests), lines], "model": fingerprint})
+        agree({**code(), "requests": [len(requests), lines], "model": fingerprint, "format": [packed, dtype]})
     kind = PackedStore if packed else AdapterStore
     with kind(folder, files, fingerprint) as store, progress_bar(not is_main()) as progress:
         pending = store.pending([r.name for r in requests], [r.description for r in requests])

@@ -17,7 +17,8 @@ class Generate:
     """Generate LoRA adapters from descriptions and save them as PEFT folders. The base LLM is not loaded.
 
     Each line of tasks.jsonl: {"name": "last", "description": "Answer with the last word."}
-    Several hosts divide these lines; their output folder must be on a disk that they share.
+    Several hosts divide these lines; their output folder must be on a disk that they share. A single adapter is made by
+    one process.
 
     Examples:
       t2l generate "Answer with the last word." --out last/
@@ -44,7 +45,8 @@ class Generate:
     """Type of the weights on disk with --from."""
     distributed: Distributed = "auto"
     trust_remote_code: bool = False
-    """Let the text encoder's own Python code run, where its architecture is known to no library."""
+    """Run Python code that comes with the text encoder. Only for an architecture that neither this package nor
+    transformers knows; minilm and gte-large do not need it."""
 
     def run(self) -> None:
         single = self.description is not None or self.instance is not None
@@ -153,7 +155,8 @@ class Chat:
     tensor: Annotated[int, arg(name="mesh.tensor")] = 1
     """Number of devices that compute each layer of the base model together (faster than mesh.fsdp)."""
     trust_remote_code: bool = False
-    """Let the text encoder's own Python code run, where its architecture is known to no library."""
+    """Run Python code that comes with the text encoder. Only for an architecture that neither this package nor
+    transformers knows; minilm and gte-large do not need it."""
 
     def run(self) -> None:
         import jax
@@ -217,7 +220,8 @@ class Embed:
     """Text encoder to use instead: minilm, gte-large, last-token:LOCATION, the location of a sentence-transformers
     model, or the folder of a LoRA adapter for a text encoder."""
     trust_remote_code: bool = False
-    """Let the encoder's own Python code run, where its architecture is known to no library."""
+    """Run Python code that comes with the text encoder. Only for an architecture that neither this package nor
+    transformers knows; minilm and gte-large do not need it."""
 
     def run(self) -> None:
         import io

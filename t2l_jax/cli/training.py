@@ -12,8 +12,9 @@ Distributed = Annotated[
     str,
     arg(
         metavar="auto|off|HOST:PORT",
-        help="Several processes, one on each host, that all run this command: those of Slurm, Open MPI or Cloud TPU "
-        "(auto), or of a coordinator's address, with JAX_NUM_PROCESSES and JAX_PROCESS_ID in the environment.",
+        help="How this process finds the others that run the same command, one on each host. auto: as Slurm, Open MPI "
+        "or Cloud TPU started them; off: it works alone; HOST:PORT: where process 0 waits, with JAX_NUM_PROCESSES and "
+        "JAX_PROCESS_ID set for each.",
     ),
 ]
 Settings = TypeVar("Settings")  # the configuration, or None where its slow module is not imported
@@ -40,7 +41,8 @@ class Train(Generic[Settings]):
     """Also log to this Weights & Biases project (pip install wandb)."""
     distributed: Distributed = "auto"
     trust_remote_code: bool = False
-    """Let the text encoder's own Python code run, where its architecture is known to no library."""
+    """Run Python code that comes with the text encoder. Only for an architecture that neither this package nor
+    transformers knows; minilm and gte-large do not need it."""
     dry_run: bool = False
     """Only say what would be downloaded, the sizes of everything, and the memory that a device needs."""
 
@@ -121,7 +123,8 @@ class Reconstruct(Generic[Settings]):
     """Also log to this Weights & Biases project (pip install wandb)."""
     distributed: Distributed = "auto"
     trust_remote_code: bool = False
-    """Let the text encoder's own Python code run, where its architecture is known to no library."""
+    """Run Python code that comes with the text encoder. Only for an architecture that neither this package nor
+    transformers knows; minilm and gte-large do not need it."""
 
     def run(self) -> None:
         from t2l_jax import distributed
@@ -167,7 +170,8 @@ class Evaluate(Generic[Settings]):
     time)."""
     distributed: Distributed = "auto"
     trust_remote_code: bool = False
-    """Let the text encoder's own Python code run, where its architecture is known to no library."""
+    """Run Python code that comes with the text encoder. Only for an architecture that neither this package nor
+    transformers knows; minilm and gte-large do not need it."""
 
     def run(self) -> None:
         from t2l_jax import distributed, load

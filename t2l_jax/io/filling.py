@@ -67,7 +67,7 @@ class Filling:
             return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place(name))
 
         def empty(leaf: jax.ShapeDtypeStruct) -> Array:
-            dtype = _kept_as(leaf.dtype)
+            dtype = _kept_as(leaf.dtype, self.mesh)
             if self.mesh is None:
                 return jnp.zeros(leaf.shape, dtype)
             first, *rest = leaf.sharding.shard_shape(leaf.shape)
@@ -222,9 +222,10 @@ def _updated(buffer: Array, block: Array, corner: tuple[ArrayLike, ...]) -> Arra
     return jax.lax.dynamic_update_slice(buffer, block.astype(buffer.dtype), corner)
 
 
-def _kept_as(dtype: DTypeLike) -> Any:
+def _kept_as(dtype: DTypeLike, mesh: Mesh | None) -> Any:
     """The type of a buffer. XLA for CPUs would convert all of a bfloat16 buffer to float32 and back for each block."""
-    return jnp.uint16 if dtype == jnp.bfloat16 and jax.default_backend() == "cpu" else dtype
+    platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+    return jnp.uint16 if dtype == jnp.bfloat16 and platform == "cpu" else dtype
 
 
 def _seen_as(dtype: DTypeLike, array: Array) -> Array:

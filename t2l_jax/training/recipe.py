@@ -119,6 +119,11 @@ class ComputeConfig:
         if self.attention == "cudnn":
             if self.base_dtype(platform) != jnp.bfloat16:
                 raise UserError(f"compute.attention: cudnn knows no {self.precision}: use --compute.precision bfloat16")
+            if config.attention.head_dim % 8 or config.attention.head_dim > 128:
+                raise UserError(
+                    "compute.attention: cudnn takes heads whose width is a multiple of 8, at most 128, this base model "
+                    f"has {config.attention.head_dim}: use scores"
+                )
             if config.attention.softcap is not None:
                 raise UserError("compute.attention: cudnn knows no soft caps, which this base model has: use scores")
             return "cudnn"

@@ -241,6 +241,15 @@ def test_what_cannot_be_trained_is_refused_by_name(folder, tmp_path):
         dry_run(recipe_of(folder))
 
 
+def test_an_adapter_that_changes_no_projection_is_refused(folder):
+    """As one of the pooler alone is read: with A and B of zero, no gradient would ever move it."""
+    encoder = flax_encoder(folder / "encoder")
+    nothing = jax.tree.map(jnp.zeros_like, init_adapter(jax.random.key(0), SPEC))
+    own = TextHypernetwork(NET, SPEC)
+    with pytest.raises(UserError, match=r"encoder\.train: the adapter .* changes no projection"):
+        join(own, {"params": {}}, replace(encoder, lora=nothing), LORA, jax.random.key(0))
+
+
 def test_flags_of_the_command_line(capsys):
     status, _, err = t2l(capsys, "train", "--encoder", "minilm", "--encoder.train", "lora", "--trainee", "multitask")
     assert (status, err.count("\n")) == (2, 1)

@@ -96,11 +96,15 @@ def test_a_kernel_that_cannot_be_used_is_refused():
 
 def test_cudnn_is_used_where_it_is_asked_for_and_can_run(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    cudnn = ComputeConfig(attention="cudnn")
-    assert cudnn.decoder(CONFIG).attention == "cudnn"
-    assert ComputeConfig().decoder(CONFIG).attention == "scores"
+    cudnn, base = ComputeConfig(attention="cudnn"), replace(CONFIG, attention=replace(CONFIG.attention, head_dim=8))
+    assert cudnn.decoder(base).attention == "cudnn"
+    assert ComputeConfig().decoder(base).attention == "scores"
     with pytest.raises(UserError, match=r"cudnn knows no bf16-matmul: use --compute\.precision bfloat16"):
-        replace(cudnn, precision="bf16-matmul").decoder(CONFIG)
-    capped = replace(CONFIG, attention=replace(CONFIG.attention, softcap=30.0))
+        replace(cudnn, precision="bf16-matmul").decoder(base)
+    capped = replace(base, attention=replace(base.attention, softcap=30.0))
     with pytest.raises(UserError, match="cudnn knows no soft caps"):
         cudnn.decoder(capped)
+    for width in (12, 256):
+        heads = replace(base, attention=replace(base.attention, head_dim=width))
+        with pytest.raises(UserError, match=rf"multiple of 8, at most 128, this base model has {width}: use scores"):
+            cudnn.decoder(heads)

@@ -36,10 +36,11 @@ class EncoderTraining:
     in the same step as the hypernetwork, and published with it (only --trainee hypernet, and encoders of the BERT
     family and GTE). It goes on from the adapter that the encoder has, if any."""
     rank: Width = 8
-    """Rank of a fresh adapter for the text encoder, for all projections of all layers."""
+    """Rank of a fresh adapter for the text encoder, for all projections of all layers. An adapter that the encoder has
+    keeps its rank, and the projections that it adapts."""
     alpha: Positive = 16.0
-    """LoRA alpha of the text encoder's adapter in training: B A is scaled by alpha / rank. One that the encoder has
-    begins with the same change, whatever its own alpha."""
+    """LoRA alpha of the text encoder's adapter in training: B A is scaled by alpha / rank. An adapter that the encoder
+    has is rescaled to it, and changes the encoder as before."""
 
     def __post_init__(self) -> None:
         check_fields(self, "encoder")
@@ -99,6 +100,11 @@ def join(
 ) -> tuple[JointHypernetwork, Variables]:
     """A hypernetwork with these variables and its encoder, to be trained together, and the variables of both."""
     if encoder.lora is not None:
+        if not any(np.any(side) for pair in encoder.lora.weights.values() for side in pair.values()):
+            raise UserError(
+                f"encoder.train: the adapter {encoder.adapter} changes no projection, so nothing of it can be trained: "
+                "give the encoder without it"
+            )
         adapter = with_alpha(encoder.lora, training.alpha)
     else:
         transformer = encoder.folder.config.transformer
