@@ -197,7 +197,7 @@ def prefill(
     places = jnp.broadcast_to(jnp.arange(size, dtype=jnp.int32), tokens.shape) - (size - lengths[..., None])
     inputs = tokens, (places >= 0).astype(jnp.int32), jnp.maximum(places, 0)
 
-    def read(cache: Cache, part: tuple[Array, Array, Array]) -> tuple[Cache, Array]:
+    def read(cache: Cache, part: tuple[Array, ...]) -> tuple[Cache, Array]:
         tokens, segments, positions = part
         output: Any = decoder.apply(
             {"params": params}, tokens, adapter, segments=segments, positions=positions, cache=cache
