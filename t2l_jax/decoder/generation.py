@@ -25,6 +25,7 @@ from t2l_jax.lora import Adapter
 from t2l_jax.schema import NonNegative, check_fields
 
 NewTokens = Annotated[int, Field(ge=1, le=2**17)]  # room for them all is reserved from the start
+PREFILL_CHUNK = 512  # tokens; longer buckets of prompts are multiples of it
 NO_TOKEN = -1  # in place of a token in a row that has ended
 
 Params = dict[str, Any]
@@ -188,18 +189,28 @@ def prefill(
     adapter: Adapter | None,
     room: int,
 ) -> tuple[Float[Array, "T R S D"], Cache]:
-    """Read left-padded prompts: their hidden states, and a cache that holds them and has room for more tokens."""
+    """Read left-padded prompts: their hidden states, and a cache that holds them and has room for more tokens.
+
+    Long prompts are read PREFILL_CHUNK tokens at a time: attention's scores of all S queries never exist at once.
+    """
     size = tokens.shape[-1]
-    positions = jnp.broadcast_to(jnp.arange(size, dtype=jnp.int32), tokens.shape) - (size - lengths[..., None])
-    output: Any = decoder.apply(
-        {"params": params},
-        tokens,
-        adapter,
-        segments=(positions >= 0).astype(jnp.int32),
-        positions=jnp.maximum(positions, 0),
-        cache=init_cache(decoder.config.attention, lengths.shape, size + room, decoder.dtype),
-    )
-    return output
+    places = jnp.broadcast_to(jnp.arange(size, dtype=jnp.int32), tokens.shape) - (size - lengths[..., None])
+    inputs = tokens, (places >= 0).astype(jnp.int32), jnp.maximum(places, 0)
+
+    def read(cache: Cache, part: tuple[Array, ...]) -> tuple[Cache, Array]:
+        tokens, segments, positions = part
+        output: Any = decoder.apply(
+            {"params": params}, tokens, adapter, segments=segments, positions=positions, cache=cache
+        )
+        return output[1], output[0]
+
+    cache = init_cache(decoder.config.attention, lengths.shape, size + room, decoder.dtype)
+    if size <= PREFILL_CHUNK or size % PREFILL_CHUNK:
+        cache, hidden = read(cache, inputs)
+        return hidden, cache
+    chunks = [jnp.moveaxis(leaf.reshape(*lengths.shape, -1, PREFILL_CHUNK), -2, 0) for leaf in inputs]
+    cache, hidden = jax.lax.scan(read, cache, tuple(chunks))
+    return jnp.moveaxis(hidden, 0, -3).reshape(*tokens.shape, -1), cache
 
 
 def choose(scores: Float[Array, "T R V"], sampling: SamplingArrays, step: Int[Array, ""]) -> Int[Array, "T R"]:

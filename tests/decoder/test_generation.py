@@ -1,5 +1,7 @@
 """Generation against transformers' greedy `generate`, and against itself however prompts are batched."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -128,6 +130,40 @@ def test_prompts_of_one_bucket_and_new_sampling_compile_once(base):
     assert [program._cache_size() for program in programs] == [1, 1, 1]
     generate_tokens(decoder, params, [[1] * 25, [2], [3]], sampling=Sampling(4))
     assert generation._generate._cache_size() == 2
+
+
+def test_long_prompts_are_read_in_chunks_as_if_at_once(models, monkeypatch):
+    _, decoder, params = models
+    adapters = random_adapters(3, decoder.config.lora_spec())
+    prompts = [PROMPTS[2], [9] * 5, list(range(1, 65))]  # of 64 tokens with their padding: four chunks
+    padded = generation.pad_prompts([[prompt] for prompt in prompts], decoder.config.vocab_size)
+    tokens, lengths = map(jnp.asarray, padded)
+    real = np.arange(tokens.shape[-1]) >= tokens.shape[-1] - padded[1][..., None]
+    widest = []
+
+    def read(chunk):
+        monkeypatch.setattr(generation, "PREFILL_CHUNK", chunk)
+        generation._generate.clear_cache()
+        hidden, cache = generation.prefill(decoder, params, tokens, lengths, adapters, NEW)
+        program = jax.make_jaxpr(lambda: generation.prefill(decoder, params, tokens, lengths, adapters, NEW))()
+        widest.append(max(map(int, re.findall(r"bool\[3,1,(\d+),76\]", str(program)))))  # queries of a mask
+        new = generate_tokens(decoder, params, prompts, adapter=adapters, sampling=Sampling(NEW))
+        return new, np.asarray(hidden)[real], np.asarray(cache.segments), cache.slot
+
+    whole, parts = read(64), read(16)
+    generation._generate.clear_cache()
+    assert widest == [64, 16]
+    assert parts[0] == whole[0]
+    np.testing.assert_allclose(parts[1], whole[1], atol=1e-4)
+    np.testing.assert_array_equal(parts[2], whole[2])
+    assert parts[3] == whole[3] == 64
+
+
+def test_the_best_score_is_the_first_of_the_largest():
+    scores = np.random.default_rng(0).integers(0, 9, (50, 40)).astype(np.float32)  # with ties
+    ranked = np.sort(scores, axis=-1)
+    np.testing.assert_array_equal(generation.best(jnp.asarray(scores)), scores.argmax(-1))
+    np.testing.assert_array_equal(generation.margin(jnp.asarray(scores)), ranked[:, -1] - ranked[:, -2])
 
 
 @pytest.mark.parametrize("top_p", [1e-6, 0.3, 0.75, 0.999])
