@@ -1,8 +1,8 @@
 """How fast do thousands of descriptions become adapters, in compute and on disk, and what survives SIGKILL?
 
 Command: python -m experiments.benchmarks.bulk_speed         (5 minutes on 2 cores, 5 GB of temporary disk)
-Answer:  packed at the rate of compute or of the disk in memory that does not grow, folders at a fraction; a killed run
-         ends with the same adapters (results/bulk_speed)
+Answer:  packed in bfloat16 at some 70 percent of compute's rate, in float32 no faster than folders; memory hardly grows;
+         a killed run ends with the same adapters (results/bulk_speed)
 
 Compute is the hypernetwork on batches of embeddings, outputs left on the device, next to a large float32 matrix product
 measured beside it and to one description at a time. The pipeline is what `t2l generate --from` runs, each time in a
