@@ -99,7 +99,8 @@ class _Shard:
         """Write adapters [n, ...] from a row on, each leaf with one write; the last one gives the shard its name."""
         count = 0
         for name, array in arrays.items():
-            if not all_finite(array):
+            # Not all_finite: NumPy's max and min of bfloat16 are eight times slower.
+            if not np.isfinite(array).all():
                 raise UserError(f"{self.path}: the weights of {name} are not finite")
             count = len(array)
             data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)

@@ -36,7 +36,7 @@ def weights_of(rows, dtype="float32"):
     }
 
 
-def fill(folder, names=NAMES, files=FILES, batch=2, stop=None, kind=PackedStore):
+def fill(folder, names=NAMES, files=FILES, batch=2, stop=None, kind=PackedStore, make=weights_of):
     """Write what is pending; return its positions. `stop` batches are written before an error."""
     texts = [f"Do {name}.\n" for name in names]
     with kind(folder, files, "hypernet-1") as store:
@@ -46,7 +46,7 @@ def fill(folder, names=NAMES, files=FILES, batch=2, stop=None, kind=PackedStore)
             if number == stop:
                 raise RuntimeError("stopped")
             rows = pending[start : start + batch]
-            weights = weights_of(rows, jnp.dtype(files.dtype))
+            weights = make(rows, jnp.dtype(files.dtype))
             store.write([names[row] for row in rows], [texts[row] for row in rows], weights)
     return pending
 
@@ -151,17 +151,14 @@ def test_numbers_that_are_not_finite_are_neither_written_nor_read(tmp_path):
     with pytest.raises(UserError, match=r"v_proj.b of täsk2 is not finite"):
         found["täsk2"]
     assert len(found["täsk1"].weights) == 2
-    broken = weights_of(range(7))
-    broken["q_proj"]["a"][1, 0, 0, 0] = np.inf
 
-    def write() -> None:
-        with PackedStore(tmp_path / "bad", FILES, "x") as store:
-            store.pending(NAMES, NAMES)
-            store.plan(NAMES, NAMES)
-            store.write(NAMES, NAMES, broken)
+    def broken(rows, dtype):
+        weights = weights_of(rows, dtype)
+        weights["q_proj"]["a"][-1, 0, 0, 0] = np.inf
+        return weights
 
-    with pytest.raises(UserError, match=r"weights of q_proj\.a are not finite"):
-        write()
+    with pytest.raises(UserError, match=r"weights of q_proj.a are not finite"):
+        fill(tmp_path / "bad", make=broken)
     assert [path.name for path in (tmp_path / "bad").iterdir()] == ["store.json"]
 
 
