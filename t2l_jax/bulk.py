@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -18,14 +19,14 @@ from t2l_jax.decoder.padding import pad_leading
 from t2l_jax.distributed import agree, is_main, several, share, side_by_side, together
 from t2l_jax.encoder import prepare
 from t2l_jax.errors import UserError
-from t2l_jax.hypernet import Condition, Variables, write_adapters
+from t2l_jax.hypernet import Condition, HypernetConfig, Variables, write_adapters
 from t2l_jax.io.adapter_store import AdapterStore, check_adapter_names
 from t2l_jax.io.files import read_jsonl
 from t2l_jax.io.packed import PackedStore
 from t2l_jax.io.peft import HostWeights, PeftFormat
 from t2l_jax.io.published import WORDS
 from t2l_jax.io.session import code
-from t2l_jax.lora import Adapter
+from t2l_jax.lora import Adapter, LoraSpec
 from t2l_jax.model import Model
 from t2l_jax.progress import progress_bar
 from t2l_jax.sharding import batch_sharding, make_mesh, replicated
@@ -143,15 +144,10 @@ def stream_adapters(
     mesh = mesh or make_mesh(devices=jax.local_devices())
     size = -(-batch // mesh.size) * mesh.size
     variables = jax.device_put(model.variables, replicated(mesh))
-
-    @jax.jit
-    def run(variables: Variables, conditions: Condition) -> Adapter:
-        adapters = write_adapters(model.config.hypernet, model.config.lora, variables, conditions)
-        return jax.tree.map(lambda leaf: leaf.astype(dtype), adapters)
-
     waiting: list[Adapter] = []
     for some in conditions:
-        adapters = run(variables, jax.device_put(pad_leading(some, size), batch_sharding(mesh)))
+        placed = jax.device_put(pad_leading(some, size), batch_sharding(mesh))
+        adapters = _write_adapters(model.config.hypernet, model.config.lora, dtype, variables, placed)
         for leaf in jax.tree.leaves(adapters):
             leaf.copy_to_host_async()
         waiting.append(adapters)
@@ -159,3 +155,10 @@ def stream_adapters(
             yield jax.device_get(waiting.pop(0).weights)
     for adapters in waiting:
         yield jax.device_get(adapters.weights)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _write_adapters(
+    config: HypernetConfig, spec: LoraSpec, dtype: str, variables: Variables, conditions: Condition
+) -> Adapter:
+    return jax.tree.map(lambda leaf: leaf.astype(dtype), write_adapters(config, spec, variables, conditions))

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Float32, Int32
 from tokenizers import Encoding
 
@@ -25,6 +25,7 @@ from t2l_jax.encoder.text import prepare_all, warn_of_cuts
 from t2l_jax.encoder.weights import load_dense, load_transformer
 from t2l_jax.io.locations import ModelFiles
 from t2l_jax.lora import Adapter, merge
+from t2l_jax.sharding import make_mesh, place_batch, replicated
 
 ROW_STEP = 16  # of the length of rows that are read in training: texts of other tasks then rarely need another program
 
@@ -96,11 +97,17 @@ class FlaxEncoder:
         save_adapter(folder, adapter, self.folder.family, self.folder.config.transformer, self.name)
 
     @cached_property
+    def _mesh(self) -> Mesh:
+        """Texts are divided over the devices of this process."""
+        return make_mesh(devices=jax.local_devices())
+
+    @cached_property
     def _merged(self) -> dict[str, Any]:
-        """The parameters with the adapter in them, which costs nothing for each text."""
-        if self.lora is None:
-            return self.params
-        return {**self.params, "transformer": jax.jit(merge)(self.params["transformer"], self.lora)}
+        """The parameters on every device, with the adapter in them, which costs nothing for each text."""
+        params = self.params
+        if self.lora is not None:
+            params = {**params, "transformer": jax.jit(merge)(params["transformer"], self.lora)}
+        return jax.device_put(params, replicated(self._mesh))
 
     def _encodings(self, texts: list[str]) -> list[Encoding]:
         """The texts' tokens. The library takes as many threads as there are processors."""
@@ -115,7 +122,7 @@ class FlaxEncoder:
         ):
             check_tokens(padded, config.transformer.vocab_size)
             mask = np.arange(padded.shape[1]) < np.maximum(lengths, 1)[:, None]  # rows that only fill up have one token
-            states = embed_rows(config, self._merged, jnp.asarray(padded), jnp.asarray(mask))
+            states = embed_rows(config, self._merged, *place_batch(self._mesh, (padded, mask)))
             embeddings[chosen] = np.asarray(states)[: len(chosen)]
         return embeddings
 

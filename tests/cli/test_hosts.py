@@ -7,9 +7,13 @@ import time
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import several
 from command_line import run
+
+from t2l_jax.io.packed import PackedAdapters
+from t2l_jax.io.peft import load_peft
 
 pytestmark = pytest.mark.slow
 HERE = ("--distributed", "localhost:{port}")
@@ -66,6 +70,21 @@ def test_two_processes_generate_what_one_does(generate):
     output = finish("many", start("many", *generate, "both"))
     assert [own.count("texts: 4\n") for own in output] == [COUNT / 4 / 2] * 2
     assert_same_adapters(Path("both"), Path("alone"))
+
+
+@pytest.mark.long
+def test_two_processes_pack_what_one_writes_to_folders(generate):
+    finish("packed", start("packed", *generate, "packed", "--format", "packed"))
+    packed = PackedAdapters("packed")
+    assert sorted(packed) == sorted(path.name for path in Path("alone").glob("t*")) == sorted(packed.descriptions)
+    assert len({path.name[-15:] for path in Path("packed").glob("adapters-*")}) == 2  # each process its own
+    for name, adapter in packed.items():
+        wanted = load_peft(Path("alone", name))
+        for module, sides in adapter.weights.items():
+            np.testing.assert_array_equal(sides["a"], wanted.weights[module]["a"])
+            scaled = adapter.spec.scale * sides["b"]
+            np.testing.assert_allclose(scaled, wanted.spec.scale * wanted.weights[module]["b"], rtol=1e-6)
+    assert len(Path("packed", "manifest.jsonl").read_text().splitlines()) == COUNT
 
 
 @pytest.mark.long

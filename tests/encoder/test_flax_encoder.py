@@ -21,7 +21,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Dropout, LayerNorm, Normalize
 from tiny_encoders import SIZES, WIDTH, edit, save_encoder
 
-from t2l_jax.encoder import Encoder, load_encoder, prepare
+from t2l_jax.encoder import Encoder, flax_encoder, load_encoder, prepare, sentence
 from t2l_jax.encoder.adapter import with_alpha
 from t2l_jax.encoder.flax_encoder import FlaxEncoder
 from t2l_jax.encoder.sentence import z_of_rows
@@ -64,6 +64,20 @@ def assert_agrees(folder: Path) -> Encoder:
     assert encoder.dim == expected.shape[1]
     np.testing.assert_allclose(encoder.embed(TEXTS), expected, rtol=1e-4, atol=1e-5)
     return encoder
+
+
+def test_texts_are_divided_over_the_devices(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = load_encoder(str(whole))
+    alone = [encoder.embed([text]) for text in TEXTS]  # rows that the devices do not divide
+    seen = []
+
+    def embed_rows(config: Any, params: Any, tokens: jax.Array, mask: jax.Array) -> jax.Array:
+        seen.append((len(tokens), {shard.data.shape[0] for shard in tokens.addressable_shards}))
+        return sentence.embed_rows(config, params, tokens, mask)
+
+    monkeypatch.setattr(flax_encoder, "embed_rows", embed_rows)
+    np.testing.assert_allclose(encoder.embed(TEXTS * 4)[:5], np.concatenate(alone), rtol=1e-4, atol=1e-5)
+    assert seen == [(32, {4})]
 
 
 ROPE = {"rope_type": "default", "rope_theta": 50.0}
