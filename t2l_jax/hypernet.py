@@ -5,8 +5,9 @@ Charakorn, Cetin, Tang, Lange, "Text-to-LoRA: Instant Transformer Adaption", ICM
 Axes: *T tasks (none, or any leading axes), D latent width, L layers, M modules (adapted projections), r rank, i/o
 input/output width of a projection.
 
-A query is one task, one module and one layer; in S also one side and one row of A or B. Linear layers act on the last
-axis, the others are queries: see `write_adapters` for a batch of tasks.
+A query is one task, one module and one layer; in S also one side and one row of A or B. The network is what `jax.vmap`
+makes of one query. It is written with queries as leading array axes, so that each layer is one product of matrices for
+all queries, and each head one for A and one for B, to which XLA joins the addition of the bias.
 
     query      phi = [task, depth, type]                                        eq. (2): what is asked for
     trunk      x   = mixer(phi);  x = x + mlp1(x)
@@ -46,6 +47,7 @@ class Condition:
     z: Float[Array | np.ndarray, "*T z"] | None = None  # task embedding of the description, float32
     task: Int[Array | np.ndarray, "*T"] | None = None  # index among the run's tasks, for trainees that read no text
     instance: Float[Array | np.ndarray, "*T z"] | None = None  # embedding of an example's input, float32
+    text: Int[Array | np.ndarray, "*T S"] | None = None  # tokens of the description for an encoder in training, then -1
 
     @property
     def embedding(self) -> Float[Array, "*T e"]:
@@ -211,7 +213,7 @@ class Query(nn.Module):
             queries = len(x), 2, *x.shape[1:-1]
             x = to_queries(x[:, None], queries) + to_queries(sides, queries)
         x = self._residual(x)
-        if self.config.head == "S":  # a side at a time: r times as many queries at once would not stay in the cache
+        if self.config.head == "S":  # a side at a time: all r times as many queries at once take a quarter longer
             return [(self._rows(for_a), self._rows(for_b)) for for_a, for_b in x]
         h = self.mlp3(x, self.train)
         return [(one, one) if self.config.head == "L" else (one[0], one[1]) for one in h]
