@@ -1,8 +1,8 @@
 """How near is the hypernetwork, writing many adapters at once, to the bare products of its heads, and to PyTorch?
 
-Command: taskset -c 0 python -m experiments.benchmarks.hypernet_speed                         (2 minutes on one core)
-Answer:  L at some 80 percent of the products' rate, M at 70, S at 40, as S has as much work again before its heads
-         (results/hypernet_speed)
+Command: taskset -c 0 python -m experiments.benchmarks.hypernet_speed                         (3 minutes on one core)
+Answer:  faster than PyTorch; L at three quarters of the products' rate, M at 70 percent, S, which has more work before
+         its heads than in them, at a third, where its arithmetic allows two fifths (results/hypernet_speed)
 
 Random weights of every architecture at SmolLM2-135M's shape (q, v, rank 8), float32, one thread, processor time, all
 sides in one process in shuffled order. The products are the heads' alone, of the columns that are kept. PyTorch is the
