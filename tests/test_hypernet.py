@@ -249,9 +249,7 @@ def test_array_axes_are_vmap_of_single_queries(config):
         over_rows = jax.vmap(partial(written, module), in_axes=(None, None, 0))
         over_layers = jax.vmap(over_rows, in_axes=(None, 0, None))
         single = jax.jit(jax.vmap(over_layers, in_axes=(0, None, None)))(z, jnp.arange(SPEC.num_layers), rows)
-        a, b = (
-            np.asarray(single[side])[:, :, :, 0] for side in "ab"
-        )  # [T, L, rows, r of one, i] without its one layer
+        a, b = (np.asarray(single[side])[:, :, :, 0] for side in "ab")  # [T, L, rows, ...], without the layer of one
         shapes = {"a": (2, SPEC.num_layers, SPEC.rank, module.d_in), "b": (2, SPEC.num_layers, module.d_out, SPEC.rank)}
         found = {"a": a.reshape(shapes["a"]), "b": np.moveaxis(b, 2, -2).reshape(shapes["b"])}
         for side in "ab":
