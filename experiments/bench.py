@@ -89,13 +89,25 @@ def decoding(tables: Tables) -> Iterator[dict[str, Any]]:
             yield line(what, "ms", step["t2l_jax", kind], step["PyTorch", kind], floor)
 
 
+def hypernet_speed(tables: Tables) -> Iterator[dict[str, Any]]:
+    """The hypernetwork itself, on one thread."""
+    (rows,) = tables.values()
+    for row in rows:
+        what = f"64 adapters at once, head {row['head']}, one thread; theirs: a batched PyTorch network"
+        yield line(what, "ms", row["ours, ms"], row["PyTorch, ms"], row["products, ms"])
+
+
 def bulk_speed(tables: Tables) -> Iterator[dict[str, Any]]:
     """Descriptions to adapters."""
     value = {row["compute"]: row["value"] for row in tables["Compute"]}
-    floor = round(value["GFLOP/s of a matrix product"] / value["GFLOP an adapter"])
-    yield line("adapters computed, batches of 64", "1/s", value["adapters/s, batches of 64"], None, floor)
-    disk = {row["to disk"]: row["value"] for row in tables["To disk"]}
-    yield line("adapters from text to folders, whole command", "1/s", disk["adapters/s"], None, floor)
+    product = round(value["GFLOP/s of a matrix product"] / value["GFLOP an adapter"])
+    yield line("adapters computed, batches of 64", "1/s", value["adapters/s, batches of 64"], None, product)
+    piped = {row["pipeline"]: row["adapters/s"] for row in tables["Pipeline"]}
+    what = "adapters from embeddings to packed files, bfloat16; floor: computed only"
+    yield line(what, "1/s", piped["packed, bfloat16"], None, piped["compute alone"])
+    disk = {row["to disk"]: row["value"] for row in tables["Whole commands"]}
+    for kind, name in (("folders", "adapters/s"), ("packed files, bfloat16", "packed adapters/s")):
+        yield line(f"adapters from text to {kind}, whole command", "1/s", disk[name], None, piped["compute alone"])
 
 
 def sft_speed(tables: Tables) -> Iterator[dict[str, Any]]:
@@ -126,8 +138,9 @@ class Part:
 PARTS = (
     Part(cold_start, ("--rounds", "5")),
     Part(encoder_parity, ("--texts", "500", "--long", "20", "--rounds", "3")),
+    Part(hypernet_speed, ("--rounds", "3")),
     Part(decoding, ("--rows", "1", "32", "--rounds", "3", "2")),
-    Part(bulk_speed, ("--count", "500", "--kills", "0", "--rounds", "3")),
+    Part(bulk_speed, ("--count", "500", "--kills", "0", "--rounds", "3", "--packed", "1000")),
     Part(sft_speed, ("--rounds", "3")),
 )
 

@@ -2,10 +2,12 @@
 
 Charakorn, Cetin, Tang, Lange, "Text-to-LoRA: Instant Transformer Adaption", ICML 2025, arXiv 2506.06105, section 3.
 
-Axes: D latent width, L layers, M modules (adapted projections), r rank, i/o input/output width of a projection.
+Axes: *T tasks (none, or any leading axes), D latent width, L layers, M modules (adapted projections), r rank, i/o
+input/output width of a projection.
 
-Everything is written for one query (one task, one module, one layer; in S also one side and one row of A or B) and
-lifted by vmap. A batch of tasks is `jax.vmap` over their conditions; see `write_adapters`.
+A query is one task, one module and one layer; in S also one side and one row of A or B. The network is what `jax.vmap`
+makes of one query. It is written with queries as leading array axes, so that each layer is one product of matrices for
+all queries, and each head one for A and one for B, to which XLA joins the addition of the bias.
 
     query      phi = [task, depth, type]                                        eq. (2): what is asked for
     trunk      x   = mixer(phi);  x = x + mlp1(x)
@@ -132,37 +134,31 @@ def table(config: HypernetConfig, rows: int, width: int) -> nn.Embed:
     return nn.Embed(rows, width)
 
 
-def lift(function: Any, module: nn.Module, *args: Any, in_axes: Any = 0) -> Any:
-    """`jax.vmap` of function(module, *args) with shared parameters and independent dropout."""
-    shared: dict[Any, Any] = {"params": None, "constants": None}
-    lifted = nn.vmap(function, in_axes=in_axes, variable_axes=shared, split_rngs={"params": False, "dropout": True})
-    return lifted(module, *args)
-
-
 class TaskEncoder(nn.Module):
     """z -> the task part of the query."""
 
     config: HypernetConfig
 
     @nn.compact
-    def __call__(self, z: Float[Array, " z"]) -> Float[Array, " e"]:
+    def __call__(self, z: Float[Array, "*T z"]) -> Float[Array, "*T e"]:
         kind, size, width = self.config.task.kind, self.config.task.codebook, self.config.latent // 2
         outputs = size if kind in ("discrete", "softmax") else width
-        projected = linear(self.config, len(z), outputs, name="linear")(z)
+        projected = linear(self.config, z.shape[-1], outputs, name="linear")(z)
         norm = nn.LayerNorm(epsilon=1e-5, name="norm")
         if kind == "linear":
             return norm(projected)
         codebook = self.param("codebook", nn.initializers.normal(1.0), (size, width))
         if kind == "vq":
             latent = projected
-            nearest = codebook[jnp.argmin(jnp.sum((codebook - latent[None]) ** 2, axis=-1))]
+            distances = jnp.sum((jnp.expand_dims(codebook, range(z.ndim - 1)) - latent[..., None, :]) ** 2, axis=-1)
+            nearest = codebook[jnp.argmin(distances, axis=-1)]
             pull = jnp.mean((nearest - jax.lax.stop_gradient(latent)) ** 2)
             commit = jnp.mean((jax.lax.stop_gradient(nearest) - latent) ** 2)
             self.sow("losses", "vq", pull + 0.25 * commit)
             return norm(latent + jax.lax.stop_gradient(nearest - latent))
         weights = jax.nn.softmax(projected)
         if kind == "discrete":
-            choice = jax.nn.one_hot(jnp.argmax(weights), size)
+            choice = jax.nn.one_hot(jnp.argmax(weights, axis=-1), size)
             weights = weights + jax.lax.stop_gradient(choice - weights)
         return norm(weights @ codebook)
 
@@ -176,17 +172,17 @@ class Mlp(nn.Module):
     last_drop: bool = True
 
     @nn.compact
-    def __call__(self, x: Float[Array, " d"], train: bool) -> Float[Array, " w"]:
+    def __call__(self, x: Float[Array, "*q d"], train: bool) -> Float[Array, "*q w"]:
         hidden = 4 * self.config.latent
         drop = partial(nn.Dropout, self.config.dropout, deterministic=not train)
         x = nn.LayerNorm(epsilon=1e-5, name="norm")(x) if self.first == "norm" else drop()(x)
-        x = drop()(nn.silu(linear(self.config, len(x), hidden, name="up")(x)))
+        x = drop()(nn.silu(linear(self.config, x.shape[-1], hidden, name="up")(x)))
         x = nn.silu(linear(self.config, hidden, self.width, name="down")(x))
         return drop()(x) if self.last_drop else x
 
 
 class Query(nn.Module):
-    """One query (task, module, layer) to what the head reads: [head_in]; in M [2, head_in]; in S [2, r, head_in]."""
+    """The task part of the query to what the heads read, for each module and, in M and S, for A and for B."""
 
     config: HypernetConfig
     spec: LoraSpec
@@ -209,47 +205,58 @@ class Query(nn.Module):
             self.row = table(config, spec.rank, width)
             self.row_norm = nn.LayerNorm(epsilon=1e-5)
 
-    def __call__(self, task: Float[Array, " e"], module: Int[Array, ""], layer: Int[Array, ""]) -> Float[Array, "..."]:
-        depth, kind = self.depth_norm(look_up(self.depth, layer)), self.type_norm(look_up(self.type, module))
-        x = self.mixer(jnp.concatenate([task, depth, kind]), self.train)
-        x = x + self.mlp1(x, self.train)
-        if self.config.head == "L":
-            return self.mlp3(self._residual(x), self.train)
-        return lift(Query.one_side, self, x, 2 * module + jnp.arange(2), in_axes=(None, 0))
+    def __call__(self, task: Float[Array, "*T e"]) -> list[tuple[Float[Array, "..."], Float[Array, "..."]]]:
+        """For each module a pair [*T, L, head_in], in L twice the same; in S [*T, L, r, head_in]."""
+        x = self._trunk(task)
+        if self.config.head != "L":
+            sides = self.side_norm(self.side.embedding).reshape(len(x), 2, *(1,) * task.ndim, -1)
+            queries = len(x), 2, *x.shape[1:-1]
+            x = to_queries(x[:, None], queries) + to_queries(sides, queries)
+        x = self._residual(x)
+        if self.config.head == "S":  # a side at a time: all r times as many queries at once take a quarter longer
+            return [(self._rows(for_a), self._rows(for_b)) for for_a, for_b in x]
+        h = self.mlp3(x, self.train)
+        return [(one, one) if self.config.head == "L" else (one[0], one[1]) for one in h]
 
-    def one_side(self, x: Float[Array, " D"], side: Int[Array, ""]) -> Float[Array, "..."]:
-        """A or B of one query (M and S)."""
-        y = self._residual(x + self.side_norm(look_up(self.side, side)))
-        if self.config.head == "M":
-            return self.mlp3(y, self.train)
-        return lift(Query.one_row, self, y, jnp.arange(self.spec.rank), in_axes=(None, 0))
+    def _trunk(self, task: Float[Array, "*T e"]) -> Float[Array, "M *T L D"]:
+        queries = len(self.spec.modules), *task.shape[:-1], self.spec.num_layers
+        depth, kind = self.depth_norm(self.depth.embedding), self.type_norm(self.type.embedding)
+        parts = task[..., None, :], depth, kind.reshape(len(kind), *(1,) * task.ndim, -1)
+        x = self.mixer(jnp.concatenate([to_queries(part, queries) for part in parts], axis=-1), self.train)
+        return x + self.mlp1(x, self.train)
 
-    def one_row(self, u: Float[Array, " D"], row: Int[Array, ""]) -> Float[Array, " h"]:
-        """One row of A, or of B transposed (S)."""
+    def _rows(self, x: Float[Array, "*q D"]) -> Float[Array, "*q r h"]:
+        """What the head reads for each row of A, or of B transposed (S)."""
+        queries = *x.shape[:-1], self.spec.rank
+        x = to_queries(x[..., None, :], queries)
         if self.config.rotary_rows:
-            return self.mlp3(self._residual(rotate_by(u, row)), self.train)
-        return self.mlp3(u + self._residual(self.row_norm(look_up(self.row, row))), self.train)
+            return self.mlp3(self._residual(rotate_by_row(x)), self.train)
+        rows = self.row_norm(self.row.embedding)
+        # Rows are the same for all queries; while training, dropout is drawn for each query.
+        rows = self._residual(to_queries(rows, queries) if self.train else rows)
+        return self.mlp3(x + to_queries(rows, queries), self.train)
 
-    def _residual(self, x: Float[Array, " D"]) -> Float[Array, " D"]:
+    def _residual(self, x: Float[Array, "*q D"]) -> Float[Array, "*q D"]:
         return x + self.mlp2(x, self.train)
 
 
-def look_up(table: nn.Embed, index: Int[Array, ""]) -> Float[Array, " d"]:
-    """One row of the table. Indexed by a vector of length one: Linen rejects a scalar if the table has one row."""
-    return table(index[None])[0]
+def to_queries(x: Float[Array, "*some d"], queries: tuple[int, ...]) -> Float[Array, "*q d"]:
+    """x repeated along the axes of queries that it lacks."""
+    return jnp.broadcast_to(x, (*queries, x.shape[-1]))
 
 
-def rotate_by(u: Float[Array, " D"], position: Int[Array, ""]) -> Float[Array, " D"]:
-    """u rotated by a position, channel pairs (j, j + D/2) at RoFormer's frequencies."""
-    half = u.shape[-1] // 2
-    angles = position.astype(jnp.float32) * 10_000.0 ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    first, second = jnp.split(u, 2)
-    cos, sin = jnp.cos(angles), jnp.sin(angles)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin])
+def rotate_by_row(u: Float[Array, "*q r D"]) -> Float[Array, "*q r D"]:
+    """u rotated by the index of the row, channel pairs (j, j + D/2) at RoFormer's frequencies."""
+    rows, half = u.shape[-2], u.shape[-1] // 2
+    frequencies = 10_000.0 ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angles = jnp.outer(jnp.arange(rows, dtype=jnp.float32), frequencies)
+    cos, sin = (to_queries(part, u.shape[:-1]) for part in (jnp.cos(angles), jnp.sin(angles)))
+    first, second = jnp.split(u, 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
 
 class Head(nn.Module):
-    """The linear read-out of one module: the transformed query -> (A [r, i], B [o, r]).
+    """The linear read-out of one module: the transformed queries -> (A [*T, L, r, i], B [*T, L, o, r]).
 
     With init "sft" the weights are zero, and every adapter begins as the bias. A separate bias is a LoRA's own
     initialisation, with which the adapted model is the base model exactly and A has somewhere to go from: trained in L,
@@ -263,22 +270,24 @@ class Head(nn.Module):
     rank: int
 
     @nn.compact
-    def __call__(self, h: Float[Array, "*q h"]) -> tuple[Float[Array, "r i"], Float[Array, "o r"]]:
+    def __call__(
+        self, for_a: Float[Array, "*queries h"], for_b: Float[Array, "*queries h"]
+    ) -> tuple[Float[Array, "*T L r i"], Float[Array, "*T L o r"]]:
         rank, d_in, d_out, widest = self.rank, self.module.d_in, self.module.d_out, self._widest
+        fan_in = for_a.shape[-1]
         outputs = rank * (d_in + d_out) if self.config.head == "L" else self._rows * widest
-        kernel = self.param("kernel", self._kernel_init(h.shape[-1]), (h.shape[-1], outputs))
+        kernel = self.param("kernel", self._kernel_init(fan_in), (fan_in, outputs))
+        bias_a, bias_b = self._bias(fan_in)
+        if self.config.head == "S":
+            a, b = project(for_a, kernel[:, :d_in]), project(for_b, kernel[:, :d_out]).swapaxes(-1, -2)
+            return plus(a, bias_a), plus(b, bias_b)
+        # Only the columns that are kept are computed, and B's weights are transposed, not the many B's that come out.
         if self.config.head == "L":
-            # B's weights are transposed, not the many B's that come out.
-            kernel_b = kernel[:, rank * d_in :].reshape(-1, rank, d_out).swapaxes(1, 2).reshape(-1, d_out * rank)
-            a, b = h @ kernel[:, : rank * d_in], h @ kernel_b
-        elif self.config.head == "M":
-            by_row = kernel.reshape(-1, rank, widest)  # only the columns that are kept are computed
-            a = h[0] @ by_row[:, :, :d_in].reshape(-1, rank * d_in)
-            b = h[1] @ by_row[:, :, :d_out].swapaxes(1, 2).reshape(-1, d_out * rank)
+            kernel_a, kernel_b = (part.reshape(fan_in, rank, -1) for part in jnp.split(kernel, [rank * d_in], axis=1))
         else:
-            a, b = h[0] @ kernel[:, :d_in], (h[1] @ kernel[:, :d_out]).T
-        bias_a, bias_b = self._bias(h.shape[-1])
-        return a.reshape(rank, d_in) + bias_a, b.reshape(d_out, rank) + bias_b
+            by_row = kernel.reshape(fan_in, rank, widest)
+            kernel_a, kernel_b = by_row[:, :, :d_in], by_row[:, :, :d_out]
+        return project(for_a, kernel_a, bias_a), project(for_b, kernel_b.swapaxes(1, 2), bias_b)
 
     @property
     def _widest(self) -> int:
@@ -294,11 +303,11 @@ class Head(nn.Module):
             return nn.initializers.zeros
         return uniform(fan_in) if self.config.linear_init == "uniform" else nn.initializers.lecun_normal()
 
-    def _bias(self, fan_in: int) -> tuple[Float[Array, "ra i"] | float, Float[Array, "o rb"] | float]:
+    def _bias(self, fan_in: int) -> tuple[Float[Array, "ra i"] | None, Float[Array, "o rb"] | None]:
         """The biases of A and B; in S the shared one has a single row."""
         kind, head, module = self.config.head_bias, self.config.head, self.module
         if kind == "none":
-            return 0.0, 0.0
+            return None, None
         lora = uniform(module.d_in * {"L": 1, "M": 2, "S": 2 * self.rank}[head])
         if kind == "shared" and head != "L":
             init = lora if self.config.init == "sft" else uniform(fan_in)
@@ -306,13 +315,29 @@ class Head(nn.Module):
             return bias[:, : module.d_in], bias[:, : module.d_out].T
         shape = (self.rank, module.d_in)
         if head != "L":
-            return self.variable("constants", "bias_a", lambda: lora(self.make_rng("params"), shape)).value, 0.0
+            return self.variable("constants", "bias_a", lambda: lora(self.make_rng("params"), shape)).value, None
         bias_b = self.param("bias_b", nn.initializers.zeros, (self.rank, module.d_out))
         return self.param("bias_a", lora, shape), bias_b.T
 
 
+def project(
+    h: Float[Array, "*q h"], kernel: Float[Array, "h ..."], bias: Float[Array, "..."] | None = None
+) -> Float[Array, "..."]:
+    """h @ kernel + bias as one product of matrices: [*q, h] and [h, ...] give [*q, ...]."""
+    fan_in, *shape = kernel.shape
+    out = h.reshape(-1, fan_in) @ kernel.reshape(fan_in, -1)
+    if bias is not None:
+        out = out + bias.reshape(1, -1)
+    return out.reshape(*h.shape[:-1], *shape)
+
+
+def plus(x: Float[Array, "..."], y: Float[Array, "..."] | None) -> Float[Array, "..."]:
+    """x + y, where y may lack leading axes of x; None is zero."""
+    return x if y is None else x + jnp.broadcast_to(y, x.shape)
+
+
 class Hypernet(nn.Module):
-    """One task's Condition -> one Adapter. `train` switches dropout on (rng "dropout")."""
+    """Condition -> Adapter, with the condition's leading axes. `train` switches dropout on (rng "dropout")."""
 
     config: HypernetConfig
     spec: LoraSpec
@@ -321,24 +346,19 @@ class Hypernet(nn.Module):
     @nn.compact
     def __call__(self, condition: Condition) -> Adapter:
         task = TaskEncoder(self.config, name="task")(condition.embedding)
-        query = Query(self.config, self.spec, self.train, name="query")
-        modules, layers = jnp.arange(len(self.spec.modules)), jnp.arange(self.spec.num_layers)
-
-        def all_layers(query: Query, module: Int[Array, ""]) -> Float[Array, "L ..."]:
-            return lift(Query.__call__, query, task, module, layers, in_axes=(None, None, 0))
-
-        hidden = lift(all_layers, query, modules)  # [M, L, ...]
+        hidden = Query(self.config, self.spec, self.train, name="query")(task)
         weights = {}
-        for index, module in enumerate(self.spec.modules):
-            head = Head(self.config, module, self.spec.rank, name=f"head_{module.name}")
-            a, b = lift(Head.__call__, head, hidden[index])
+        for module, pair in zip(self.spec.modules, hidden, strict=True):
+            a, b = Head(self.config, module, self.spec.rank, name=f"head_{module.name}")(*pair)
             weights[module.name] = {"a": a, "b": b}
         adapter = Adapter(weights, self.spec)
         if self.config.standardised:
             adapter = jax.tree.map(
-                lambda score, std, mean: score * (std + STD_EPSILON) + mean, adapter, *self._library()
+                lambda score, std, mean: plus(score * jnp.broadcast_to(std + STD_EPSILON, score.shape), mean),
+                adapter,
+                *self._library(),
             )
-        return adapter if self.config.offset == "none" else jax.tree.map(jnp.add, adapter, self._offset())
+        return adapter if self.config.offset == "none" else jax.tree.map(plus, adapter, self._offset())
 
     def _library(self) -> tuple[Adapter, Adapter]:
         """Deviation and mean of each weight over a library of LoRAs; 1 and 0 until they are set."""
@@ -367,6 +387,6 @@ def _init(config: HypernetConfig, spec: LoraSpec, key: PRNGKeyArray) -> Variable
 
 
 def write_adapters(config: HypernetConfig, spec: LoraSpec, variables: Variables, conditions: Condition) -> Adapter:
-    """Conditions of T tasks to adapters with leading axis T: one vmapped forward pass. Pure: jit, grad, vmap it."""
+    """Conditions of T tasks to adapters with leading axis T: one forward pass. Pure: jit, grad, vmap it."""
     net: Any = Hypernet(config, spec)  # to mypy, apply may return a pair
-    return jax.vmap(lambda condition: net.apply(variables, condition))(conditions)
+    return net.apply(variables, conditions)

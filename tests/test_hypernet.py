@@ -219,12 +219,41 @@ def test_the_loss_of_vector_quantisation_is_the_papers():
     np.testing.assert_allclose(jax.tree.leaves(sown), [1.25 * nearest], rtol=1e-5)
 
 
-def test_write_adapters_is_the_module_vmapped_over_tasks():
+def test_an_adapter_of_a_single_task_has_no_leading_axis():
     variables, z = random_variables(TINY), embeddings(2)
     one = jax.jit(Hypernet(TINY, SPEC).apply)(variables, Condition(z=z[1]))
     assert {name: {side: x.shape for side, x in w.items()} for name, w in one.weights.items()} == SPEC.shapes()
     many = made(TINY, SPEC, variables, z)[1]
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), many, one)
+
+
+@heads
+def test_array_axes_are_vmap_of_single_queries(config):
+    """A single query: one task, module and layer; in S, where rows have embeddings, one row of A and of B, too."""
+    variables, z = random_variables(config), embeddings(2)
+    params, many = variables["params"], made(config, SPEC, variables, z)
+    query, fixed, by_row = params["query"], variables.get("constants", {}), "row" in params["query"]
+
+    def written(module: LoraModule, z: jax.Array, layer: jax.Array, rows: jax.Array) -> dict[str, jax.Array]:
+        """A and B by a network that has only what is asked for in its tables."""
+        index = SPEC.modules.index(module)
+        places = {"depth": layer[None], "type": index + jnp.arange(1), "side": 2 * index + jnp.arange(2), "row": rows}
+        tables = {name: {"embedding": query[name]["embedding"][at]} for name, at in places.items() if name in query}
+        bias = {name: {"bias_a": own["bias_a"][rows]} for name, own in fixed.items()}
+        own = {**variables, "params": {**params, "query": {**query, **tables}}, "constants": bias}
+        spec = replace(SPEC, modules=(module,), num_layers=1, rank=len(rows))
+        return Hypernet(config, spec).apply(own, Condition(z=z)).weights[module.name]
+
+    rows = jnp.arange(SPEC.rank)[:, None] if by_row else jnp.arange(SPEC.rank)[None]
+    for module in MODULES:
+        over_rows = jax.vmap(partial(written, module), in_axes=(None, None, 0))
+        over_layers = jax.vmap(over_rows, in_axes=(None, 0, None))
+        single = jax.jit(jax.vmap(over_layers, in_axes=(0, None, None)))(z, jnp.arange(SPEC.num_layers), rows)
+        a, b = (np.asarray(single[side])[:, :, :, 0] for side in "ab")  # [T, L, rows, ...], without the layer of one
+        shapes = {"a": (2, SPEC.num_layers, SPEC.rank, module.d_in), "b": (2, SPEC.num_layers, module.d_out, SPEC.rank)}
+        found = {"a": a.reshape(shapes["a"]), "b": np.moveaxis(b, 2, -2).reshape(shapes["b"])}
+        for side in "ab":
+            np.testing.assert_allclose(many.weights[module.name][side], found[side], atol=2e-5)
 
 
 @pytest.mark.parametrize("head", ["L", "S"])

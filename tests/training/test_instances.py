@@ -108,10 +108,10 @@ def test_a_rows_logits_are_those_of_its_own_adapter_alone():
 
 def test_an_interrupted_run_goes_on_as_if_it_had_not_been(tmp_path):
     trainee = InstanceTextHypernetwork.make(replace(NET, init="sft"), tiny_training.SPEC, 4, 4)
-    loop, sets = tiny_training.LOOP, {"seen": [sampler().draw(100)]}
-    whole = tiny_training.run(tmp_path / "whole", sampler().draw, trainee=trainee, validation=sets)
+    loop = tiny_training.LOOP
+    whole = tiny_training.run(tmp_path / "whole", sampler().draw, trainee=trainee, validation={})
     for part in (replace(loop, stop_after=3), loop):
-        resumed = tiny_training.run(tmp_path / "parts", sampler().draw, trainee=trainee, validation=sets, loop=part)
+        resumed = tiny_training.run(tmp_path / "parts", sampler().draw, trainee=trainee, validation={}, loop=part)
     jax.tree.map(np.testing.assert_array_equal, resumed, whole)
     assert np.any(whole["params"]["head_q_proj"]["kernel"])  # at the start it is zero
     losses = [[line["loss"] for line in curves(tmp_path / folder) if "loss" in line] for folder in ("whole", "parts")]
