@@ -78,8 +78,11 @@ def generate_to_folder(
     batch: int = 64,
     packed: bool = False,
     dtype: str = "float32",
+    base_name: str | None = None,
 ) -> int:
     """Generate the adapters that are not in `folder` yet; return their number.
+
+    `base_name` is the base model's name in them; None: the one that the hypernetwork has for it.
 
     One PEFT folder per adapter (`AdapterStore`) or packed (`PackedStore`), with a manifest. An interrupted call resumes
     when repeated. Several processes, which all call this with the same arguments, divide the adapters; they need a
@@ -93,12 +96,19 @@ def generate_to_folder(
                 f"the hypernetwork reads {WORDS[model.config.reads]}, so it writes an adapter for each example: give "
                 "one that reads descriptions alone, or make single adapters with t2l generate --instance"
             )
-        files = PeftFormat(model.config.lora, model.config.base_name, dtype)
+        files = PeftFormat(model.config.lora, base_name or model.config.base_name, dtype)
         check_adapter_names([request.name for request in requests])  # before anything is written
         fingerprint = model.fingerprint + model.encoder.fingerprint
     if several():
         lines = hashlib.sha256(repr(requests).encode()).hexdigest()
-        agree({**code(), "requests": [len(requests), lines], "model": fingerprint, "format": [packed, dtype]})
+        agree(
+            {
+                **code(),
+                "requests": [len(requests), lines],
+                "model": fingerprint,
+                "format": [packed, dtype, files.base_model],
+            }
+        )
     kind = PackedStore if packed else AdapterStore
     with kind(folder, files, fingerprint) as store, progress_bar(not is_main()) as progress:
         pending = store.pending([r.name for r in requests], [r.description for r in requests])

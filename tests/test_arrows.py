@@ -27,6 +27,7 @@ ALLOWED = {
     "evaluation": "errors schema distributed lora hypernet decoder io encoder data llm model sharding progress",
     "cli": "errors schema distributed lora hypernet decoder io encoder data llm model bulk training evaluation "
     "sharding",
+    "serving": "errors io model",
     "__init__": "errors lora io llm model",
     "__main__": "cli",
     "pretrained": "",

@@ -43,6 +43,9 @@ class Generate:
     """With --from: one PEFT folder per adapter, or few files of some hundred adapters (see t2l unpack)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the weights on disk with --from."""
+    base_name: Annotated[str | None, arg(metavar="NAME")] = None
+    """Base model's name in the adapters' configuration. Default: its name on the hub. vLLM's filesystem resolver wants
+    what `vllm serve` was given."""
     distributed: Distributed = "auto"
     trust_remote_code: bool = False
     """Run Python code that comes with the text encoder. Only for an architecture that neither this package nor
@@ -76,8 +79,9 @@ class Generate:
         model = load(self.model, trust_remote_code=self.trust_remote_code)
         adapter = model.generate(*(None if text is None else [text] for text in texts.values()))[0]
         source = "\n\n".join(text for text in texts.values() if text is not None)
-        save_peft(adapter, self.out, base_model=model.config.base_name, description=source)
-        print(f"adapter for {model.config.base_name} written to {self.out}")
+        name = self.base_name or model.config.base_name
+        save_peft(adapter, self.out, base_model=name, description=source)
+        print(f"adapter for {name} written to {self.out}")
 
     def _many(self, file: Path) -> None:
         from t2l_jax import bulk, distributed, load
@@ -86,7 +90,8 @@ class Generate:
         with distributed.together():
             requests = bulk.read_requests(file)
             model = load(self.model, trust_remote_code=self.trust_remote_code)
-        made = bulk.generate_to_folder(model, requests, self.out, self.batch, self.format == "packed", self.dtype)
+        packed = self.format == "packed"
+        made = bulk.generate_to_folder(model, requests, self.out, self.batch, packed, self.dtype, self.base_name)
         if distributed.is_main():
             print(f"{made} adapters written, {len(requests)} in {self.out}")
 

@@ -1,0 +1,55 @@
+"""A plugin for vLLM: a model name that begins with `t2l:` is a description, whose adapter is written on first use.
+
+    pip install t2l_jax                                        where vLLM is installed, which then finds the plugin
+    VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 vllm serve BASE --enable-lora --max-lora-rank 8
+    curl .../v1/chat/completions -d '{"model": "t2l:Answer with the last word.", "messages": ...}'
+
+Settings are variables of the environment: T2L_RESOLVER_MODEL (the hypernetwork; default: the packaged one),
+T2L_RESOLVER_FOLDER (where adapters go; default: a folder of this user's on the RAM disk) and T2L_RESOLVER_MOST (how
+many are kept; default: 1000).
+"""
+
+import asyncio
+import logging
+import os
+from pathlib import Path
+
+from vllm.lora.request import LoRARequest
+from vllm.lora.resolver import LoRAResolver, LoRAResolverRegistry
+
+log = logging.getLogger("vllm.t2l_jax")  # vLLM shows its own loggers only
+
+
+class DescriptionResolver(LoRAResolver):
+    """Model names to adapters; vLLM keeps what it has been given."""
+
+    def __init__(self) -> None:
+        # The network is small, and an accelerator's memory is vLLM's.
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
+        from t2l_jax.serving.described import DescribedFolders
+
+        folder = Path(os.environ.get("T2L_RESOLVER_FOLDER", f"/dev/shm/t2l-{os.getuid()}"))
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if folder.stat().st_uid != os.getuid():
+            raise PermissionError(f"{folder} belongs to somebody else, who could put adapters there: choose another")
+        most = int(os.environ.get("T2L_RESOLVER_MOST", "1000"))
+        self.folders = DescribedFolders(folder, os.environ.get("T2L_RESOLVER_MODEL"), most=most)
+
+    async def resolve_lora(self, base_model_name: str, lora_name: str) -> LoRARequest | None:
+        """The adapter of a description; None, which vLLM reports as 404, for other names and those that fail."""
+        from t2l_jax.errors import UserError
+
+        try:
+            folder = await asyncio.to_thread(self.folders.find, lora_name)
+        except UserError as error:
+            log.warning("%.100s: %s", lora_name, error)
+            return None
+        if folder is None:
+            return None
+        number = 1 + int(folder.name[:12], 16)  # newer versions of vLLM replace it by their own
+        return LoRARequest(lora_name=lora_name, lora_int_id=number, lora_path=str(folder))
+
+
+def register() -> None:
+    """What vLLM calls when it starts: the entry point of the group vllm.general_plugins."""
+    LoRAResolverRegistry.register_resolver("t2l_jax", DescriptionResolver())
