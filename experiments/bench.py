@@ -81,8 +81,8 @@ def encoder_parity(tables: Tables) -> Iterator[dict[str, Any]]:
 
 def decoding(tables: Tables) -> Iterator[dict[str, Any]]:
     """A step of greedy decoding with an adapter for each row."""
-    floors = {row["rows"]: row["floor, ms"] for row in tables["Floor of a step"]}
-    for rows, floor in floors.items():
+    products = {row["rows"]: row["products, ms"] for row in tables["Floor of a step"] if row["side"] == "t2l_jax"}
+    for rows, floor in products.items():
         step = {(row["side"], row["adapters"]): row["step, ms"] for row in tables["Speed"] if row["rows"] == rows}
         for kind, whose in (("one for each", "PEFT's mixed batch"), ("no adapter", "transformers")):
             what = f"a token of {rows} rows, {kind}; theirs: {whose}"
