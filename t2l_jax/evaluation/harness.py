@@ -81,7 +81,7 @@ class HarnessModel(TemplateLM):
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         """A text's tokens, with those that the tokenizer adds unless the text begins with its first one."""
         if add_special_tokens is None:
-            add_special_tokens = not string.startswith(self.tokenizer.decode([self.prefix_token_id]))
+            add_special_tokens = not string.startswith(str(self.tokenizer.decode([self.prefix_token_id])))
         return self.tokenizer.encode(string, add_special_tokens=add_special_tokens)
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
@@ -135,10 +135,14 @@ class HarnessModel(TemplateLM):
             same = sorted((job for job in jobs if job[2] == sampling), key=lambda job: -len(job[1]))
             for some in self._batches(same, "answers"):
                 prompts, tasks = [job[1] for job in some], [job[4] for job in some]
-                options = {"adapter": self._rows(tasks), "sampling": sampling, "stop_ids": self.llm.stop_ids}
+                options: dict[str, Any] = {
+                    "adapter": self._rows(tasks),
+                    "sampling": sampling,
+                    "stop_ids": self.llm.stop_ids,
+                }
                 new = generate_tokens(self.llm.decoder, self.llm.params, prompts, **options)
                 for (number, _, _, stops, _), tokens in zip(some, new, strict=True):
-                    text = self.tokenizer.decode(tokens, skip_special_tokens=True)
+                    text = str(self.tokenizer.decode(tokens, skip_special_tokens=True))
                     ends = [text.index(stop) for stop in stops if stop in text]
                     answers[number] = text[: min(ends, default=len(text))]
                     self.cache_hook.add_partial("generate_until", requests[number].args, answers[number])
