@@ -204,6 +204,11 @@ def load_peft(folder: str | Path, config: DecoderConfig | None = None) -> Adapte
         raise UserError(f"{folder}: {error}") from error
 
 
+def base_model(folder: str | Path) -> str | None:
+    """The base model that a PEFT folder names, if it names one. Raises UserError as `load_peft` does."""
+    return AdapterConfig.read(Path(folder) / CONFIG_FILE).options.base_model_name_or_path
+
+
 def read_weights(path: Path) -> dict[str, np.ndarray]:
     """The tensors of an adapter's file in float32. Raises UserError for one that is damaged or not finite."""
     with os_errors_explained(path, "read"):
