@@ -13,10 +13,12 @@ from t2l_jax.errors import UserError
 class Mix:
     """Add LoRA adapters of one base model with weights, and save the sum as a PEFT folder.
 
-    cat: the exact sum of what the adapters change; their ranks add up, and they may differ.
-    svd: the closest adapter to that sum of a small rank; prints how far it is from it.
-    factors: the sum of A and of B, each by itself, of adapters that one hypernetwork wrote; keeps their rank.
-    cat and svd are what PEFT's add_weighted_adapter calls so. A negative weight subtracts.
+    Methods (cat and svd are those of PEFT's add_weighted_adapter):
+      cat      the exact sum of the changes to the base model; the ranks add up
+      svd      the closest adapter to that sum of a small rank; prints how far it is from it
+      factors  the sums of A and of B, for adapters of one hypernetwork; keeps their rank
+
+    A negative weight subtracts.
 
     Examples:
       t2l mix last/ french/ --weights 0.5 0.5 --out both/

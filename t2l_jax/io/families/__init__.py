@@ -16,6 +16,7 @@ FAMILIES = (
     granite.FAMILY,
 )
 BY_MODEL_TYPE: dict[str, Family] = {family.model_type: family for family in FAMILIES}
-BY_ARCHITECTURE: dict[str, Family] = {family.gguf.architecture: family for family in FAMILIES if family.gguf}
+# Of families that share an architecture in GGUF files, the first.
+BY_ARCHITECTURE: dict[str, Family] = {family.gguf.architecture: family for family in reversed(FAMILIES)}
 
 __all__ = ["BY_ARCHITECTURE", "BY_MODEL_TYPE", "FAMILIES", "Family"]
