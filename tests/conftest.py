@@ -44,14 +44,15 @@ from t2l_jax.io.locations import resolve  # noqa: E402
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests marked `long` run only where `-m` names them.
+    """Tests marked `long` or `programs` run only where `-m` names them.
 
     Files with slow tests come first, so that no worker is left alone with one of them at the end.
     """
-    if "long" not in config.option.markexpr:
-        later = [item for item in items if item.get_closest_marker("long")]
-        config.hook.pytest_deselected(items=later)
-        items[:] = [item for item in items if item not in later]
+    for mark in ("long", "programs"):
+        if mark not in config.option.markexpr:
+            later = [item for item in items if item.get_closest_marker(mark)]
+            config.hook.pytest_deselected(items=later)
+            items[:] = [item for item in items if item not in later]
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
 

@@ -35,7 +35,6 @@ from t2l_jax.lora import PROJECTIONS, Adapter
 from t2l_jax.schema import Positive, Schema, checked, shown
 
 GgufDtype = Literal["f32", "f16", "bf16", "q8_0"]
-_KINDS = gguf.GGMLQuantizationType
 _KEYS = gguf.Keys.Adapter
 _TENSOR_NAME = re.compile(r"blk\.(?P<layer>0|[1-9]\d{0,8})\.(?P<module>\w+)\.weight\.lora_(?P<side>[ab])")
 _DESCRIPTIVE = {_KEYS.TYPE, _KEYS.LORA_ALPHA, _KEYS.LORA_TASK_NAME, _KEYS.LORA_PROMPT_PREFIX}
@@ -182,9 +181,9 @@ def _heads(module: str, family: Family, config: DecoderConfig) -> int:
 
 def _stored(array: np.ndarray, dtype: GgufDtype, name: str) -> tuple[np.ndarray, None, gguf.GGMLQuantizationType]:
     """An array as it is stored, the shape that is read off it, and the type."""
-    kind = _KINDS[dtype.upper()]
+    kind = gguf.GGMLQuantizationType[dtype.upper()]
     if array.shape[-1] % gguf.GGML_QUANT_SIZES[kind][0]:
-        kind = _KINDS.F16
+        kind = gguf.GGMLQuantizationType.F16
     with np.errstate(over="ignore", invalid="ignore"):
         stored = gguf.quants.quantize(array, kind)
         kept = gguf.quants.dequantize(stored, kind)

@@ -1,0 +1,161 @@
+"""The real llama.cpp: its logits with our adapters are ours, and its own converter writes the same files.
+
+It is in an environment of its own, which `make test-programs` makes; T2L_LLAMA_CPP names another one.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import gguf
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from command_line import ROOT
+from gguf_files import IN_GGUF, convert, write_gguf
+from peft_reference import random_adapter
+from tiny_models import LENGTH, random_tokens, save_tiny
+
+import t2l_jax
+from t2l_jax.decoder import Decoder, logits
+from t2l_jax.io.base import load_base, load_family
+from t2l_jax.io.gguf_adapter import export_gguf, load_gguf_adapter
+from t2l_jax.io.gguf_header import read_index
+from t2l_jax.io.locations import resolve
+from t2l_jax.io.peft import save_peft
+from t2l_jax.lora import PROJECTIONS
+
+pytestmark = pytest.mark.programs
+PLACE = Path(os.environ.get("T2L_LLAMA_CPP", ROOT / ".venv-llama"))
+PROMPTS = (
+    "<|im_start|>user\nred green blue<|im_end|>\n<|im_start|>assistant\n",
+    "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n",
+    "The quick brown fox jumps over the lazy dog. Once upon a time there was a",
+    "def fibonacci(n):\n    if n < 2:\n        return n\n",
+)
+
+
+def theirs(folder, model, prompts, *adapters):
+    """What llama.cpp computes: "base" and the adapters' names -> logits of all tokens."""
+    (folder / "prompts.json").write_text(json.dumps(prompts))
+    command = [PLACE / "bin/python", ROOT / "tests/programs/llama_cpp_logits.py", model, folder / "prompts.json"]
+    done = subprocess.run([*command, folder / "theirs.npz", *adapters], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return np.load(folder / "theirs.npz")
+
+
+def ours(config, params, prompts, adapter=None):
+    """Logits of all tokens of all prompts, which are padded to one length."""
+    tokens = np.zeros((len(prompts), max(map(len, prompts))), np.int32)
+    for row, prompt in zip(tokens, prompts, strict=True):
+        row[: len(prompt)] = prompt
+    apply = jax.jit(lambda adapter: Decoder(config).apply({"params": params}, jnp.asarray(tokens), adapter)[0])
+    found = np.asarray(logits(config, params, apply(adapter)))
+    return np.concatenate([row[: len(prompt)] for row, prompt in zip(found, prompts, strict=True)])
+
+
+def report(name, their, our):
+    """The largest differences: of the base, with the adapter, and of what the adapter changes; and that change."""
+    base, adapted = (np.abs(their[key] - our[key]).max() for key in ("base", "adapted"))
+    change = our["adapted"] - our["base"]
+    effect = np.abs(their["adapted"] - their["base"] - change)
+    relative = float(np.linalg.norm(effect) / np.linalg.norm(change))
+    print(
+        f"{name}: logits up to {np.abs(our['base']).max():.3g}, change up to {np.abs(change).max():.3g}; largest "
+        f"difference base {base:.2g}, adapted {adapted:.2g}, change {effect.max():.2g} (relative {relative:.1g})"
+    )
+    return base, adapted, relative
+
+
+@pytest.mark.parametrize("family", [name for name in IN_GGUF if name != "phi 3"])
+def test_tiny_models_of_every_family(family, tmp_path):
+    """Every projection is adapted, queries and keys too, whose rows some architectures have in another order."""
+    model = save_tiny(family, tmp_path / "base", **IN_GGUF[family])
+    convert(model, tmp_path / "base.gguf")
+    config, params = load_base(resolve(tmp_path / "base.gguf"))
+    adapter = random_adapter(config.lora_spec(tuple(PROJECTIONS), rank=3, alpha=5.0))
+    save_peft(adapter, tmp_path / "a", base_model="org/tiny")
+    export_gguf(tmp_path / "a", tmp_path / "a.gguf", str(tmp_path / "base"))
+    prompts = random_tokens(2, LENGTH).tolist()
+    found = theirs(tmp_path, tmp_path / "base.gguf", prompts, tmp_path / "a.gguf")
+    our = {"base": ours(config, params, prompts), "adapted": ours(config, params, prompts, adapter)}
+    base, adapted, relative = report(family, {"base": found["base"], "adapted": found["a.gguf"]}, our)
+    assert np.abs(our["adapted"] - our["base"]).max() > 1
+    assert max(base, adapted) < 2e-3
+    assert relative < 1e-3
+
+
+@pytest.fixture(scope="module")
+def smollm2_adapter(tmp_path_factory):
+    """A generated adapter as a PEFT folder and as GGUF files of every type."""
+    folder = tmp_path_factory.mktemp("adapter")
+    model = t2l_jax.load()
+    adapter = model.generate(["Answer with the last word of the input, in capital letters."])[0]
+    save_peft(adapter, folder / "last", base_model=model.config.base_name, description="Answer with the last word.")
+    for dtype in ("f32", "f16", "bf16", "q8_0"):
+        export_gguf(folder / "last", folder / f"{dtype}.gguf", dtype=dtype)
+    return folder
+
+
+def in_float32(file, out):
+    """A GGUF model with its numbers as float32 and without its tokenizer."""
+    fields, stored = read_index(file)
+    arch = fields["general.architecture"]
+    own = {key.removeprefix(f"{arch}."): value for key, value in fields.items() if key.startswith(f"{arch}.")}
+    write_gguf(out, {name: tensor.read(0, tensor.shape[0]) for name, tensor in stored.items()}, arch, **own)
+    return out
+
+
+@pytest.mark.usefixtures("optimised")
+@pytest.mark.parametrize("numbers", ["float32", "as published"])
+def test_smollm2_with_a_generated_adapter(numbers, smollm2, smollm2_adapter, tmp_path):
+    """With weights in float32 llama.cpp computes as we do; it rounds what quantised weights are multiplied with."""
+    (file,) = smollm2.rglob("*.gguf") if smollm2.is_dir() else [smollm2]
+    if numbers == "float32":
+        file = in_float32(file, tmp_path / "base.gguf")
+    tokenizer = t2l_jax.load().load_base().tokenizer
+    prompts = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in PROMPTS]
+    config, params = load_base(resolve(file))
+    adapters = sorted(smollm2_adapter.glob("*.gguf"))
+    found = theirs(tmp_path, file, prompts, *adapters)
+    base = ours(config, params, prompts)
+    for adapter in adapters:
+        our = {"base": base, "adapted": ours(config, params, prompts, load_gguf_adapter(adapter, config))}
+        their = {"base": found["base"], "adapted": found[adapter.name]}
+        differences = report(f"SmolLM2 {numbers}, {adapter.name}", their, our)
+        assert np.abs(our["adapted"] - base).max() > 1
+        if numbers == "float32" and adapter.name in ("f32.gguf", "f16.gguf", "bf16.gguf"):
+            assert max(differences) < 5e-2
+
+
+@pytest.mark.parametrize(
+    ("family", "dtype"),
+    [
+        *((family, "f32") for family in [*IN_GGUF, "mistral, window"] if family != "phi 3"),
+        *(("smollm2, tied head", dtype) for dtype in ("f16", "bf16", "q8_0")),
+    ],
+)
+def test_their_converter_writes_the_same_file(family, dtype, tmp_path):
+    model = save_tiny(family, tmp_path / "base")
+    _, config = load_family(str(tmp_path / "base"))
+    adapter = random_adapter(config.lora_spec(tuple(PROJECTIONS), rank=3, alpha=5.0))
+    save_peft(adapter, tmp_path / "a", base_model=str(tmp_path / "base"))
+    export_gguf(tmp_path / "a", tmp_path / "ours.gguf", dtype=dtype)
+    source = PLACE / "llama.cpp"
+    options = ["--base", tmp_path / "base", "--outtype", dtype, "--outfile", tmp_path / "theirs.gguf", tmp_path / "a"]
+    environment = {**os.environ, "PYTHONPATH": f"{source / 'gguf-py'}:{source}"}
+    command = [sys.executable, source / "convert_lora_to_gguf.py", *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    our, their = (gguf.GGUFReader(tmp_path / f"{name}.gguf") for name in ("ours", "theirs"))
+    tensors = [{tensor.name: tensor for tensor in reader.tensors} for reader in (our, their)]
+    assert tensors[0].keys() == tensors[1].keys()
+    assert len(tensors[0]) == 14 * model.config.num_hidden_layers
+    for name, tensor in tensors[0].items():
+        assert tensor.tensor_type == tensors[1][name].tensor_type
+        np.testing.assert_array_equal(tensor.data, tensors[1][name].data)
+    for key in ("general.architecture", "general.type", "adapter.type", "adapter.lora.alpha"):
+        assert our.fields[key].contents() == their.fields[key].contents()
