@@ -6,6 +6,7 @@ WITH_DEV := .venv/installed-dev
 NEEDED := requirements.txt setup.cfg pyproject.toml
 
 LLAMA_CPP_PYTHON := 0.3.36
+XLLAMACPP := 2026.10.11549
 
 .PHONY: demo test test-programs bench lint format
 .DELETE_ON_ERROR:
@@ -41,12 +42,12 @@ $(WITH_DEV): $(NEEDED) requirements-dev.txt
 	$(BIN)/pip install --quiet --editable '.[dev]'
 	touch $@ $(INSTALLED)
 
-# llama.cpp has no wheel: its sources come with the Python package, its converter of adapters in them.
+# llama.cpp's sources, with its converter of adapters, come with llama-cpp-python; xllamacpp has its server as a wheel.
 .venv-llama/installed:
 	$(PYTHON) -m venv .venv-llama
 	.venv-llama/bin/pip download --quiet --no-deps --no-binary :all: --dest .venv-llama llama-cpp-python==$(LLAMA_CPP_PYTHON)
 	tar -xzf .venv-llama/llama_cpp_python-$(LLAMA_CPP_PYTHON).tar.gz --directory .venv-llama --strip-components=2 \
 		llama_cpp_python-$(LLAMA_CPP_PYTHON)/vendor/llama.cpp
 	CMAKE_ARGS="-DGGML_NATIVE=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAVA_BUILD=OFF" \
-		.venv-llama/bin/pip install --quiet .venv-llama/llama_cpp_python-$(LLAMA_CPP_PYTHON).tar.gz
+		.venv-llama/bin/pip install --quiet .venv-llama/llama_cpp_python-$(LLAMA_CPP_PYTHON).tar.gz xllamacpp==$(XLLAMACPP)
 	touch $@

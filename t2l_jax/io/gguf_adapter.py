@@ -148,6 +148,7 @@ def _add_metadata(
         writer.add_name(name)
     if description:
         writer.add_description(description)
+        writer.add_string(_KEYS.LORA_TASK_NAME, description)  # llama-server lists it
     if base_name:
         organisation, _, short = base_name.rpartition("/")
         writer.add_base_model_count(1)

@@ -65,6 +65,7 @@ def test_the_file_has_the_keys_and_tensors_that_llama_cpp_reads(llama, tmp_path)
         "general.base_model.0.repo_url": "https://huggingface.co/org/Tiny-1M",
         "general.quantization_version": 2,
         "adapter.type": "lora",
+        "adapter.lora.task_name": "Write it in capitals.",
     }
     assert reader.fields["adapter.lora.alpha"].types == [gguf.GGUFValueType.FLOAT32]
     widths = {"attn_q": (64, 64), "attn_k": (64, 32), "attn_v": (64, 32), "ffn_down": (96, 64)}

