@@ -1,6 +1,6 @@
 """Runs in xllamacpp's environment: llama.cpp's HTTP server with an adapter.
 
-Arguments: the model, the adapter, a JSON list of prompts, each a list of token ids. It prints JSON: what the server says
+Arguments: the model, the adapter, a JSON list of prompts, each a list of token ids. It prints what the server says
 of its adapters, and its greedy answers with the adapter and without it.
 """
 

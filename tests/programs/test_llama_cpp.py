@@ -48,7 +48,8 @@ def theirs(folder, model, prompts, *adapters):
     command = [PLACE / "bin/python", ROOT / "tests/programs/llama_cpp_logits.py", model, folder / "prompts.json"]
     done = subprocess.run([*command, folder / "theirs.npz", *adapters], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    return np.load(folder / "theirs.npz")
+    with np.load(folder / "theirs.npz") as file:
+        return dict(file)
 
 
 def ours(config, params, prompts, adapter=None):
@@ -74,7 +75,8 @@ def report(name, their, our):
     return base, adapted, relative
 
 
-@pytest.mark.parametrize("family", [name for name in IN_GGUF if name != "phi 3"])
+# llama.cpp's Qwen 3 has no biases.
+@pytest.mark.parametrize("family", [name for name in IN_GGUF if name not in ("phi 3", "qwen 3, biases")])
 def test_tiny_models_of_every_family(family, tmp_path):
     """Every projection is adapted, queries and keys too, whose rows some architectures have in another order."""
     model = save_tiny(family, tmp_path / "base", **IN_GGUF[family])
@@ -88,8 +90,9 @@ def test_tiny_models_of_every_family(family, tmp_path):
     our = {"base": ours(config, params, prompts), "adapted": ours(config, params, prompts, adapter)}
     base, adapted, relative = report(family, {"base": found["base"], "adapted": found["a.gguf"]}, our)
     assert np.abs(our["adapted"] - our["base"]).max() > 1
-    assert max(base, adapted) < 2e-3
-    assert relative < 1e-3
+    rounded = family.startswith("gemma")  # it looks GELU up in a table of float16
+    assert max(base, adapted) < (1e-2 if rounded else 1e-3)
+    assert relative < (2e-3 if rounded else 1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +137,8 @@ def test_real_models(location, adapters, numbers, tmp_path, request):
     file = weight_files(files.path)[0]
     if numbers == "float32":
         file = in_float32(file, tmp_path / "base.gguf")
+    else:  # their rounding hides that of the adapter
+        adapters = [path for path in adapters if path.name == "f32.gguf"]
     config, params = load_base(resolve(file))
     found = theirs(tmp_path, file, prompts, *adapters)
     base = ours(config, params, prompts)
@@ -143,7 +148,7 @@ def test_real_models(location, adapters, numbers, tmp_path, request):
         differences = report(f"{location}, {numbers}, {adapter.name}", their, our)
         assert np.abs(our["adapted"] - base).max() > 1
         if numbers == "float32" and adapter.name == "f32.gguf":
-            assert max(differences) < 5e-2
+            assert max(differences) < (5e-2 if location == GEMMA3 else 2e-3)
 
 
 @pytest.mark.usefixtures("optimised")
