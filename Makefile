@@ -45,7 +45,7 @@ $(WITH_DEV): $(NEEDED) requirements-dev.txt
 # llama.cpp's sources, with its converter of adapters, come with llama-cpp-python; xllamacpp has its server as a wheel.
 .venv-llama/installed:
 	$(PYTHON) -m venv .venv-llama
-	.venv-llama/bin/pip download --quiet --no-deps --no-binary :all: --dest .venv-llama llama-cpp-python==$(LLAMA_CPP_PYTHON)
+	.venv-llama/bin/pip download --quiet --no-deps --no-binary llama-cpp-python --dest .venv-llama llama-cpp-python==$(LLAMA_CPP_PYTHON)
 	tar -xzf .venv-llama/llama_cpp_python-$(LLAMA_CPP_PYTHON).tar.gz --directory .venv-llama --strip-components=2 \
 		llama_cpp_python-$(LLAMA_CPP_PYTHON)/vendor/llama.cpp
 	CMAKE_ARGS="-DGGML_NATIVE=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAVA_BUILD=OFF" \
