@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import gguf
@@ -52,13 +53,17 @@ def theirs(folder, model, prompts, *adapters):
         return dict(file)
 
 
+@partial(jax.jit, static_argnums=0)
+def _logits(config, params, tokens, adapter):
+    return logits(config, params, Decoder(config).apply({"params": params}, tokens, adapter)[0])
+
+
 def ours(config, params, prompts, adapter=None):
     """Logits of all tokens of all prompts, which are padded to one length."""
     tokens = np.zeros((len(prompts), max(map(len, prompts))), np.int32)
     for row, prompt in zip(tokens, prompts, strict=True):
         row[: len(prompt)] = prompt
-    apply = jax.jit(lambda adapter: Decoder(config).apply({"params": params}, jnp.asarray(tokens), adapter)[0])
-    found = np.asarray(logits(config, params, apply(adapter)))
+    found = np.asarray(_logits(config, params, jnp.asarray(tokens), adapter))
     return np.concatenate([row[: len(prompt)] for row, prompt in zip(found, prompts, strict=True)])
 
 
