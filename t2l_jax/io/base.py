@@ -24,7 +24,7 @@ from t2l_jax.io.families.family import TOP_NAMES
 from t2l_jax.io.files import atomic_folder, cache_folder, read_json
 from t2l_jax.io.filling import Filling, Placement, Slot, block_rows
 from t2l_jax.io.gguf import gguf_config
-from t2l_jax.io.locations import ModelFiles
+from t2l_jax.io.locations import ModelFiles, resolve
 from t2l_jax.io.readers import tensors, weight_files
 from t2l_jax.io.tensor import Tensor
 from t2l_jax.schema import shown
@@ -39,11 +39,22 @@ def load_config(files: ModelFiles) -> DecoderConfig:
 
 def _read_config(path: Path) -> tuple[Family, DecoderConfig]:
     weights = weight_files(path)[0]
-    if weights.suffix == ".gguf":
-        return gguf_config(weights)
-    file = path / "config.json"
+    return gguf_config(weights) if weights.suffix == ".gguf" else _hugging_face_config(path / "config.json")
+
+
+def _hugging_face_config(file: Path) -> tuple[Family, DecoderConfig]:
     values = read_json(file)
     return find_family(values, file), decoder_config(values, file)
+
+
+def load_family(location: str) -> tuple[Family, DecoderConfig]:
+    """The family and decoder config of a base model. Its weights need not be there, and the hub is not asked for them.
+
+    Raises UserError if it cannot be found, or is not supported.
+    """
+    path = resolve(location, config_only=True).path
+    file = path / "config.json"
+    return _hugging_face_config(file) if file.is_file() else _read_config(path)
 
 
 def check_separate(files: ModelFiles, projections: Iterable[str]) -> None:
@@ -52,9 +63,9 @@ def check_separate(files: ModelFiles, projections: Iterable[str]) -> None:
     PEFT knows that matrix alone, so it would leave out what an adapter says of a part of it.
     """
     family, _ = _read_config(files.path)
-    stored = [module.hugging_face for module in family.names.values()]
     for name in projections:
-        if stored.count(whole := family.names[name].hugging_face) > 1:
+        if family.is_fused(name):
+            whole = family.names[name].hugging_face
             raise UserError(
                 f"{files.location}: keeps {name} in one matrix with others, {whole}, which is all that PEFT can adapt; "
                 "adapt o_proj or down_proj"

@@ -127,12 +127,22 @@ def remove_partials(folder: Path) -> None:
 
 def atomic_write(path: str | Path, data: bytes | str) -> None:
     """Write a file completely or leave the old one. Text is encoded as UTF-8. Parent folders are created."""
+    with atomic_file(path) as partial:
+        partial.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+@contextmanager
+def atomic_file(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path to write; the file becomes `path` if the block succeeds, and is deleted if it raises.
+
+    Parent folders are created.
+    """
     path = Path(path)
     with os_errors_explained(path):
         make_folder(path.parent)
         partial = partial_path(path.parent)
         try:
-            partial.write_bytes(data.encode() if isinstance(data, str) else data)
+            yield partial
             partial.replace(path)
         except BaseException:
             with suppress(OSError):

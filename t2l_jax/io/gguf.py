@@ -76,7 +76,8 @@ def gguf_config(file: Path) -> tuple[Family, DecoderConfig]:
     Raises UserError that names an unsupported architecture, key, value or rotary scaling.
     """
     fields, stored = read_index(file)
-    family, gguf_format = _find_family(fields, file)
+    family = find_gguf_family(fields, file)
+    gguf_format = family.gguf
     if "token_embd.weight" not in stored or len(stored["token_embd.weight"].shape) != 2:
         raise UserError(f"{file}: has no matrix token_embd.weight; download or copy the file again")
     if _LONG_ROPE_FACTORS in stored:
@@ -139,7 +140,8 @@ def _with_head(config: DecoderConfig, fields: Mapping[str, Any], gguf_format: Gg
 def gguf_tensors(file: Path) -> Iterator[GgufTensor]:
     """The tensors of a GGUF file under their Hugging Face names."""
     fields, stored = read_index(file)
-    family, gguf_format = _find_family(fields, file)
+    family = find_gguf_family(fields, file)
+    gguf_format = family.gguf
     heads: dict[str, int] = {}
     if gguf_format.interleaved:
         prefix = f"{gguf_format.architecture}.attention."
@@ -164,13 +166,14 @@ def hugging_face_name(name: str, family: Family) -> str:
     return name
 
 
-def _find_family(fields: dict[str, Any], file: Path) -> tuple[Family, Gguf]:
+def find_gguf_family(fields: dict[str, Any], file: Path) -> Family:
+    """The family of a GGUF file's architecture. Raises UserError if it is not supported."""
     architecture = fields.get("general.architecture")
     family = BY_ARCHITECTURE.get(architecture) if isinstance(architecture, str) else None
-    if family is None or family.gguf is None:
+    if family is None:
         names = ", ".join(BY_ARCHITECTURE)
         raise UserError(f"{file}: architecture {shown(architecture)} is not supported; {names} are")
-    return family, family.gguf
+    return family
 
 
 def _with_rope_factors(config: DecoderConfig, tensor: GgufTensor | None) -> DecoderConfig:

@@ -62,11 +62,9 @@ class GgufTensor:
     def _read_rows(self, start: int, stop: int) -> np.ndarray:
         if not self.heads:
             return self._stored_rows(start, stop)
-        # llama.cpp rotates neighbouring rows (2j, 2j + 1) of a head where Hugging Face rotates rows (j, j + h/2).
         width = self.shape[0] // self.heads
         first, last = start // width * width, -(-stop // width) * width  # whole heads
-        rows = self._stored_rows(first, last)
-        rows = rows.reshape(-1, width // 2, 2, *self.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
+        rows = halved(self._stored_rows(first, last), width)
         return rows[start - first : stop - first]
 
     def _stored_rows(self, start: int, stop: int) -> np.ndarray:
@@ -78,6 +76,19 @@ class GgufTensor:
             raise UserError(f"{self.file}: ends inside tensor {self.name}; download or copy the file again")
         block = np.frombuffer(data, np.uint8).reshape(stop - start, row)
         return gguf.quants.dequantize(block, self.kind).reshape(stop - start, *self.shape[1:])
+
+
+def interleaved(rows: np.ndarray, width: int) -> np.ndarray:
+    """Rows of heads of a width as llama.cpp stores them for some architectures.
+
+    It rotates neighbouring rows (2j, 2j + 1) of a head where Hugging Face rotates rows (j, j + width/2).
+    """
+    return rows.reshape(-1, 2, width // 2, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
+
+
+def halved(rows: np.ndarray, width: int) -> np.ndarray:
+    """What was `interleaved` in Hugging Face's order."""
+    return rows.reshape(-1, width // 2, 2, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
 
 
 def read_index(file: Path) -> tuple[dict[str, Any], dict[str, GgufTensor]]:

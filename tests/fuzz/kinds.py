@@ -90,6 +90,15 @@ def read_adapter(folder: Path) -> np.ndarray:
     return np.asarray(llm(TOKENS, load_peft(folder, llm.config)))
 
 
+def read_gguf_adapter(folder: Path) -> np.ndarray:
+    """Logits of the good base with the adapter in a GGUF file."""
+    from t2l_jax.io.gguf_adapter import load_gguf_adapter
+    from t2l_jax.llm import LLM
+
+    llm = LLM.load(folder.parent / "base")
+    return np.asarray(llm(TOKENS, load_gguf_adapter(folder / "adapter.gguf", llm.config)))
+
+
 def reference_adapter(folder: Path) -> np.ndarray:
     import peft
     import torch
@@ -218,6 +227,7 @@ KINDS = {
     "adapter safetensors": Kind(
         {"adapter/adapter_model.safetensors": mutate.safetensors}, read_adapter, reference_adapter, 2
     ),
+    "adapter gguf": Kind({"adapter-gguf/adapter.gguf": mutate.gguf}, read_gguf_adapter),
     "model config.json": Kind({"model/config.json": mutate.json_text}, read_model, None, 2),
     "model safetensors": Kind({"model/model.safetensors": mutate.safetensors}, read_model, None, 2),
     "task.yaml": Kind({"tasks/one/task.yaml": mutate.yaml_text}, read_tasks, None, 2, lenient=True),
@@ -265,7 +275,7 @@ def copy(name: str, good: Path, scratch: Path) -> Path:
     """The good folder of a kind in `scratch`, which is emptied first; an adapter's base lies beside it."""
     shutil.rmtree(scratch, ignore_errors=True)
     folder = next(iter(KINDS[name].damaged)).split("/")[0]
-    for each in {folder, "base"} if folder == "adapter" else {folder}:
+    for each in {folder, "base"} if folder.startswith("adapter") else {folder}:
         shutil.copytree(good / each, scratch / each)
     return scratch / folder
 

@@ -56,6 +56,8 @@ COMMANDS = [
     ),
     (["embed", "Say red.", "--encoder", "encoder", "--out", "new.npy"], ["--out", "--encoder", "--model"]),
     (["models", "model"], []),
+    (["mix", "adapter", "adapter", "--weights", "1", "-1", "--out", "new"], ["--weights", "--out", "--method"]),
+    (["export", "adapter", "--format", "gguf", "--base", "base", "--out", "new"], ["--out", "--base", "--dtype"]),
     (["publish", "model", "--out", "new"], ["--out", "--alpha", "--encoder"]),
     (
         ["chat", "--model", "model", "--max-new-tokens", "3"],

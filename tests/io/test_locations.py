@@ -47,6 +47,14 @@ def test_hub_asks_for_no_pickles_and_no_code(monkeypatch, tmp_path):
     assert list(wanted) == names
 
 
+def test_hub_is_asked_for_no_weights_where_the_config_is_enough(monkeypatch, tmp_path):
+    asked = {}
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda repo, **options: asked.update(options) or tmp_path)
+    resolve("hf:org/some-model", config_only=True)
+    names = ["config.json", "model.safetensors", "tokenizer.json"]
+    assert list(huggingface_hub.utils.filter_repo_objects(names, allow_patterns=asked["allow_patterns"])) == names[:1]
+
+
 def test_hub_gives_one_gguf_file_by_name(monkeypatch, tmp_path):
     monkeypatch.setattr(
         huggingface_hub,

@@ -16,6 +16,8 @@ FAMILIES = (
     granite.FAMILY,
 )
 BY_MODEL_TYPE: dict[str, Family] = {family.model_type: family for family in FAMILIES}
-BY_ARCHITECTURE: dict[str, Family] = {family.gguf.architecture: family for family in FAMILIES if family.gguf}
+BY_ARCHITECTURE: dict[str, Family] = {}
+for _family in FAMILIES:
+    BY_ARCHITECTURE.setdefault(_family.gguf.architecture, _family)  # the first of those that share one
 
 __all__ = ["BY_ARCHITECTURE", "BY_MODEL_TYPE", "FAMILIES", "Family"]

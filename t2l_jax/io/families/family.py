@@ -244,15 +244,20 @@ class Family:
         config: the attributes of its config.json, and what they mean.
         layer_names: modules of a layer that are called otherwise than Llama's. Modules of one name are stored as one
             tensor, one below the other.
-        gguf: the family in GGUF files; None where it has no architecture of its own there.
+        gguf: the family in GGUF files, by its own architecture or by that of an earlier family.
     """
 
     model_type: str
     config: type[Config]
     layer_names: Mapping[str, ModuleName] = field(default_factory=dict)
-    gguf: Gguf | None = None
+    gguf: Gguf = field(kw_only=True)
 
     @property
     def names(self) -> dict[str, ModuleName]:
         """The names of all modules of a layer."""
         return {**LAYER_NAMES, **self.layer_names}
+
+    def is_fused(self, module: str) -> bool:
+        """Whether a module is stored as one tensor with others."""
+        names = list(self.names.values())
+        return names.count(self.names[module]) > 1

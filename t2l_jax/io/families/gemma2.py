@@ -76,5 +76,5 @@ FAMILY = Family(
     "gemma2",
     Gemma2Config,
     LAYER_NAMES,
-    Gguf("gemma2", GGUF_KEYS, adapt=lambda decoder: gguf_scale(decoder, DEPTH_27B), offset_in_norms=True),
+    gguf=Gguf("gemma2", GGUF_KEYS, adapt=lambda decoder: gguf_scale(decoder, DEPTH_27B), offset_in_norms=True),
 )

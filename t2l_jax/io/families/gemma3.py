@@ -74,7 +74,7 @@ FAMILY = Family(
     "gemma3_text",
     Gemma3Config,
     LAYER_NAMES,
-    Gguf(
+    gguf=Gguf(
         "gemma3",
         {
             **GGUF_KEYS,

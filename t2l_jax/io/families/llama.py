@@ -2,4 +2,5 @@
 
 from t2l_jax.io.families.family import BiasConfig, Family, Gguf
 
-FAMILY = Family("llama", BiasConfig, gguf=Gguf("llama", interleaved=True))
+GGUF = Gguf("llama", interleaved=True)
+FAMILY = Family("llama", BiasConfig, gguf=GGUF)

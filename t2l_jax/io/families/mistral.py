@@ -4,6 +4,7 @@ from pathlib import Path
 
 from t2l_jax.decoder import DecoderConfig
 from t2l_jax.io.families.family import Config, Family, Heads, with_layers
+from t2l_jax.io.families.llama import GGUF
 from t2l_jax.schema import Count
 
 
@@ -18,4 +19,4 @@ class MistralConfig(Config):
         return with_layers(super().decoder(file), window=(self.sliding_window,) * self.num_hidden_layers)
 
 
-FAMILY = Family("mistral", MistralConfig)
+FAMILY = Family("mistral", MistralConfig, gguf=GGUF)
