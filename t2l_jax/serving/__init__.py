@@ -1,0 +1,1 @@
+"""The base model and its adapters as a server that speaks OpenAI's protocol."""
