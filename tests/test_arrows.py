@@ -18,7 +18,7 @@ ALLOWED = {
     "sharding": "errors schema lora",
     "decoder": "errors schema lora sharding",
     "io": "errors schema distributed lora hypernet decoder sharding progress",
-    "encoder": "errors schema lora decoder io progress",
+    "encoder": "errors schema lora decoder io progress sharding",
     "data": "errors schema hypernet decoder io progress",
     "llm": "errors schema lora decoder io sharding",
     "model": "errors schema lora hypernet decoder io encoder llm",
