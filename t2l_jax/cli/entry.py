@@ -16,6 +16,7 @@ from tyro.conf import subcommand
 import t2l_jax
 from t2l_jax.cli.inference import Chat, Embed, Generate, Unpack
 from t2l_jax.cli.models import Export, Import, Models, Publish
+from t2l_jax.cli.serving import Serve
 from t2l_jax.cli.training import Evaluate, Plan, Reconstruct, Train
 from t2l_jax.errors import Stopped, UserError
 from t2l_jax.io.files import cache_folder
@@ -24,7 +25,8 @@ if TYPE_CHECKING:  # importing it takes seconds, so only the commands that need 
     from t2l_jax.training.recipe import BaseRecipe
 
 Trained = Train[Any] | Plan[Any] | Reconstruct[Any]
-Command = Publish | Generate | Unpack | Trained | Evaluate[Any] | Chat | Embed | Models | Import | Export
+Command = Publish | Generate | Unpack | Trained | Evaluate[Any] | Chat | Serve | Embed | Models | Import | Export
+COMMANDS = (Generate, Unpack, Train, Plan, Reconstruct, Evaluate, Publish, Chat, Serve, Embed, Models, Import, Export)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -65,7 +67,7 @@ def parse(arguments: Sequence[str]) -> Command:
     """Parse the arguments into a command; `train` or `plan` with a recipe file takes its defaults from that recipe."""
     file = next((argument for argument in arguments if argument.endswith(".py")), None)
     commands: list[Any] = []
-    for kind in (Generate, Unpack, Train, Plan, Reconstruct, Evaluate, Publish, Chat, Embed, Models, Import, Export):
+    for kind in COMMANDS:
         name, text = kind.__name__.lower(), inspect.getdoc(kind) or ""
         chosen = arguments[:1] == [name]
         options: dict[str, Any] = {"description": text if chosen else text.split("\n")[0]}

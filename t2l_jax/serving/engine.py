@@ -23,7 +23,7 @@ from t2l_jax.serving.ring import Chosen, Ring, advance, blank_ring, join, read, 
 READ_AT_ONCE = 8  # prompts
 FEWEST_SLOTS = 128
 
-Reason = Literal["stop", "length", "cancelled", "late", "error"]
+Reason = Literal["stop", "length", "late", "error"]
 
 
 class Busy(Exception):
@@ -42,8 +42,8 @@ class TokenScore(NamedTuple):
 class Job:
     """A prompt's tokens to be continued. Temperature 0 is greedy.
 
-    `on_tokens` is called from the engine's thread, with new tokens as they come and a reason with the last of them; the
-    token that stops a row is not among them. It must return at once.
+    `on_tokens` is called from the engine's thread, with new tokens as they come and a reason with the last of them,
+    which is a stop token if the reason is stop. It must return at once.
     """
 
     prompt: Sequence[int]
@@ -145,6 +145,8 @@ class Engine:
         """Raise UserError for a prompt that cannot be continued by so many tokens."""
         if not prompt:
             raise UserError("the prompt is empty: the model needs at least one token to start from")
+        if max_tokens < 1:
+            raise UserError(f"max_tokens is {max_tokens}: ask for at least one token")
         if len(prompt) + max_tokens > self.limits.context:
             raise UserError(
                 f"the prompt has {len(prompt)} tokens and max_tokens is {max_tokens}, together more than the "
@@ -300,11 +302,11 @@ class Engine:
             stops = one.token in self.stop_ids
             ticket.left -= 1
             reason: Reason | None = "stop" if stops else "length" if ticket.left == 0 else None
-            self.counts.new_tokens += not stops
+            self.counts.new_tokens += 1
             if reason is not None:
                 self._places[row] = None
             if not ticket.cancelled:
-                ticket.job.on_tokens(() if stops else (one,), reason)
+                ticket.job.on_tokens((one,), reason)
 
     def _scores(self, job: Job) -> Sequence[TokenScore]:
         tokens, lengths = _padded([job])

@@ -125,12 +125,12 @@ def test_drawn_tokens_are_those_of_the_seed_alone(base, adapters, start):
         assert one.result() == list(alone)
 
 
-def test_a_stop_token_ends_a_row_and_is_left_out(base, start):
+def test_a_stop_token_ends_a_row_and_is_its_last(base, start):
     (alone,) = generate_tokens(*base, [[5, 9]], sampling=Sampling(12))
     stop = alone[3]
     engine = start(stop_ids=(stop,))
     _, heard = submit(engine, [5, 9], max_tokens=12)
-    assert heard.result() == alone[: alone.index(stop)]
+    assert heard.result() == alone[: alone.index(stop) + 1]
     assert heard.reason == "stop"
 
 
@@ -224,6 +224,8 @@ def test_what_cannot_be_decoded_is_refused(base, adapters, start):
     engine = start()
     with pytest.raises(UserError, match="the prompt is empty"):
         submit(engine, [])
+    with pytest.raises(UserError, match="max_tokens is 0: ask for at least one"):
+        submit(engine, [1], max_tokens=0)
     with pytest.raises(UserError, match="100 tokens and max_tokens is 29, together more than the 128"):
         submit(engine, [1] * 100, max_tokens=29)
     with pytest.raises(UserError, match="outside the vocabulary"):
