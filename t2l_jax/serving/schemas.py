@@ -7,7 +7,7 @@ would not is ignored. Null is the same as leaving a field out.
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import FailFast, Field, Strict, ValidationError
+from pydantic import Field, Strict, ValidationError
 
 from t2l_jax.errors import UserError
 from t2l_jax.io.files import parse_json
@@ -20,7 +20,7 @@ MAX_PROMPT = 2**17  # tokens
 
 Body = TypeVar("Body", bound="Request")
 
-Tokens = Annotated[list[Annotated[int, Field(ge=0, le=2**31 - 1)]], Field(max_length=MAX_PROMPT), FailFast()]
+Tokens = Annotated[list[Annotated[int, Field(ge=0, le=2**31 - 1)]], Field(max_length=MAX_PROMPT, fail_fast=True)]
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
 Name = Annotated[str, Field(min_length=1, max_length=25_000)]
 
@@ -84,7 +84,7 @@ class Turn(Schema):
     """A message."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[Part], Field(max_length=64), FailFast()]
+    content: str | Annotated[list[Part], Field(max_length=64, fail_fast=True)]
     tool_calls: None = None
 
     def plain(self) -> dict[str, str]:
@@ -95,7 +95,7 @@ class Turn(Schema):
 class ChatCompletion(Completion):
     """The body of /v1/chat/completions."""
 
-    messages: Annotated[list[Turn], Field(min_length=1, max_length=1024), FailFast()]
+    messages: Annotated[list[Turn], Field(min_length=1, max_length=1024, fail_fast=True)]
     max_tokens: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
     logprobs: bool = False
@@ -111,9 +111,9 @@ class TextCompletion(Completion):
 
     prompt: (
         str
-        | Annotated[list[str], Field(min_length=1, max_length=MAX_CHOICES), FailFast()]
+        | Annotated[list[str], Field(min_length=1, max_length=MAX_CHOICES, fail_fast=True)]
         | Tokens
-        | Annotated[list[Tokens], Field(min_length=1, max_length=MAX_CHOICES), FailFast()]
+        | Annotated[list[Tokens], Field(min_length=1, max_length=MAX_CHOICES, fail_fast=True)]
     )
     logprobs: Annotated[int, Field(ge=0, le=BEST)] | None = None
     echo: bool = False
