@@ -17,7 +17,8 @@ class Detokenizer:
     """The text of `detokenize` in pieces, of whole characters.
 
     A token's text depends on those before it, so some of these are read again; but not all, which would take ever
-    longer.
+    longer. Only where a tokenizer of pieces writes bytes that turn out to be no UTF-8, `detokenize` takes back what has
+    been text until then.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -29,7 +30,7 @@ class Detokenizer:
         """The text that this token completes."""
         self._window.append(token)
         text = detokenize(self._tokenizer, self._window)
-        if not text.startswith(self._written) or text.endswith(UNFINISHED):
+        if text.endswith(UNFINISHED):
             return ""
         piece = text[len(self._written) :]
         if len(self._window) >= LONGEST_WINDOW:
