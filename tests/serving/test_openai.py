@@ -1,6 +1,8 @@
 """Completions are what the library answers, in OpenAI's form, whole and streamed."""
 
+import io
 import json
+import zipfile
 
 import jax
 import jax.numpy as jnp
@@ -183,11 +185,7 @@ def test_prompts_are_texts_or_tokens_one_or_several(endless, llm):
         body = complete(endless, prompt)
         assert [choice["text"] for choice in body["choices"]] == expected
         assert [choice["index"] for choice in body["choices"]] == [0, 1, 2]
-        assert body["usage"] == {
-            "prompt_tokens": sum(map(len, rows)),
-            "completion_tokens": 18,
-            "total_tokens": 18 + sum(map(len, rows)),
-        }
+        assert (body["usage"]["prompt_tokens"], body["usage"]["completion_tokens"]) == (sum(map(len, rows)), 18)
     assert complete(endless, texts[0])["choices"][0]["text"] == complete(endless, rows[0])["choices"][0]["text"]
 
 
@@ -226,9 +224,6 @@ def test_max_tokens_left_out_is_what_there_is_room_for(endless, llm):
 
 def test_numbers_that_json_cannot_have(client):
     """An adapter so large that the logits are no numbers."""
-    import io
-    import zipfile
-
     made = client.post("/v1/adapters", json={"name": "huge", "description": "Say two."})
     assert made.status_code == 201
     zipped = client.get("/v1/adapters/huge/peft.zip").content
