@@ -8,7 +8,19 @@ import t2l_jax
 from t2l_jax import cli
 
 ROOT = Path(t2l_jax.__file__).parents[1]
-COMMANDS = ("generate", "train", "reconstruct", "evaluate", "publish", "chat", "embed", "models", "import", "export")
+COMMANDS = (
+    "generate",
+    "train",
+    "reconstruct",
+    "evaluate",
+    "publish",
+    "chat",
+    "serve",
+    "embed",
+    "models",
+    "import",
+    "export",
+)
 MODEL = ("--model", "models/good")
 
 

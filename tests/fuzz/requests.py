@@ -10,7 +10,8 @@ MESSAGES = [{"role": "user", "content": "say the last word"}]
 WEIRD = [
     None, True, False, 0, -1, 1, 2**31, 2**63, 2**64, -(2**70), 0.5, 1e308, "", " ", "x", "t2l:", "t2l:Say two.", BASE,
     "../../etc/passwd", "/etc/passwd", "a\0b", "\U0001f600" * 50, "é", "x" * 5000, [], [[]], [[[]]], {}, {"a": {}},
-    [None], [1, "a"], ["a"] * 200, [0] * 3000, [{"role": "user"}], {"type": "json_object"}, "%s%n", "{{7*7}}", "\r\nX: y",
+    [None], [1, "a"], ["a"] * 200, [0] * 3000,
+    [{"role": "user"}], {"type": "json_object"}, "%s%n", "{{7*7}}", "\r\nX: y",
 ]  # fmt: skip
 GOOD = {
     "/v1/chat/completions": {
