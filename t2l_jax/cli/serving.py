@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -132,7 +133,7 @@ class Serve:
         from t2l_jax.io.published import WORDS
         from t2l_jax.serving.adapters import Registry
         from t2l_jax.serving.app import Server
-        from t2l_jax.serving.engine import Engine, Limits
+        from t2l_jax.serving.engine import Engine, Job, Limits
 
         model: Model = load(self.model, trust_remote_code=self.trust_remote_code)
         config = model.config
@@ -151,4 +152,7 @@ class Serve:
         slots = max(2**16, 1 << (self.context - 1).bit_length())
         limits = Limits(self.rows, self.context, slots, self.queue)
         engine = Engine(llm.decoder, llm.params, llm.stop_ids, spec, limits)
+        compiled = threading.Event()
+        engine.submit(Job([0], lambda _, reason: compiled.set() if reason else None, max_tokens=2))
+        compiled.wait()
         return Server(llm, engine, Registry(model, llm.config, spec), self.adapters, self.timeout)

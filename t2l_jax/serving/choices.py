@@ -168,6 +168,7 @@ class Choices:
                 body.top_p,
                 (seed + index % body.n) % 2**31,
                 logprobs=body.best is not None,
+                ignore_stops=body.ignore_eos,
                 on_prompt=partial(tell, index, True) if self._scored else None,
                 until=self._until,
             )

@@ -54,6 +54,8 @@ class Job:
     top_p: float = 1.0
     seed: int = 0
     logprobs: bool = False
+    ignore_stops: bool = False
+    """Whether stop tokens are tokens as any other."""
     on_prompt: Callable[[Sequence[TokenScore]], None] | None = None
     """Called with the prompt's own scores, if they are wanted; the first token has none, and 0 stands there."""
     until: float = float("inf")
@@ -299,7 +301,7 @@ class Engine:
             (one,) = _scored(
                 jax.tree.map(lambda leaf, index=index: leaf[index : index + 1], found), ticket.job.logprobs
             )
-            stops = one.token in self.stop_ids
+            stops = one.token in self.stop_ids and not ticket.job.ignore_stops
             ticket.left -= 1
             reason: Reason | None = "stop" if stops else "length" if ticket.left == 0 else None
             self.counts.new_tokens += 1

@@ -34,7 +34,7 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "tools": ([],), "tool_choice": ("none", "auto"), "functions": ([],), "function_call": ("none", "auto"),
     "response_format": ({"type": "text"},), "modalities": (["text"],), "audio": (), "web_search_options": (),
     "logit_bias": ({},), "frequency_penalty": (0,), "presence_penalty": (0,), "repetition_penalty": (1,),
-    "suffix": ("",), "best_of": (1,), "top_k": (0, -1), "min_p": (0,), "min_tokens": (0,), "ignore_eos": (False,),
+    "suffix": ("",), "best_of": (1,), "top_k": (0, -1), "min_p": (0,), "min_tokens": (0,),
     "stop_token_ids": ([],), "bad_words": ([],), "use_beam_search": (False,), "add_generation_prompt": (True,),
     "skip_special_tokens": (True,), "continue_final_message": (False,),
 }  # fmt: skip
@@ -62,6 +62,7 @@ class Completion(Request):
     stop: Stop | Annotated[Several[Stop], Field(max_length=4)] = ()
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
+    ignore_eos: bool = False  # vLLM's, by which load tests ask for answers of one length
 
     @property
     def stops(self) -> tuple[str, ...]:

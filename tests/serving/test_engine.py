@@ -132,6 +132,8 @@ def test_a_stop_token_ends_a_row_and_is_its_last(base, start):
     _, heard = submit(engine, [5, 9], max_tokens=12)
     assert heard.result() == alone[: alone.index(stop) + 1]
     assert heard.reason == "stop"
+    _, heard = submit(engine, [5, 9], max_tokens=12, ignore_stops=True)
+    assert (heard.result(), heard.reason) == (alone, "length")
 
 
 def test_log_probabilities_are_those_of_the_model(base, adapters, start):

@@ -93,6 +93,7 @@ def test_a_stop_token_ends_an_answer(serve, llm):
     assert body["choices"][0]["message"]["content"] == llm.tokenizer.decode(row[: row.index(row[3])])
     assert body["choices"][0]["finish_reason"] == "stop"
     assert body["usage"]["completion_tokens"] == row.index(row[3]) + 1
+    assert chat(client, ignore_eos=True)["usage"]["completion_tokens"] == 6
     scored = complete(client, llm.render(WORDS), logprobs=1)["choices"][0]["logprobs"]
     assert len(scored["tokens"]) == row.index(row[3]) + 1  # lm-evaluation-harness counts on a score for it
 

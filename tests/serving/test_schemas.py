@@ -59,7 +59,7 @@ def test_null_is_the_same_as_nothing_and_harmless_fields_are_ignored():
     ("field", "value"),
     [
         ("tools", [{"type": "function"}]), ("response_format", {"type": "json_object"}), ("logit_bias", {"5": 1}),
-        ("frequency_penalty", 0.1), ("presence_penalty", -1), ("top_k", 5), ("ignore_eos", True), ("functions", [1]),
+        ("frequency_penalty", 0.1), ("presence_penalty", -1), ("top_k", 5), ("min_tokens", 5), ("functions", [1]),
         ("suffix", "x"), ("best_of", 3), ("temprature", 0), ("prompt", "x"), ("x" * 500, 1),
     ],
 )  # fmt: skip
