@@ -1,11 +1,11 @@
 """Does a server with an adapter for every client keep up?
 
-Command: T2L_CACHE=... python -m experiments.benchmarks.serving                       (6 minutes on 2 cores)
+Command: T2L_CACHE=... python -m experiments.benchmarks.serving                       (7 minutes on 2 cores)
 Answer:  see results/serving: streams together next to the same ones one by one
 
 Starts `t2l serve` with the packaged model. Each of so many clients has a description of its own, whose adapter is
 written for it, and streams an answer of a fixed length; they come all at once, or one after the other. The adapters are
-deleted in between. A round of each goes before, so that every program is compiled. Text that the two ways do not share
+deleted in between. Some streams go before, so that every program is compiled. Text that the two ways do not share
 is a near tie of two tokens, decided by rounding.
 """
 
@@ -34,9 +34,9 @@ PROMPT = "red dog seven Paris Anna apple run hammer"
 class Serving:
     """Time streams of a server of its own."""
 
-    tokens: int = 64
+    tokens: int = 32
     """Length of an answer."""
-    rounds: int = 3
+    rounds: int = 2
     out: Path = RESULTS / "serving"
 
 
@@ -89,20 +89,27 @@ async def together(client: httpx2.AsyncClient, models: list[str], tokens: int) -
     return list(await asyncio.gather(*(stream(client, model, tokens) for model in models)))
 
 
+async def forget(client: httpx2.AsyncClient, models: list[str]) -> None:
+    """Delete the adapters that the server has written."""
+    for model in models:
+        (await client.delete(f"/v1/adapters/{quote(model)}")).raise_for_status()
+
+
 async def measure(url: str, args: Serving) -> tuple[list[dict[str, object]], list[str]]:
     """A row for each way, of the medians of all rounds, and what else is to be said."""
     models = [f"t2l:Answer with the {place} {thing}." for place in PLACES for thing in THINGS]
     ways = {"one by one": one_by_one, "together": together}
     found: dict[str, list[tuple[float, list[Stream]]]] = {name: [] for name in ways}
     async with httpx2.AsyncClient(base_url=url, timeout=600, limits=httpx2.Limits(max_connections=None)) as client:
-        for number in range(args.rounds + 1):
+        await one_by_one(client, models[:1], args.tokens)
+        await together(client, models, args.tokens)
+        await forget(client, models)
+        for _ in range(args.rounds):
             for name, way in ways.items():
                 start = time.perf_counter()
                 streams = await way(client, models, args.tokens)
-                if number:
-                    found[name].append((time.perf_counter() - start, streams))
-                for model in models:
-                    (await client.delete(f"/v1/adapters/{quote(model)}")).raise_for_status()
+                found[name].append((time.perf_counter() - start, streams))
+                await forget(client, models)
     rows, rates = [], {}
     for name, runs in found.items():
         rates[name] = [sum(each.tokens for each in streams) / seconds for seconds, streams in runs]
