@@ -94,6 +94,7 @@ class Serve:
         signal.signal(signal.SIGTERM, stop)  # which uvicorn raises again when it has stopped
         host, port = listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
+        listener.listen()  # who reads the next line can connect
         print(f"serving {server.name} at http://{shown}:{port}", flush=True)
         running.run(sockets=[listener])
 

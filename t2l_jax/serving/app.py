@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, aclosing, asynccontextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -142,22 +142,20 @@ class Server:
 
     async def _reply(self, body: Completion, shape: type[Shape]) -> dict[str, Any]:
         prompts = await self._prepared(body)
-        with await self._using(body.model) as entry:
-            return await shape(self._choices(body, prompts, entry)).reply()
+        with await self._using(body.model) as entry, self._choices(body, prompts, entry) as choices:
+            return await shape(choices).reply()
 
     async def _stream(self, body: Completion, shape: type[Shape], send: Send) -> None:
         """Send a reply in chunks. Before the first one it may raise Refused; later an event says what is wrong."""
         prompts = await self._prepared(body)
-        with await self._using(body.model) as entry:
-            chunks = shape(self._choices(body, prompts, entry)).chunks()
-            async with aclosing(chunks):
-                await begin_events(send)
-                try:
-                    async for chunk in chunks:
-                        await send({"type": "http.response.body", "body": event(chunk), "more_body": True})
-                except Refused as refused:
-                    await send({"type": "http.response.body", "body": event(refused.body()), "more_body": True})
-                await send({"type": "http.response.body", "body": event("[DONE]")})
+        with await self._using(body.model) as entry, self._choices(body, prompts, entry) as choices:
+            await begin_events(send)
+            try:
+                async for chunk in shape(choices).chunks():
+                    await send({"type": "http.response.body", "body": event(chunk), "more_body": True})
+            except Refused as refused:
+                await send({"type": "http.response.body", "body": event(refused.body()), "more_body": True})
+            await send({"type": "http.response.body", "body": event("[DONE]")})
 
     async def _prepared(self, body: Completion) -> Any:
         with _refusing("prompt" if isinstance(body, TextCompletion) else "messages"):

@@ -3,22 +3,22 @@
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from typing import Self
 
 from t2l_jax.decoder.chat_template import render_turns
 from t2l_jax.decoder.detokenize import detokenize
 from t2l_jax.errors import UserError
 from t2l_jax.llm import LLM
 from t2l_jax.lora import Adapter
-from t2l_jax.serving.engine import Busy, Engine, Job, Reason, TokenScore
+from t2l_jax.serving.engine import Busy, Engine, Job, Reason, Ticket, TokenScore
 from t2l_jax.serving.http import Refused, busy
 from t2l_jax.serving.schemas import ChatCompletion, Completion, TextCompletion
 from t2l_jax.serving.text import Placed, RowText
 
-DEFAULT_NEW = {"chat": 256, "text": 16}  # tokens where max_tokens is left out
 COLDEST = 1e-3  # a temperature below it is greedy
 
 # What the engine's thread tells a choice: its index, scores, the end if it is one, whether the scores are the prompt's.
@@ -77,7 +77,10 @@ def prompts_of(llm: LLM, body: Completion) -> list[Prompt]:
 
 
 class Choices:
-    """The choices of a request: `n` for each prompt, decoded together with whatever else the engine has."""
+    """The choices of a request: `n` for each prompt, decoded together with whatever else the engine has.
+
+    They decode in a `with` block. Raises Refused for what the engine cannot do.
+    """
 
     def __init__(
         self,
@@ -94,7 +97,9 @@ class Choices:
         self._engine, self._adapter, self._until = engine, adapter, time.monotonic() + seconds
         self._texts = [RowText(llm.tokenizer, body.stops) for _ in self.prompts]
         self._scored = isinstance(body, TextCompletion) and body.echo and body.best is not None
-        self._nothing = body.max_tokens == 0
+        self._nothing = body.most_tokens == 0
+        self._told: asyncio.Queue[Told] = asyncio.Queue()
+        self._tickets: list[Ticket] = []
         if self._nothing and not (isinstance(body, TextCompletion) and body.echo):
             raise Refused(400, "max_tokens is 0: ask for at least one token, or echo the prompt", "max_tokens")
         if len(self.prompts) > engine.limits.queue:
@@ -105,53 +110,55 @@ class Choices:
                 engine.check(prompt.tokens, count)
         except UserError as error:
             name = "messages" if isinstance(body, ChatCompletion) else "prompt"
-            raise Refused(
-                400, str(error), name, "context_length_exceeded" if "together" in str(error) else None
-            ) from error
+            code = "context_length_exceeded" if "together" in str(error) else None
+            raise Refused(400, str(error), name, code) from error
 
     def _room(self, prompt: Prompt) -> int:
         """How many tokens a choice may have: where nobody said, as many as there is room for."""
-        body, room = self.body, self._engine.limits.context - len(prompt.tokens)
-        chat = isinstance(body, ChatCompletion)
-        asked = body.max_completion_tokens if isinstance(body, ChatCompletion) else None
-        asked = body.max_tokens if asked is None else asked
-        if asked is None:
-            asked = min(DEFAULT_NEW["chat" if chat else "text"], room)
-        return max(1, asked)
+        if self.body.most_tokens is None:
+            return max(1, min(self.body.default_tokens, self._engine.limits.context - len(prompt.tokens)))
+        return max(1, self.body.most_tokens)
 
-    async def deltas(self) -> AsyncGenerator[Delta, None]:
+    def __enter__(self) -> Self:
+        """Queue the jobs. Raises Refused if there is no room for all of them."""
+        try:
+            for job in self._jobs():
+                self._tickets.append(self._engine.submit(job))
+        except Busy as error:
+            self._cancel()
+            raise busy() from error
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Cancel what still decodes."""
+        self._cancel()
+
+    async def deltas(self) -> AsyncIterator[Delta]:
         """What happens, as it happens; a choice's last delta has a finish.
 
-        Close it: what still decodes is then cancelled. Raises Refused if the queue is full, time is up before the first
-        token, or the engine fails.
+        Raises Refused if time is up before the first token, or the engine fails.
         """
-        told: asyncio.Queue[Told] = asyncio.Queue()
-        tickets = []
-        try:
-            for job in self._jobs(told):
-                tickets.append(self._engine.submit(job))
-            left = set(range(len(tickets)))
-            while left:
-                index, scores, reason, prompt = await told.get()
-                if index not in left:
-                    continue
-                if prompt:
-                    yield Delta(index, prompt=scores)
-                    continue
-                delta = self._delta(index, scores, reason)
-                if delta.finish is not None:
-                    left.remove(index)
-                    tickets[index].cancel()
-                if delta.text or delta.placed or delta.finish is not None:
-                    yield delta
-        except Busy as error:
-            raise busy() from error
-        finally:
-            for ticket in tickets:
-                ticket.cancel()
+        left = set(range(len(self._tickets)))
+        while left:
+            index, scores, reason, prompt = await self._told.get()
+            if index not in left:
+                continue
+            if prompt:
+                yield Delta(index, prompt=scores)
+                continue
+            delta = self._delta(index, scores, reason)
+            if delta.finish is not None:
+                left.remove(index)
+                self._tickets[index].cancel()
+            if delta.text or delta.placed or delta.finish is not None:
+                yield delta
 
-    def _jobs(self, told: "asyncio.Queue[Told]") -> Iterator[Job]:
-        body, loop = self.body, asyncio.get_running_loop()
+    def _cancel(self) -> None:
+        for ticket in self._tickets:
+            ticket.cancel()
+
+    def _jobs(self) -> Iterator[Job]:
+        body, told, loop = self.body, self._told, asyncio.get_running_loop()
         seed = secrets.randbits(31) if body.seed is None else body.seed
 
         def tell(index: int, prompt: bool, scores: Sequence[TokenScore], reason: Reason | None = None) -> None:

@@ -3,8 +3,7 @@
 import math
 import secrets
 import time
-from collections.abc import AsyncGenerator, Iterator, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -46,9 +45,8 @@ class Shape:
     async def reply(self) -> dict[str, Any]:
         """The reply in one piece."""
         found: list[list[Delta]] = [[] for _ in self.choices.prompts]
-        async with aclosing(self.choices.deltas()) as deltas:
-            async for delta in deltas:
-                found[delta.index].append(delta)
+        async for delta in self.choices.deltas():
+            found[delta.index].append(delta)
         choices = [
             self.whole(index, "".join(delta.text for delta in own), own)
             | {"index": index, "finish_reason": own[-1].finish}
@@ -56,16 +54,15 @@ class Shape:
         ]
         return {**self._head, "object": self.kind, "choices": choices, "usage": self.choices.usage.body()}
 
-    async def chunks(self) -> AsyncGenerator[dict[str, Any], None]:
-        """The reply in chunks. Close it."""
+    async def chunks(self) -> AsyncIterator[dict[str, Any]]:
+        """The reply in chunks."""
         head, usage = {**self._head, "object": self.chunk}, self.body.stream_options.include_usage
         more = {"usage": None} if usage else {}
         for choice in self.first():
             yield {**head, "choices": [choice], **more}
-        async with aclosing(self.choices.deltas()) as deltas:
-            async for delta in deltas:
-                choice = self.piece(delta) | {"index": delta.index, "finish_reason": delta.finish}
-                yield {**head, "choices": [choice], **more}
+        async for delta in self.choices.deltas():
+            choice = self.piece(delta) | {"index": delta.index, "finish_reason": delta.finish}
+            yield {**head, "choices": [choice], **more}
         if usage:
             yield {**head, "choices": [], "usage": self.choices.usage.body()}
 

@@ -5,7 +5,7 @@ would not is ignored. Null is the same as leaving a field out.
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import Field, Strict, ValidationError
 
@@ -53,6 +53,9 @@ class StreamOptions(Schema):
 class Completion(Request):
     """What both kinds of completion have."""
 
+    default_tokens: ClassVar[int]
+    """How many tokens an answer may have where nothing was said."""
+
     model: Name
     max_tokens: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
@@ -67,6 +70,11 @@ class Completion(Request):
     @property
     def stops(self) -> tuple[str, ...]:
         return (self.stop,) if isinstance(self.stop, str) else self.stop
+
+    @property
+    def most_tokens(self) -> int | None:
+        """How many tokens an answer may have, if that was said."""
+        return self.max_tokens
 
     @property
     def best(self) -> int | None:
@@ -96,11 +104,16 @@ class Turn(Schema):
 class ChatCompletion(Completion):
     """The body of /v1/chat/completions."""
 
+    default_tokens = 256
     messages: Annotated[list[Turn], Field(min_length=1, max_length=1024, fail_fast=True)]
     max_tokens: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=BEST)] = 0
+
+    @property
+    def most_tokens(self) -> int | None:
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
     @property
     def best(self) -> int | None:
@@ -110,6 +123,7 @@ class ChatCompletion(Completion):
 class TextCompletion(Completion):
     """The body of /v1/completions."""
 
+    default_tokens = 16
     prompt: (
         str
         | Annotated[list[str], Field(min_length=1, max_length=MAX_CHOICES, fail_fast=True)]
