@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Self
 
 from t2l_jax.decoder.chat_template import render_turns
 from t2l_jax.decoder.detokenize import detokenize
@@ -119,7 +118,7 @@ class Choices:
             return max(1, min(self.body.default_tokens, self._engine.limits.context - len(prompt.tokens)))
         return max(1, self.body.most_tokens)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Choices":
         """Queue the jobs. Raises Refused if there is no room for all of them."""
         try:
             for job in self._jobs():
