@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from t2l_jax.decoder import Decoder, DecoderConfig, logits
 from t2l_jax.decoder.chat_template import as_they_are, end_of_turn, render, tokenize
+from t2l_jax.decoder.detokenize import Detokenizer, detokenize
 from t2l_jax.decoder.generation import GREEDY, Params, Sampling, generate_tokens, stream
 from t2l_jax.decoder.padding import check_tokens
 from t2l_jax.decoder.quantized import BaseKind, check_blocks
@@ -30,7 +31,6 @@ from t2l_jax.lora import Adapter
 from t2l_jax.sharding import check_divides, param_sharding
 
 Message = str | Sequence[Mapping[str, str]]  # one user turn, or a conversation of {"role", "content"} turns
-UNFINISHED = "\ufffd"  # what a tokenizer writes for the first bytes of a character whose last ones have not come yet
 
 
 @struct.dataclass
@@ -135,9 +135,12 @@ class LLM:
         prompts = [[self.render(message) for message in task] for task in tasks]
         options: dict[str, Any] = {"adapter": adapter, "sampling": sampling, "stop_ids": self.stop_ids, "key": key}
         if not grouped:
-            return [self._text(row) for row in generate_tokens(self.decoder, self.params, prompts[0], **options)]
+            return [
+                detokenize(self.tokenizer, row)
+                for row in generate_tokens(self.decoder, self.params, prompts[0], **options)
+            ]
         answers = generate_tokens(self.decoder, self.params, prompts, **options)
-        return [[self._text(row) for row in task] for task in answers]
+        return [[detokenize(self.tokenizer, row) for row in task] for task in answers]
 
     def stream(
         self,
@@ -147,17 +150,12 @@ class LLM:
         key: PRNGKeyArray | None = None,
     ) -> Iterator[str]:
         """The answer of `chat` to one message, in pieces of text as the model writes them."""
-        tokens: list[int] = []
-        written = ""
+        pieces = Detokenizer(self.tokenizer)
         options: dict[str, Any] = {"adapter": adapter, "sampling": sampling, "stop_ids": self.stop_ids, "key": key}
         for token in stream(self.decoder, self.params, self.render(message), **options):
-            tokens.append(token)
-            text = self._text(tokens)
-            if text != written and text.startswith(written) and not text.endswith(UNFINISHED):
-                yield text[len(written) :]
-                written = text
-        rest = self._text(tokens)[len(written) :]  # a character that the model never finished
-        if rest:
+            if piece := pieces.add(token):
+                yield piece
+        if rest := pieces.rest():
             yield rest
 
     def render(self, message: Message) -> list[int]:
@@ -167,9 +165,6 @@ class LLM:
         if not _is_message(message) or not all({"role", "content"} <= set(turn) for turn in message):
             raise UserError(f"a message is a string or a list of turns with 'role' and 'content', got {message!r:.80}")
         return tokenize(self.tokenizer, [as_they_are(self.tokenizer, [dict(turn) for turn in message])])[0]
-
-    def _text(self, tokens: Sequence[int]) -> str:
-        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
 def _is_message(value: Any) -> bool:

@@ -9,7 +9,8 @@ from t2l_jax import cli
 
 ROOT = Path(t2l_jax.__file__).parents[1]
 COMMANDS = (
-    *("generate", "mix", "train", "reconstruct", "evaluate", "publish", "chat", "embed", "models", "import", "export"),
+    *("generate", "mix", "train", "reconstruct", "evaluate", "publish"),
+    *("chat", "serve", "embed", "models", "import", "export"),
 )
 MODEL = ("--model", "models/good")
 

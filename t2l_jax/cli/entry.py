@@ -19,6 +19,7 @@ from t2l_jax.cli.adapters import Mix
 from t2l_jax.cli.harness import LmEval
 from t2l_jax.cli.inference import Chat, Embed, Generate, Unpack
 from t2l_jax.cli.models import Export, Import, Models, Publish
+from t2l_jax.cli.serving import Serve
 from t2l_jax.cli.training import Evaluate, Plan, Reconstruct, Train
 from t2l_jax.errors import Stopped, UserError
 from t2l_jax.io.files import cache_folder
@@ -27,12 +28,13 @@ if TYPE_CHECKING:  # importing it takes seconds, so only the commands that need 
     from t2l_jax.training.recipe import BaseRecipe
 
 Trained = Train[Any] | Plan[Any] | Reconstruct[Any]
-Command = Publish | Generate | Unpack | Mix | Trained | Evaluate[Any] | LmEval | Chat | Embed | Models | Import | Export
+Making = Generate | Unpack | Mix | Publish | Import | Export
+Command = Making | Trained | Evaluate[Any] | LmEval | Chat | Serve | Embed | Models
 
 # In the order of `t2l --help`.
 COMMANDS = (
     *(Generate, Unpack, Mix, Train, Plan, Reconstruct, Evaluate, LmEval),
-    *(Publish, Chat, Embed, Models, Import, Export),
+    *(Publish, Chat, Serve, Embed, Models, Import, Export),
 )
 
 

@@ -51,12 +51,18 @@ class Sampling:
 GREEDY = Sampling()
 
 
-class SamplingArrays(NamedTuple):
-    """What chooses the next token, as arrays: a new temperature needs no new compilation."""
+class Draws(NamedTuple):
+    """What chooses each row's next token, as arrays: a new temperature needs no new compilation."""
 
-    temperature: Float[Array, ""]
-    top_p: Float[Array, ""]
-    row_keys: PRNGKeyArray  # [T, R]: what a row draws does not depend on the rows beside it
+    temperature: Float[Array, "T R"]
+    top_p: Float[Array, "T R"]
+    keys: PRNGKeyArray  # [T, R]: what a row draws does not depend on the rows beside it
+
+
+class SamplingArrays(NamedTuple):
+    """What chooses the next token, and what ends a row."""
+
+    draws: Draws
     stop_ids: Int[Array, " K"]
 
 
@@ -213,24 +219,26 @@ def prefill(
     return jnp.moveaxis(hidden, 0, -3).reshape(*tokens.shape, -1), cache
 
 
-def choose(scores: Float[Array, "T R V"], sampling: SamplingArrays, step: Int[Array, ""]) -> Int[Array, "T R"]:
-    """The next token of each row: the best one at temperature 0, else one drawn."""
+def choose(scores: Float[Array, "T R V"], draws: Draws, step: Int[Array, "T R"]) -> Int[Array, "T R"]:
+    """The next token of each row: the best one at temperature 0, else one drawn. `step` counts a row's tokens."""
+    warm = draws.temperature > 0
 
     def draw() -> Int[Array, "T R"]:
-        scaled = scores / sampling.temperature
-        kept = jax.lax.cond(sampling.top_p < 1, lambda: nucleus(scaled, sampling.top_p), lambda: scaled)
-        keys = jax.vmap(jax.vmap(lambda row_key: jax.random.fold_in(row_key, step)))(sampling.row_keys)
-        return jax.vmap(jax.vmap(jax.random.categorical))(keys, kept).astype(jnp.int32)
+        scaled = scores / jnp.where(warm, draws.temperature, 1.0)[..., None]
+        kept = jax.lax.cond(jnp.any(draws.top_p < 1), lambda: nucleus(scaled, draws.top_p), lambda: scaled)
+        keys = jax.vmap(jax.vmap(jax.random.fold_in))(draws.keys, step)
+        drawn = jax.vmap(jax.vmap(jax.random.categorical))(keys, kept).astype(jnp.int32)
+        return jnp.where(warm, drawn, best(scores))
 
-    return jax.lax.cond(sampling.temperature > 0, draw, lambda: best(scores))
+    return jax.lax.cond(jnp.any(warm), draw, lambda: best(scores))
 
 
-def nucleus(scores: Float[Array, "*B V"], top_p: Float[Array, ""]) -> Float[Array, "*B V"]:
+def nucleus(scores: Float[Array, "*B V"], top_p: Float[Array, "*B"]) -> Float[Array, "*B V"]:
     """Scores with -inf outside the smallest set of best tokens whose probability reaches `top_p`."""
     ranked = jnp.sort(scores, axis=-1, descending=True)
     probs = jax.nn.softmax(ranked, axis=-1)
     better = jnp.cumsum(probs, axis=-1) - probs  # the probability of what ranks above: 0 for the best token
-    worst_kept = jnp.min(jnp.where(better < top_p, ranked, jnp.inf), axis=-1, keepdims=True)
+    worst_kept = jnp.min(jnp.where(better < top_p[..., None], ranked, jnp.inf), axis=-1, keepdims=True)
     return jnp.where(scores >= worst_kept, scores, -jnp.inf)
 
 
@@ -259,7 +267,10 @@ def _sampling_arrays(
     key = jax.random.key(0) if key is None else key
     row_keys = jax.vmap(jax.vmap(lambda n: jax.random.fold_in(key, n)))(number)
     stops = jnp.asarray(np.asarray(stop_ids, np.int32))
-    return SamplingArrays(jnp.float32(sampling.temperature), jnp.float32(sampling.top_p), row_keys, stops)
+    temperature, top_p = (
+        jnp.full(lengths.shape, value, jnp.float32) for value in (sampling.temperature, sampling.top_p)
+    )
+    return SamplingArrays(Draws(temperature, top_p, row_keys), stops)
 
 
 def _start(
@@ -275,7 +286,7 @@ def _start(
     hidden, cache = prefill(decoder, params, tokens, lengths, adapter, max_new_tokens)
     scores = logits(decoder.config, params, hidden[..., -1, :])
     step = jnp.zeros((), jnp.int32)
-    token = choose(scores, sampling, step)
+    token = choose(scores, sampling.draws, jnp.zeros_like(lengths))
     ended = (lengths == 0) | jnp.isin(token, sampling.stop_ids)
     return State(step, jnp.where(ended, NO_TOKEN, token), lengths, margin(scores), cache)
 
@@ -291,7 +302,7 @@ def _advance(
     hidden, cache = output
     scores = logits(decoder.config, params, hidden[..., -1, :])
     step = state.step + 1
-    token = choose(scores, sampling, step)
+    token = choose(scores, sampling.draws, jnp.broadcast_to(step, state.token.shape))
     before = state.token == NO_TOKEN
     smallest = jnp.where(before, state.margin, jnp.minimum(state.margin, margin(scores)))
     ended = before | jnp.isin(token, sampling.stop_ids)

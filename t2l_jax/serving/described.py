@@ -10,7 +10,7 @@ from t2l_jax.errors import UserError
 from t2l_jax.io.peft import save_peft
 from t2l_jax.model import Model, load
 
-PREFIX = "t2l:"  # what follows is a description
+PREFIX = "t2l:"  # of a model's name that is a description
 
 
 @dataclass(frozen=True)

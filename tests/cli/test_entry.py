@@ -30,7 +30,7 @@ def test_help_lists_the_commands_and_imports_nothing_slow():
     code = (
         "import sys, t2l_jax.cli\n"
         "try: t2l_jax.cli.main(['--help'])\n"
-        "finally: print({'jax', 'torch', 'transformers', 'numpy', 'optax'} & set(sys.modules))"
+        "finally: print({'jax', 'torch', 'transformers', 'numpy', 'optax', 'starlette', 'uvicorn'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert all(command in done.stdout for command in COMMANDS)

@@ -169,7 +169,7 @@ def test_the_best_score_is_the_first_of_the_largest():
 @pytest.mark.parametrize("top_p", [1e-6, 0.3, 0.75, 0.999])
 def test_nucleus_is_the_smallest_set_that_reaches_top_p(top_p):
     scores = np.random.default_rng(0).normal(size=(5, 40)) * 2
-    kept = np.isfinite(np.asarray(nucleus(jnp.asarray(scores, jnp.float32), jnp.float32(top_p))))
+    kept = np.isfinite(np.asarray(nucleus(jnp.asarray(scores, jnp.float32), jnp.full(5, top_p, jnp.float32))))
     probs = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
     for row, mask in zip(probs, kept, strict=True):
         order = np.argsort(-row)
@@ -183,8 +183,9 @@ def test_drawn_tokens_follow_the_tempered_nucleus():
     shape = (1, count)
     scores = jax.random.normal(jax.random.key(5), (40,))
     keys = jax.random.split(jax.random.key(6), shape)
-    sampling = generation.SamplingArrays(jnp.float32(temperature), jnp.float32(top_p), keys, jnp.zeros(0, jnp.int32))
-    drawn = generation.choose(jnp.broadcast_to(scores, (*shape, len(scores))), sampling, jnp.int32(0))
+    draws = generation.Draws(jnp.full(shape, temperature), jnp.full(shape, top_p), keys)
+    many = jnp.broadcast_to(scores, (*shape, len(scores)))
+    drawn = generation.choose(many, draws, jnp.zeros(shape, jnp.int32))
 
     probs = np.exp(np.asarray(scores, np.float64) / temperature)
     probs /= probs.sum()
