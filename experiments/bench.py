@@ -139,7 +139,7 @@ PARTS = (
     Part(cold_start, ("--rounds", "5")),
     Part(encoder_parity, ("--texts", "500", "--long", "20", "--rounds", "3")),
     Part(hypernet_speed, ("--rounds", "3")),
-    Part(decoding, ("--rows", "1", "32", "--rounds", "3", "2")),
+    Part(decoding, ("--rows", "1", "32", "--rounds", "2", "2")),
     Part(bulk_speed, ("--count", "500", "--kills", "0", "--rounds", "3", "--packed", "1000")),
     Part(sft_speed, ("--rounds", "3")),
 )

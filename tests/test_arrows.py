@@ -26,7 +26,7 @@ ALLOWED = {
     "bulk": "errors schema distributed lora hypernet decoder io encoder model sharding progress",
     "training": "errors schema distributed lora hypernet decoder io encoder data sharding progress",
     "evaluation": "errors schema distributed lora hypernet decoder io encoder data llm model sharding progress",
-    "serving": "errors schema lora decoder io encoder llm model",
+    "serving": "errors schema lora algebra decoder io encoder llm model",
     "cli": "errors schema distributed lora algebra hypernet decoder io encoder data llm model bulk training evaluation "
     "sharding serving",
     "__init__": "errors lora io llm model",

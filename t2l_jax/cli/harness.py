@@ -86,8 +86,9 @@ class LmEval:
         tasks = list(self.tasks or adapters)
         if unknown := [task for task in tasks if not manager.match_tasks([task])]:
             raise UserError(f"the harness has no task {unknown[0]!r}: lm-eval ls tasks lists those that it has")
+        scored = HarnessModel(model.load_base(), adapters, batch=self.batch, max_length=self.max_length)
         found = lm_eval.simple_evaluate(
-            HarnessModel(model.load_base(), adapters, batch=self.batch, max_length=self.max_length),
+            scored,
             tasks=tasks,
             num_fewshot=self.num_fewshot,
             limit=self.limit,
@@ -96,6 +97,11 @@ class LmEval:
             torch_random_seed=None,
             log_samples=False,
         )
+        if scored.unused:
+            raise UserError(
+                f"no task that was run is named {min(scored.unused)!r}, nor begins so: the harness's names of single "
+                f"tasks are {', '.join(sorted(found['results']))[:200]}"
+            )
         print(make_table(found))
         if self.out is not None:
             kept = {name: found[name] for name in ("results", "versions", "n-shot", "n-samples")}

@@ -1,10 +1,10 @@
 """`t2l serve`: the base model and its adapters behind OpenAI's protocol."""
 
 import os
+import queue
 import signal
 import socket
 import sys
-import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -51,7 +51,9 @@ class Serve:
     api_key: Annotated[str | None, arg(metavar="KEY")] = None
     """Key that clients must send. Default: $T2L_API_KEY, if set."""
     rows: int = 64
-    """Number of completions that decode at once."""
+    """Number of completions that decode at once, as far as the cache has room for them."""
+    cache_tokens: int = 2**16
+    """Room of the cache: completions at once times the tokens of the longest, both rounded up to powers of two."""
     context: int = 2048
     """Maximum number of tokens of a completion, with its prompt."""
     queue: int = 256
@@ -81,7 +83,7 @@ class Serve:
         from t2l_jax.serving.app import application
 
         config = uvicorn.Config(
-            application(server, key),
+            application(server, key, frozenset(LOOPBACK) if self.host in LOOPBACK else None),
             log_level="warning",
             timeout_graceful_shutdown=max(1, int(self.timeout)),
             server_header=False,
@@ -102,6 +104,10 @@ class Serve:
         for name, value in (("--rows", self.rows), ("--context", self.context), ("--queue", self.queue)):
             if not 1 <= value <= 2**16:
                 raise UserError(f"{name} must be from 1 to {2**16}, got {value}")
+        if not self.context <= self.cache_tokens <= 2**24:
+            raise UserError(
+                f"--cache-tokens must be from --context, {self.context}, to {2**24}, got {self.cache_tokens}"
+            )
         if not 0 <= self.port < 2**16:
             raise UserError(f"--port must be from 0 to {2**16 - 1}, got {self.port}")
         if not 0 < self.timeout <= 86_400:
@@ -150,10 +156,10 @@ class Serve:
         model.generate(["Say hello."])  # its text encoder is loaded, and the programs compiled
         llm = model.load_base()
         spec = replace(config.lora, rank=rank)
-        slots = max(2**16, 1 << (self.context - 1).bit_length())
-        limits = Limits(self.rows, self.context, slots, self.queue)
+        limits = Limits(self.rows, self.context, self.cache_tokens, self.queue)
         engine = Engine(llm.decoder, llm.params, llm.stop_ids, spec, limits)
-        compiled = threading.Event()
-        engine.submit(Job([0], lambda _, reason: compiled.set() if reason else None, max_tokens=2))
-        compiled.wait()
+        ended: queue.Queue[str] = queue.Queue()
+        engine.submit(Job([0], lambda _, reason: ended.put(reason) if reason else None, max_tokens=2))
+        if ended.get() == "error":
+            raise UserError("the model cannot be run, as was logged: it may need more memory than there is")
         return Server(llm, engine, Registry(model, llm.config, spec), self.adapters, self.timeout)

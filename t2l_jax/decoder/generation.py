@@ -25,7 +25,7 @@ from t2l_jax.lora import Adapter
 from t2l_jax.schema import NonNegative, check_fields
 
 NewTokens = Annotated[int, Field(ge=1, le=2**17)]  # room for them all is reserved from the start
-PREFILL_CHUNK = 512  # tokens; longer buckets of prompts are multiples of it
+PREFILL_CHUNK = 256  # tokens; all buckets of prompts above 384 are multiples of it
 NO_TOKEN = -1  # in place of a token in a row that has ended
 
 Params = dict[str, Any]
@@ -225,12 +225,18 @@ def choose(scores: Float[Array, "T R V"], draws: Draws, step: Int[Array, "T R"])
 
     def draw() -> Int[Array, "T R"]:
         scaled = scores / jnp.where(warm, draws.temperature, 1.0)[..., None]
-        kept = jax.lax.cond(jnp.any(draws.top_p < 1), lambda: nucleus(scaled, draws.top_p), lambda: scaled)
+        kept = kept_scores(scaled, draws.top_p)
         keys = jax.vmap(jax.vmap(jax.random.fold_in))(draws.keys, step)
         drawn = jax.vmap(jax.vmap(jax.random.categorical))(keys, kept).astype(jnp.int32)
         return jnp.where(warm, drawn, best(scores))
 
     return jax.lax.cond(jnp.any(warm), draw, lambda: best(scores))
+
+
+def kept_scores(scores: Float[Array, "*B V"], top_p: Float[Array, "*B"]) -> Float[Array, "*B V"]:
+    """The scores that may be drawn: all of them at `top_p` 1, where `nucleus` may leave out the last for rounding."""
+    cut = top_p < 1
+    return jax.lax.cond(jnp.any(cut), lambda: jnp.where(cut[..., None], nucleus(scores, top_p), scores), lambda: scores)
 
 
 def nucleus(scores: Float[Array, "*B V"], top_p: Float[Array, "*B"]) -> Float[Array, "*B V"]:

@@ -61,6 +61,7 @@ class HarnessModel(TemplateLM):
             raise UserError("the tasks' adapters must have the same modules, rank and alpha: they share a batch")
         self._places = {name: place for place, name in enumerate(adapters)}
         self._none = len(adapters)
+        self.unused = set(adapters)  # names that no task had so far
         some = list(adapters.values())
         self._adapters = stack([*some, jax.tree.map(jnp.zeros_like, some[0])]) if some else None
 
@@ -139,6 +140,7 @@ class HarnessModel(TemplateLM):
                     "adapter": self._rows(tasks),
                     "sampling": sampling,
                     "stop_ids": self.llm.stop_ids,
+                    "key": jax.random.fold_in(jax.random.key(0), some[0][0]),  # no two batches draw alike
                 }
                 new = generate_tokens(self.llm.decoder, self.llm.params, prompts, **options)
                 for (number, _, _, stops, _), tokens in zip(some, new, strict=True):
@@ -201,6 +203,7 @@ class HarnessModel(TemplateLM):
 
     def _place(self, task: str) -> int:
         own = [name for name in self._places if name == "" or task == name or task.startswith(f"{name}_")]
+        self.unused.difference_update(own)
         return self._places[max(own, key=len)] if own else self._none
 
 

@@ -184,12 +184,13 @@ def save_peft(
             files.write(target / name, files.blocks(jax.tree.map(lambda x: x[index], weights)), text)  # noqa: B023
 
 
-def load_peft(folder: str | Path, config: DecoderConfig | None = None) -> Adapter:
+def load_peft(folder: str | Path, config: DecoderConfig | None = None, *, most_rank: int | None = None) -> Adapter:
     """Read a PEFT LoRA folder as one float32 Adapter.
 
     Modules and layers of different rank or alpha are converted exactly to one spec: zero-padded to the largest rank,
     with their scale folded into B. Layers without LoRA become zeros. Without a `config` of the base model, the number
-    of layers is inferred from the tensors, which must then leave none out.
+    of layers is inferred from the tensors, which must then leave none out. A rank above `most_rank` is refused before
+    memory is taken for it.
 
     Raises:
         UserError: a file is missing or damaged, an option or tensor is unsupported, or the base model does not fit.
@@ -198,6 +199,9 @@ def load_peft(folder: str | Path, config: DecoderConfig | None = None) -> Adapte
     options = AdapterConfig.read(folder / CONFIG_FILE)
     pairs = _read_pairs(folder / WEIGHTS_FILE)
     try:
+        rank = max(len(pair["a"]) for pair in pairs.values())
+        if most_rank is not None and rank > most_rank:
+            raise UserError(f"its rank is {rank}, and at most {most_rank} is read here: compress it")
         return assemble(pairs, _alphas(options, pairs), config, rslora=bool(options.options.use_rslora))
     except UserError as error:
         raise UserError(f"{folder}: {error}") from error

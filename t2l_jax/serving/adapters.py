@@ -202,13 +202,6 @@ class Registry:
             del self._cached[text]
 
 
-def mixture(adapters: Sequence[Adapter], weights: Sequence[float]) -> Adapter:
-    """The weighted sum of the factors A and B of adapters of one spec."""
-    return jax.tree.map(
-        lambda *leaves: sum(weight * leaf for weight, leaf in zip(weights, leaves, strict=True)), *adapters
-    )
-
-
 def to_zip(entry: Entry, base_name: str) -> bytes:
     """The adapter as a zip file of a PEFT folder."""
     layout = PeftFormat(entry.adapter.spec, base_name)
@@ -233,7 +226,7 @@ def from_zip(data: bytes, base: DecoderConfig, spec: LoraSpec) -> Adapter:
         for name, content in files.items():
             Path(folder, name).write_bytes(content)
         try:
-            return load_peft(folder, base)
+            return load_peft(folder, base, most_rank=spec.rank)
         except UserError as error:
             raise UserError(str(error).replace(folder, "the upload")) from error
 

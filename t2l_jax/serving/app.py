@@ -17,11 +17,13 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from t2l_jax.algebra import mix
 from t2l_jax.errors import UserError
 from t2l_jax.io.peft import load_peft
 from t2l_jax.llm import LLM
-from t2l_jax.serving.adapters import PREFIX, Entry, Registry, Unknown, below, from_zip, mixture, most_bytes, to_zip
+from t2l_jax.serving.adapters import Entry, Registry, Unknown, below, from_zip, most_bytes, to_zip
 from t2l_jax.serving.choices import Choices, prompts_of
+from t2l_jax.serving.described import PREFIX
 from t2l_jax.serving.engine import Busy, Engine
 from t2l_jax.serving.http import Gate, Refused, begin_events, body_of, busy, event, while_connected
 from t2l_jax.serving.metrics import exposition
@@ -119,7 +121,12 @@ class Server:
             self.registry.check(body.lora_name, replace=body.load_inplace)
         with _refusing("lora_path"):
             path = below(self.folder, body.lora_path)
-            adapter = await asyncio.to_thread(load_peft, path, self.registry.base)
+            try:
+                adapter = await asyncio.to_thread(
+                    load_peft, path, self.registry.base, most_rank=self.registry.spec.rank
+                )
+            except UserError as error:  # where the folder lies is nobody's business
+                raise UserError(str(error).replace(str(path), "the folder")) from error
             self.registry.add(Entry(body.lora_name, adapter, "folder"), replace=body.load_inplace)
         return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
 
@@ -185,7 +192,13 @@ class Server:
         else:
             parts = [await self._found(share.name, "mix") for share in body.mix or ()]
             weights = [share.weight for share in body.mix or ()]
-            adapter = await asyncio.to_thread(mixture, [part.adapter for part in parts], weights)
+            for part in parts:
+                if part.origin in ("upload", "folder"):
+                    raise Refused(
+                        400, f"{part.name} was not generated here: its factors do not add up with others", "mix"
+                    )
+            with _refusing("mix"):
+                adapter = await asyncio.to_thread(mix, [part.adapter for part in parts], weights)
             entry = Entry(name, adapter, "mix")
         with _refusing("name"):
             return JSONResponse(self._adapter(registry.add(entry)), 201)
@@ -246,7 +259,7 @@ class _refusing(AbstractContextManager[None]):
             raise busy() from error
 
 
-def application(server: Server, key: str | None = None) -> Gate:
+def application(server: Server, key: str | None = None, hosts: frozenset[str] | None = None) -> Gate:
     """The ASGI application of a server; with a key, only for those who send it. It closes the server when it ends."""
 
     @asynccontextmanager
@@ -266,10 +279,10 @@ def application(server: Server, key: str | None = None) -> Gate:
         Route("/v1/completions", server.text, methods=["POST"]),
         Route("/v1/adapters", server.list_adapters),
         Route("/v1/adapters", server.make_adapter, methods=["POST"]),
-        Route("/v1/adapters/{name}", server.get_adapter),
-        Route("/v1/adapters/{name}", server.delete_adapter, methods=["DELETE"]),
-        Route("/v1/adapters/{name}/peft.zip", server.download),
-        Route("/v1/adapters/{name}/peft.zip", server.upload, methods=["PUT"]),
+        Route("/v1/adapters/{name:path}/peft.zip", server.download),
+        Route("/v1/adapters/{name:path}/peft.zip", server.upload, methods=["PUT"]),
+        Route("/v1/adapters/{name:path}", server.get_adapter),
+        Route("/v1/adapters/{name:path}", server.delete_adapter, methods=["DELETE"]),
         Route("/v1/load_lora_adapter", server.load, methods=["POST"]),
         Route("/v1/unload_lora_adapter", server.unload, methods=["POST"]),
     ]
@@ -281,7 +294,7 @@ def application(server: Server, key: str | None = None) -> Gate:
     }
     app = Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
     limits = server.engine.limits
-    gate = Gate(app, key, 2 * (limits.rows + limits.queue))
+    gate = Gate(app, key, 2 * (limits.rows + limits.queue), hosts)
     return gate
 
 

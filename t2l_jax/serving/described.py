@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from t2l_jax.encoder import prepare
 from t2l_jax.errors import UserError
-from t2l_jax.io.peft import save_peft
+from t2l_jax.io.peft import CONFIG_FILE, save_peft
 from t2l_jax.model import Model, load
 
 PREFIX = "t2l:"  # of a model's name that is a description
@@ -39,14 +40,14 @@ class DescribedFolders:
         """
         if not name.startswith(PREFIX):
             return None
-        description = name.removeprefix(PREFIX).strip()
+        description = prepare(name.removeprefix(PREFIX), "the description")
         with self._lock:
             base = self.base or self.model.config.base_name
-            key = hashlib.sha256("\n".join((self.model.fingerprint, str(base), description)).encode(errors="replace"))
+            key = hashlib.sha256("\n".join((self.model.fingerprint, str(base), description)).encode())
             path = self.folder / key.hexdigest()[:32]
             if path.exists():
                 return path
-            if self.folder.exists() and sum(1 for _ in self.folder.iterdir()) >= self.most:
+            if sum(1 for _ in self.folder.glob(f"*/{CONFIG_FILE}")) >= self.most:
                 raise UserError(f"{self.folder} holds {self.most} adapters, as many as it may: delete some")
             adapter = self.model.generate([description])[0]
             try:

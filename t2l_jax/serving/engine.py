@@ -12,8 +12,9 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Int
 
-from t2l_jax.decoder import Decoder
+from t2l_jax.decoder import Cache, Decoder
 from t2l_jax.decoder.generation import Draws, Params
 from t2l_jax.decoder.padding import SHORTEST_PROMPT, check_tokens, pad_rows, power_of_two
 from t2l_jax.errors import UserError
@@ -78,6 +79,16 @@ class Ticket:
         self.cancelled = True
 
 
+class Prompts(NamedTuple):
+    """What was made of some prompts [n], for `join`."""
+
+    chosen: Chosen
+    cache: Cache
+    lengths: Int[Array, "n 1"]
+    adapter: Adapter
+    draws: Draws
+
+
 @dataclass
 class Counts:
     """What the engine has done so far."""
@@ -116,7 +127,7 @@ class Engine:
         self, decoder: Decoder, params: Params, stop_ids: Sequence[int], spec: LoraSpec, limits: Limits = DEFAULT
     ) -> None:
         if power_of_two(limits.context) > limits.slots:
-            raise UserError(f"a cache of {limits.slots} tokens cannot hold a job of {limits.context}: raise the slots")
+            raise UserError(f"a cache of {limits.slots} tokens cannot hold a completion of {limits.context}: take more")
         self.decoder, self.params, self.spec, self.limits = decoder, params, spec, limits
         self.stop_ids = frozenset(stop_ids)
         self.counts = Counts()
@@ -230,11 +241,13 @@ class Engine:
             self._waiting = deque(ticket for ticket in self._waiting if ticket not in chosen)
         try:
             self._make_room(chosen)
-            self._join(chosen)
-        except Exception:  # they are in no row yet
+            prompts = self._read(chosen)
+        except Exception:  # the ring is as it was: those in it go on
+            logging.getLogger(__name__).exception("prompts could not be read: their jobs end")
             for ticket in chosen:
                 ticket.job.on_tokens((), "error")
-            raise
+            return
+        self._join(chosen, prompts)
 
     def _shape(self, joining: Sequence[Ticket]) -> tuple[int, int]:
         """Rows and slots that the jobs in the ring need together with those that join."""
@@ -255,15 +268,13 @@ class Engine:
             self._ring = resize(self._ring, jnp.asarray(taken, jnp.int32), slots)
             self._places = [*(self._places[row] for row in kept), *[None] * (rows - len(kept))]
 
-    def _join(self, tickets: Sequence[Ticket]) -> None:
+    def _read(self, tickets: Sequence[Ticket]) -> Prompts:
+        """Read the prompts of jobs; the last one fills up the number of rows that are read at once."""
         jobs = [ticket.job for ticket in tickets]
         for job in jobs:
             if job.on_prompt is not None:
                 job.on_prompt(self._scores(job))
-        free = [row for row, ticket in enumerate(self._places) if ticket is None][: len(tickets)]
-        # The last one fills up the number of rows that are read.
-        filled = power_of_two(len(jobs)) - len(jobs)
-        several, rows = [*jobs, *jobs[-1:] * filled], [*free, *free[-1:] * filled]
+        several = [*jobs, *jobs[-1:] * (power_of_two(len(jobs)) - len(jobs))]
         tokens, lengths = _padded(several)
         adapter = stack([self._none if job.adapter is None else job.adapter for job in several])
         draws = Draws(
@@ -274,14 +285,19 @@ class Engine:
         )
         asked = jnp.asarray(any(job.logprobs for job in jobs))
         chosen, cache = read(self.decoder, self.params, tokens, lengths, adapter, draws, asked)
-        assert self._ring is not None
-        self._ring = join(
-            self._ring, cache, jnp.asarray(rows, jnp.int32), chosen.token, jnp.asarray(lengths), adapter, draws
-        )
+        return Prompts(jax.block_until_ready(chosen), cache, jnp.asarray(lengths), adapter, draws)
+
+    def _join(self, tickets: Sequence[Ticket], prompts: Prompts) -> None:
+        """Give the jobs whose prompts were read a row each, and their first token."""
+        free = [row for row, ticket in enumerate(self._places) if ticket is None][: len(tickets)]
+        rows = [*free, *free[-1:] * (len(prompts.lengths) - len(free))]
         for row, ticket in zip(free, tickets, strict=True):
             self._places[row] = ticket
-        self.counts.prompt_tokens += sum(len(job.prompt) for job in jobs)
-        self._hand_out(chosen, dict(zip(range(len(jobs)), free, strict=True)))
+        assert self._ring is not None
+        chosen, cache, *others = prompts
+        self._ring = join(self._ring, cache, jnp.asarray(rows, jnp.int32), chosen.token, *others)
+        self.counts.prompt_tokens += sum(len(ticket.job.prompt) for ticket in tickets)
+        self._hand_out(chosen, dict(enumerate(free)))
 
     def _step(self) -> None:
         """Decode a token of every row."""

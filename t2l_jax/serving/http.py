@@ -7,6 +7,7 @@ import secrets
 from collections import Counter
 from collections.abc import Coroutine
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
@@ -18,7 +19,7 @@ RETRY_AFTER = "1"  # seconds
 
 Found = TypeVar("Found")
 
-_TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
 class Refused(Exception):
@@ -93,10 +94,21 @@ async def begin_events(send: Send) -> None:
 
 
 class Gate:
-    """Around the application: the key, and a limit of requests at once. It counts replies."""
+    """Around the application: the key, and a limit of requests at once. It counts replies.
 
-    def __init__(self, app: ASGIApp, key: str | None, most: int, open_paths: tuple[str, ...] = ("/health",)) -> None:
-        self._app, self._key, self._most, self._open = app, key, most, open_paths
+    Without a key, what a page of another site makes a browser send is refused: by its Origin, and by a name of the host
+    (`hosts`; None: any) that is not this machine's.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        key: str | None,
+        most: int,
+        hosts: frozenset[str] | None = None,
+        open_paths: tuple[str, ...] = ("/health",),
+    ) -> None:
+        self._app, self._key, self._most, self._hosts, self._open = app, key, most, hosts, open_paths
         self._active = 0
         self.replies: Counter[int] = Counter()  # by status
 
@@ -124,11 +136,25 @@ class Gate:
     def _check(self, scope: Scope) -> None:
         if scope["path"] in self._open:
             return
-        if self._key is not None:
-            given = dict(scope["headers"]).get(b"authorization", b"")
+        headers = dict(scope["headers"])
+        if self._key is None:
+            host, origin = headers.get(b"host", b"").decode("latin-1"), headers.get(b"origin", b"").decode("latin-1")
+            foreign = self._hosts is not None and _name(host) not in self._hosts
+            if foreign or (origin and origin.partition("//")[2] != host):
+                raise Refused(403, "another site's page asks, and this server has no key: start it with --api-key")
+        else:
+            given = headers.get(b"authorization", b"")
             if not secrets.compare_digest(given, b"Bearer " + self._key.encode()):
                 raise Refused(
                     401, "wrong key, or none: send the header Authorization: Bearer KEY", code="invalid_api_key"
                 )
         if self._active > self._most:
             raise busy()
+
+
+def _name(host: str) -> str | None:
+    """The name in a Host header, without the port."""
+    try:
+        return urlsplit(f"//{host}").hostname
+    except ValueError:
+        return None

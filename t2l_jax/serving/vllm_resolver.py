@@ -12,10 +12,18 @@ many are kept; default: 1000).
 import asyncio
 import logging
 import os
+import sys
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vllm.lora.request import LoRARequest
 from vllm.lora.resolver import LoRAResolver, LoRAResolverRegistry
+
+from t2l_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from t2l_jax.serving.described import DescribedFolders
 
 log = logging.getLogger("vllm.t2l_jax")  # vLLM shows its own loggers only
 
@@ -23,9 +31,11 @@ log = logging.getLogger("vllm.t2l_jax")  # vLLM shows its own loggers only
 class DescriptionResolver(LoRAResolver):
     """Model names to adapters; vLLM keeps what it has been given."""
 
-    def __init__(self) -> None:
-        # The network is small, and an accelerator's memory is vLLM's.
-        os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    @cached_property
+    def folders(self) -> "DescribedFolders":
+        """Made when the first description is named: for other names vLLM is as if this package were not there."""
+        if "jax" not in sys.modules:  # the network is small, and an accelerator's memory is vLLM's
+            os.environ.setdefault("JAX_PLATFORMS", "cpu")
         from t2l_jax.serving.described import DescribedFolders
 
         folder = Path(os.environ.get("T2L_RESOLVER_FOLDER", f"/dev/shm/t2l-{os.getuid()}"))
@@ -33,15 +43,15 @@ class DescriptionResolver(LoRAResolver):
         if folder.stat().st_uid != os.getuid():
             raise PermissionError(f"{folder} belongs to somebody else, who could put adapters there: choose another")
         most = int(os.environ.get("T2L_RESOLVER_MOST", "1000"))
-        self.folders = DescribedFolders(folder, os.environ.get("T2L_RESOLVER_MODEL"), most=most)
+        return DescribedFolders(folder, os.environ.get("T2L_RESOLVER_MODEL"), most=most)
 
     async def resolve_lora(self, base_model_name: str, lora_name: str) -> LoRARequest | None:
         """The adapter of a description; None, which vLLM reports as 404, for other names and those that fail."""
-        from t2l_jax.errors import UserError
-
+        if not lora_name.startswith("t2l:"):
+            return None
         try:
-            folder = await asyncio.to_thread(self.folders.find, lora_name)
-        except UserError as error:
+            folder = await asyncio.to_thread(lambda: self.folders.find(lora_name))
+        except (UserError, OSError, ValueError) as error:
             log.warning("%.100s: %s", lora_name, error)
             return None
         if folder is None:

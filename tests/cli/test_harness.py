@@ -52,6 +52,18 @@ def test_tasks_have_adapters_of_their_own(capsys, place, yaml):
     assert set(one["results"]) == {"mine"}
 
 
+@pytest.mark.slow
+def test_an_adapter_for_no_task_is_refused(capsys, place, yaml):
+    lines = [{"name": name, "description": f"Say {name}."} for name in ("mine", "your")]
+    Path("t.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    status, out, err = run(capsys, "lm-eval", "--from", "t.jsonl", "--tasks", "mine", "yours", *yaml, *MODEL)
+    assert (status, out) == (2, "")
+    assert (
+        "no task that was run is named 'your', nor begins so: the harness's names of single tasks are mine, yours"
+        in err
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -197,6 +197,16 @@ def test_drawn_tokens_follow_the_tempered_nucleus():
     np.testing.assert_allclose(share, probs, atol=4 * np.sqrt(probs.max() / count))
 
 
+def test_a_row_that_draws_from_all_tokens_does_so_beside_one_that_does_not():
+    """The likeliest tokens may add up to 1 in float32 before the last: here 64 of 74."""
+    scores = jnp.broadcast_to(jnp.concatenate([jnp.zeros(64), jnp.full(10, -40.0)]), (2, 74))
+    nucleus_alone = np.isfinite(nucleus(scores, jnp.asarray([1.0, 0.5])))
+    assert not nucleus_alone[0].all()
+    kept = np.isfinite(generation.kept_scores(scores, jnp.asarray([1.0, 0.5])))
+    assert kept[0].all()
+    np.testing.assert_array_equal(kept[1], nucleus_alone[1])
+
+
 def test_a_key_draws_the_same_tokens_whatever_the_batch(base):
     decoder, params = base
     sampling = Sampling(NEW, temperature=1.5)

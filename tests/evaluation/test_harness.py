@@ -154,8 +154,9 @@ def test_tasks_of_one_run_have_adapters_of_their_own(llm, adapters, tasks, their
 
 
 def test_a_task_that_no_adapter_is_named_for_has_none(llm, adapters, tasks, theirs):
-    found = scores(HarnessModel(llm, {"other": adapters[0]}, max_length=LENGTH), tasks, NAMES)
-    same(found, theirs[0])
+    model = HarnessModel(llm, {"other": adapters[0]}, max_length=LENGTH)
+    same(scores(model, tasks, NAMES), theirs[0])
+    assert model.unused == {"other"}
 
 
 def test_conversations_begin_with_an_empty_system_turn(llm):

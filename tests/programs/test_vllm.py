@@ -110,7 +110,7 @@ def test_descriptions_are_names_of_models(server, wanted):
     assert_same(server, wanted, {name: f"t2l:{text}" for name, text in DESCRIPTIONS.items()})
     status, reply = server.post("/v1/completions", {"model": "t2l: ", "prompt": "x"})
     assert (status, "does not exist" in reply) == (404, True)
-    assert "description 1 is empty" in server.log.read_text()
+    assert "the description is empty" in server.log.read_text()
 
 
 def test_a_folder_is_a_module(server, wanted):

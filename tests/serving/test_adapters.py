@@ -14,7 +14,7 @@ from tiny_published import SPEC
 from t2l_jax.errors import UserError
 from t2l_jax.lora import LoraModule, LoraSpec, dense_delta, init_adapter
 from t2l_jax.serving import adapters as adapters_module
-from t2l_jax.serving.adapters import Entry, Registry, Unknown, below, from_zip, mixture, most_bytes, to_zip
+from t2l_jax.serving.adapters import Entry, Registry, Unknown, below, from_zip, most_bytes, to_zip
 from t2l_jax.serving.engine import Busy
 
 WAIT = 60.0
@@ -165,16 +165,6 @@ def test_names_that_are_taken_or_no_names(make, name):
         make().check(name)
 
 
-def test_a_mixture_is_the_weighted_sum_of_the_factors():
-    one, two = drawn(0), drawn(1)
-    mixed = mixture([one, two], [0.25, -2.0])
-    for name, sides in mixed.weights.items():
-        for side, leaf in sides.items():
-            expected = 0.25 * np.asarray(one.weights[name][side]) - 2 * np.asarray(two.weights[name][side])
-            np.testing.assert_allclose(leaf, expected, rtol=1e-6, atol=1e-7)
-    assert same(mixture([one], [1.0]), one)
-
-
 def test_a_download_is_a_peft_folder_and_can_be_uploaded(tmp_path, llm):
     from peft import PeftConfig
     from safetensors.numpy import load_file
@@ -190,6 +180,8 @@ def test_a_download_is_a_peft_folder_and_can_be_uploaded(tmp_path, llm):
     back = from_zip(data, llm.config, SPEC)
     for name, delta in dense_delta(back).items():
         np.testing.assert_allclose(delta, dense_delta(adapter)[name], rtol=1e-5, atol=1e-7)
+    with pytest.raises(UserError, match=f"the upload: its rank is {SPEC.rank}, and at most 1 is read here"):
+        from_zip(data, llm.config, replace(SPEC, rank=1))
 
 
 def zipped(files, method=zipfile.ZIP_STORED):

@@ -117,6 +117,8 @@ def test_downloads_and_uploads(client, model, llm, tmp_path):
     assert load_peft(tmp_path, llm.config).spec.rank == 3
     assert client.put("/v1/adapters/again/peft.zip", content=got.content).json()["origin"] == "upload"
     assert answer(client, "again") == answer(client, "t2l:Say two.")
+    mixed = client.post("/v1/adapters", json={"name": "mixed", "mix": [{"name": "again", "weight": 1}]})
+    assert "again was not generated here" in error(mixed, 400, "mix")
     message = error(client.put("/v1/adapters/other/peft.zip", content=got.content[:-40]), 400)
     assert "no zip file, or damaged" in message
     error(client.put("/v1/adapters/again/peft.zip", content=got.content), 400, "name")
@@ -150,6 +152,33 @@ def test_adapters_are_loaded_from_the_opened_folder_only(serve, tmp_path):
     closed = serve()
     message = error(closed.post("/v1/load_lora_adapter", json={"lora_name": "x", "lora_path": "one"}), 400, "lora_path")
     assert "--adapters FOLDER" in message
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"Origin": "http://testserver"}, 200),
+        ({"Origin": "https://elsewhere.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Host": "elsewhere.example"}, 403),
+        ({"Host": "[::1"}, 403),
+    ],
+)
+def test_pages_of_other_sites_cannot_use_a_server_without_a_key(client, headers, status):
+    client.app._hosts = frozenset({"testserver"})
+    reply = client.get("/v1/models", headers=headers)
+    assert reply.status_code == status, reply.text
+    if status == 403:
+        assert reply.json()["error"]["type"] == "permission_error"
+
+
+def test_names_with_a_slash_are_reachable(client):
+    name = "t2l:Answer yes/no."
+    answer(client, name)
+    assert client.get(f"/v1/adapters/{name}").json()["id"] == name
+    assert client.get(f"/v1/adapters/{name}/peft.zip").status_code == 200
+    assert client.delete(f"/v1/adapters/{name}").json()["deleted"]
 
 
 def test_a_key_opens_everything_but_health(serve):

@@ -222,6 +222,22 @@ def test_a_step_that_fails_ends_its_jobs_and_the_next_are_served(start, monkeypa
     assert len(submit(engine, [5], max_tokens=3)[1].result()) == 3
 
 
+def test_prompts_that_cannot_be_read_end_their_own_jobs_only(start, monkeypatch):
+    engine = start()
+    _, first = submit(engine, [5], max_tokens=100)
+    assert first.begun.wait(WAIT)
+
+    def fail(*arguments):
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine_module, "read", fail)
+        _, second = submit(engine, [6], max_tokens=3)
+        assert second.ended.wait(WAIT)
+    assert (second.reason, second.tokens) == ("error", [])
+    assert len(first.result()) == 100
+
+
 def test_what_cannot_be_decoded_is_refused(base, adapters, start):
     engine = start()
     with pytest.raises(UserError, match="the prompt is empty"):
@@ -236,7 +252,7 @@ def test_what_cannot_be_decoded_is_refused(base, adapters, start):
         submit(engine, [1], adapter=init_adapter(jax.random.key(0), base[0].config.lora_spec(rank=3)))
     with pytest.raises(UserError, match="the adapter changes o_proj of"):
         submit(engine, [1], adapter=init_adapter(jax.random.key(0), base[0].config.lora_spec(("o_proj",), rank=2)))
-    with pytest.raises(UserError, match="cannot hold a job of 100"):
+    with pytest.raises(UserError, match="cannot hold a completion of 100"):
         start(Limits(context=100, slots=64))
 
 
