@@ -1,8 +1,8 @@
 """How fast do thousands of descriptions become adapters, in compute and on disk, and what survives SIGKILL?
 
-Command: python -m experiments.benchmarks.bulk_speed         (5 minutes on 2 cores, 5 GB of temporary disk)
-Answer:  packed in bfloat16 at some 70 percent of compute's rate, in float32 as slow as folders; memory hardly grows;
-         a killed run ends with the same adapters (results/bulk_speed)
+Command: python -m experiments.benchmarks.bulk_speed         (7 minutes on 2 cores, 5 GB of temporary disk)
+Answer:  from embeddings to packed bfloat16 at 83 percent of compute's rate, to folders at 70; memory does not grow;
+         text takes longer than the rest; a killed run ends with the same adapters (results/bulk_speed)
 
 Compute is the hypernetwork on batches of embeddings, outputs left on the device, next to a large float32 matrix product
 measured beside it and to one description at a time. The pipeline is what `t2l generate --from` runs, each time in a
