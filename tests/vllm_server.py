@@ -18,6 +18,8 @@ class Server:
     """`vllm serve` of a folder; its log is a file beside it."""
 
     def __init__(self, base: Path, log: Path, settings: Mapping[str, str], *options: str) -> None:
+        if not VLLM.exists():
+            raise FileNotFoundError(f"{VLLM} is missing: make test-programs installs it")
         environment = {
             **os.environ,
             "JAX_PLATFORMS": "cpu",

@@ -1,6 +1,6 @@
 """A plugin for vLLM: a model name that begins with `t2l:` is a description, whose adapter is written on first use.
 
-    pip install t2l_jax                                        where vLLM is installed, which then finds the plugin
+    pip install .                                              a clone of this repository, where vLLM is installed
     VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 vllm serve BASE --enable-lora --max-lora-rank 8
     curl .../v1/chat/completions -d '{"model": "t2l:Answer with the last word.", "messages": ...}'
 

@@ -8,17 +8,14 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from vllm_server import VLLM, Server
+from vllm_server import Server
 
 import t2l_jax
 from t2l_jax.bulk import Request, generate_to_folder
 from t2l_jax.decoder.generation import Sampling, greedy, pad_prompts
 from t2l_jax.io.base import load_tokenizer
 
-pytestmark = [
-    pytest.mark.programs,
-    pytest.mark.skipif(not VLLM.exists(), reason=f"{VLLM} is missing: make test-programs installs it"),
-]
+pytestmark = pytest.mark.programs
 DESCRIPTIONS = {
     "last": "Answer with the last word.",
     "animal": "Reply with the animal, in capital letters.",

@@ -89,6 +89,10 @@ def submit(engine, prompt, **options):
     return engine.submit(Job(prompt, heard, **options)), heard
 
 
+def fail(*arguments):
+    raise RuntimeError("out of memory")
+
+
 def prompt_of(index, length):
     return [1 + (7 * index + 3 * place) % 90 for place in range(length)]
 
@@ -211,9 +215,6 @@ def test_jobs_wait_until_the_cache_has_room_for_them(start):
 def test_a_step_that_fails_ends_its_jobs_and_the_next_are_served(start, monkeypatch):
     engine = start()
 
-    def fail(*arguments):
-        raise RuntimeError("out of memory")
-
     with monkeypatch.context() as patch:
         patch.setattr(engine_module, "advance", fail)
         _, heard = submit(engine, [5], max_tokens=3)
@@ -226,9 +227,6 @@ def test_prompts_that_cannot_be_read_end_their_own_jobs_only(start, monkeypatch)
     engine = start()
     _, first = submit(engine, [5], max_tokens=100)
     assert first.begun.wait(WAIT)
-
-    def fail(*arguments):
-        raise RuntimeError("out of memory")
 
     with monkeypatch.context() as patch:
         patch.setattr(engine_module, "read", fail)
