@@ -32,6 +32,19 @@ def test_generate_one(capsys, place):
     assert json.loads((place / "new/a/adapter_config.json").read_text())["base_model_name_or_path"] == "org/tiny"
 
 
+def test_the_base_models_name_is_chosen(capsys, place):
+    (place / "t.jsonl").write_text(LINE)
+    options = ("--model", "models/good", "--base-name", "served/here")
+    assert run(capsys, "generate", "Say a", *options, "--out", "one")[:2] == (
+        0,
+        "adapter for served/here written to one\n",
+    )
+    assert run(capsys, "generate", "--from", "t.jsonl", *options, "--out", "many")[0] == 0
+    for folder in ("one", "many/a"):
+        config = json.loads((place / folder / "adapter_config.json").read_text())
+        assert config["base_model_name_or_path"] == "served/here"
+
+
 @pytest.mark.parametrize(("model", "texts"), [("both", ["Say a"]), ("instance", [])])
 def test_generate_one_for_an_instance(capsys, place, model, texts):
     arguments = (*texts, "--instance", "red blue", "--model", f"models/{model}", "--out", "one")
