@@ -179,6 +179,19 @@ def dense_delta(adapter: Adapter) -> dict[str, Float[Array, "*batch L i o"]]:
     }
 
 
+def delta_norms(adapter: Adapter) -> dict[str, Float[Array, "*batch L"]]:
+    """The Frobenius norm of the adapter's delta to each projection of each layer, scale included.
+
+    Of B A it is the root of tr((BᵀB)(A Aᵀ)): r x r numbers instead of i x o.
+    """
+    norms = {}
+    for name, w in adapter.weights.items():
+        a, b = w["a"].astype(jnp.float32), w["b"].astype(jnp.float32)
+        squared = jnp.einsum("...ri,...si,...or,...os->...", a, a, b, b, optimize="optimal")
+        norms[name] = adapter.spec.scale * jnp.sqrt(jnp.maximum(squared, 0))
+    return norms
+
+
 def stack(adapters: Sequence[Adapter]) -> Adapter:
     """Adapters of one spec as one Adapter with a new leading axis."""
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *adapters)

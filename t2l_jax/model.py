@@ -17,6 +17,8 @@ from t2l_jax.decoder.padding import pad_leading, power_of_two
 from t2l_jax.encoder import Encoder, embed_instances, load_encoder
 from t2l_jax.errors import UserError
 from t2l_jax.hypernet import Condition, HypernetConfig, Variables, write_adapters
+from t2l_jax.io import descriptions
+from t2l_jax.io.descriptions import NONE, Descriptions
 from t2l_jax.io.files import read_file
 from t2l_jax.io.locations import ModelFiles, resolve
 from t2l_jax.io.peft import CONFIG_FILE, WEIGHTS_FILE
@@ -36,6 +38,7 @@ class Model:
     trust_remote_code: bool = False  # the text encoder's; consent is given where a model is loaded, never in its files
     encoder_adapter: Path | None = None  # the folder of its text encoder's adapter, if it has one
     chat_template: str | None = None  # writes its prompts, if the base model's own does not
+    descriptions: Descriptions = NONE  # of the tasks that it was trained on
 
     @cached_property
     def encoder(self) -> Encoder:
@@ -120,7 +123,8 @@ def load(location: str | Path | None = None, *, trust_remote_code: bool = False)
     folder = model_folder(location)
     config, variables = load_model(folder)
     adapter = folder / ENCODER_FOLDER if config.encoder_adapter else None
-    return Model(config, variables, trust_remote_code, adapter, load_template(folder, config))
+    template = load_template(folder, config)
+    return Model(config, variables, trust_remote_code, adapter, template, descriptions.read(folder))
 
 
 @partial(jax.jit, static_argnums=(0, 1))

@@ -28,11 +28,25 @@ from experiments.tools.results import RESULTS, write
 from experiments.tools.study import records
 from t2l_jax import cli
 from t2l_jax.data.batches import BatchConfig
+from t2l_jax.data.family import phrasing
+from t2l_jax.data.family.split import combinations
 from t2l_jax.data.selection import TaskSelection
+from t2l_jax.io import descriptions
+from t2l_jax.io.descriptions import Descriptions, ExampleTask
 from t2l_jax.io.published import MODEL_FOLDER
 from t2l_jax.training import LoopConfig, OptimizerConfig
 from t2l_jax.training.recipe import ComputeConfig, Recipe
 from t2l_jax.training.run import run
+
+EXAMPLES = (
+    ExampleTask(description="Reply with the animal, in capital letters.", input="hammer, tiger, plum, blue"),
+    ExampleTask(description="Sort the words alphabetically.", input="hammer, tiger, plum, blue"),
+    ExampleTask(description="What is the second word? Put it in quotation marks.", input="hammer, tiger, plum, blue"),
+    ExampleTask(description="Give the largest number.", input="14, 92, 37, 58"),
+    ExampleTask(
+        description="Tell me the city of the oldest person.", input="Ann, 34, Paris; Bob, 51, Rome; Eve, 29, Oslo"
+    ),
+)
 
 # Paths are relative to the folder of the whole; there is no encoder2. Those from encoder3 on learn each task's mean z.
 ENCODER1 = WordingEncoder(out=Path("encoder1"))
@@ -253,6 +267,15 @@ def stage_table(args: Packaged, names: Sequence[str]) -> list[dict[str, Any]]:
     return rows
 
 
+def describe(folder: Path) -> None:
+    """Write what a published model says of its training: the family's descriptions, and examples to try.
+
+    Those of the real tasks are left out, as they are not ours to publish.
+    """
+    trained = tuple(phrasing.descriptions(member, 1)[0] for member in combinations()["train"])
+    descriptions.write(folder, Descriptions(trained=trained, examples=EXAMPLES))
+
+
 def main(args: Packaged) -> None:
     """Run the steps that are not done, publish, and write the table."""
     steps: dict[str, Any] = {**encoder_steps(args), **train_steps(args)}
@@ -273,6 +296,7 @@ def main(args: Packaged) -> None:
             print(f"{name}: {done} is there already")
         elif name == "publish":
             cli.main(publish)
+            describe(model)
         elif name in STAGES:
             run(steps[name], folder)
         elif isinstance(steps[name], MeanWeights):

@@ -21,6 +21,8 @@ from safetensors.numpy import save
 from t2l_jax import hypernet
 from t2l_jax.errors import UserError
 from t2l_jax.hypernet import HypernetConfig, Variables
+from t2l_jax.io import descriptions as descriptions_file
+from t2l_jax.io.descriptions import Descriptions
 from t2l_jax.io.encoder_adapter import adapted, copy_adapter, is_adapter
 from t2l_jax.io.files import atomic_folder, open_file, os_errors_explained, read_file, read_json
 from t2l_jax.io.locations import resolve
@@ -123,12 +125,14 @@ def save_model(
     dtype: Any = np.float16,
     encoder_adapter: Path | None = None,
     chat_template: str | None = None,
+    descriptions: Descriptions = descriptions_file.NONE,
 ) -> None:
     """Write a published folder atomically, with weights in `dtype`.
 
     Mean and deviation of standardised outputs are always float32: a small deviation would be zero in halves.
     `encoder_adapter` is the folder of the text encoder's adapter, which is copied into the published folder;
-    `chat_template` is the template to write prompts with, if it is not the base model's own.
+    `chat_template` is the template to write prompts with, if it is not the base model's own; `descriptions` are those
+    of the training tasks.
 
     Raises UserError if a weight is not finite in `dtype`.
     """
@@ -152,6 +156,7 @@ def save_model(
             copy_adapter(encoder_adapter, partial / ENCODER_FOLDER)
         if chat_template is not None:
             (partial / TEMPLATE_FILE).write_text(chat_template)
+        descriptions_file.write(partial, descriptions)
 
 
 def model_card(config: ModelConfig, training: str) -> str:
@@ -204,6 +209,7 @@ def publish(folder: Path, out: Path, *, encoder: Path | None = None, alpha: floa
             copy_adapter(own, partial / ENCODER_FOLDER)
         if template is not None:
             (partial / TEMPLATE_FILE).write_text(template)
+        descriptions_file.write(partial, descriptions_file.read(folder))
     return changed
 
 

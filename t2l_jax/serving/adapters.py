@@ -18,7 +18,9 @@ import jax
 from t2l_jax.decoder import DecoderConfig
 from t2l_jax.encoder import prepare
 from t2l_jax.errors import UserError
+from t2l_jax.io.families import Family
 from t2l_jax.io.files import check_name
+from t2l_jax.io.gguf_adapter import save_gguf_adapter
 from t2l_jax.io.peft import CONFIG_FILE, DESCRIPTION_FILE, WEIGHTS_FILE, PeftFormat, load_peft
 from t2l_jax.lora import Adapter, LoraSpec
 from t2l_jax.model import Model
@@ -44,6 +46,7 @@ class Entry:
     adapter: Adapter
     origin: str  # description, mix, upload or folder
     description: str | None = None
+    seconds: float | None = None  # in which it was written, with those that were written together with it
     created: int = field(default_factory=lambda: int(time.time()))
     users: int = 0
 
@@ -175,10 +178,12 @@ class Registry:
 
     def _write(self, texts: Sequence[str]) -> None:
         """Write the adapters of these descriptions and hand them to those who wait."""
+        began = time.perf_counter()
         try:
-            made = self.model.generate(texts)
+            made = jax.block_until_ready(self.model.generate(texts))
+            took = time.perf_counter() - began
             entries = [
-                Entry(PREFIX + text, fitted(made[index], self.spec), "description", text)
+                Entry(PREFIX + text, fitted(made[index], self.spec), "description", text, took)
                 for index, text in enumerate(texts)
             ]
         except Exception as error:
@@ -214,6 +219,16 @@ def to_zip(entry: Entry, base_name: str) -> bytes:
         for name, data in files.items():
             archive.writestr(zipfile.ZipInfo(name), data)
     return buffer.getvalue()
+
+
+def to_gguf(entry: Entry, family: Family, base: DecoderConfig, base_name: str) -> bytes:
+    """The adapter as a GGUF file for llama.cpp. Raises UserError if llama.cpp cannot apply it to this base model."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "adapter.gguf")
+        save_gguf_adapter(
+            entry.adapter, file, family, base, name=entry.name, base_name=base_name, description=entry.description
+        )
+        return file.read_bytes()
 
 
 def from_zip(data: bytes, base: DecoderConfig, spec: LoraSpec) -> Adapter:

@@ -1,11 +1,12 @@
 """The server as an ASGI application: OpenAI's endpoints, adapters, vLLM's loading of adapters, health and metrics."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -19,9 +20,13 @@ from starlette.types import Receive, Scope, Send
 
 from t2l_jax.algebra import mix
 from t2l_jax.errors import UserError
+from t2l_jax.io.base import load_family
+from t2l_jax.io.families import Family
 from t2l_jax.io.peft import load_peft
 from t2l_jax.llm import LLM
-from t2l_jax.serving.adapters import Entry, Registry, Unknown, below, from_zip, most_bytes, to_zip
+from t2l_jax.serving import page
+from t2l_jax.serving.about import Nearest, norms_of
+from t2l_jax.serving.adapters import Entry, Registry, Unknown, below, from_zip, most_bytes, to_gguf, to_zip
 from t2l_jax.serving.choices import Choices, prompts_of
 from t2l_jax.serving.described import PREFIX
 from t2l_jax.serving.engine import Busy, Engine
@@ -58,6 +63,15 @@ class Server:
     def name(self) -> str:
         return self.registry.model.config.base_name
 
+    @cached_property
+    def trained(self) -> Nearest:
+        return Nearest(self.registry.model)
+
+    @cached_property
+    def family(self) -> Family:
+        """The base model's."""
+        return load_family(self.registry.model.config.base)[0]
+
     async def health(self, request: Request) -> Response:
         alive = self.engine.alive and self.registry.alive
         return JSONResponse({"status": "ok" if alive else "failed"}, 200 if alive else 503)
@@ -85,8 +99,11 @@ class Server:
         body = parsed(NewAdapter, await body_of(request))
         if (body.description is None) == (body.mix is None):
             raise Refused(400, "give either a description or a mix", "description")
-        with _refusing("name"):
-            self.registry.check(body.name)
+        if body.name is None and body.mix is not None:
+            raise Refused(400, "a mixture needs a name: give one", "name")
+        if body.name is not None:
+            with _refusing("name"):
+                self.registry.check(body.name, replace=body.replace)
         return await while_connected(request.receive, self._make(body))
 
     async def get_adapter(self, request: Request) -> Response:
@@ -97,12 +114,29 @@ class Server:
         self.registry.remove(self._get(name).name)
         return JSONResponse({"id": name, "object": "adapter", "deleted": True})
 
-    async def download(self, request: Request) -> Response:
+    async def norms(self, request: Request) -> Response:
+        return JSONResponse(await asyncio.to_thread(norms_of, self._get(request.path_params["name"])))
+
+    async def nearest(self, request: Request) -> Response:
+        entry = self._get(request.path_params["name"])
+        return JSONResponse(await asyncio.to_thread(self.trained.nearest_to, entry))
+
+    async def download_peft(self, request: Request) -> Response:
         entry = self._get(request.path_params["name"])
         with _refusing("name"):
             data = await asyncio.to_thread(to_zip, entry, self.name)
-        headers = {"Content-Disposition": f"attachment; filename*=UTF-8''{quote(entry.name[:80], safe='')}.zip"}
-        return Response(data, headers=headers, media_type="application/zip")
+        return _file(data, f"{entry.name[:80]}.zip", "application/zip")
+
+    async def download_gguf(self, request: Request) -> Response:
+        entry = self._get(request.path_params["name"])
+        with _refusing("name"):
+            data = await asyncio.to_thread(to_gguf, entry, self.family, self.registry.base, self.name)
+        return _file(data, f"{entry.name[:80]}.gguf", "application/octet-stream")
+
+    async def examples(self, request: Request) -> Response:
+        known = self.registry.model.descriptions
+        examples = [example.model_dump() for example in known.examples]
+        return JSONResponse({"base": self.name, "trained": len(known.trained), "examples": examples})
 
     async def upload(self, request: Request) -> Response:
         name, registry = request.path_params["name"], self.registry
@@ -188,8 +222,11 @@ class Server:
         registry, name = self.registry, body.name
         if body.description is not None:
             found = await self._found(PREFIX + body.description, "description")
-            entry = Entry(name, found.adapter, "description", found.description)
+            if name is None:
+                return JSONResponse(self._adapter(found), 201)
+            entry = replace(found, name=name, created=int(time.time()), users=0)
         else:
+            assert name is not None
             parts = [await self._found(share.name, "mix") for share in body.mix or ()]
             weights = [share.weight for share in body.mix or ()]
             for part in parts:
@@ -201,7 +238,7 @@ class Server:
                 adapter = await asyncio.to_thread(mix, [part.adapter for part in parts], weights)
             entry = Entry(name, adapter, "mix")
         with _refusing("name"):
-            return JSONResponse(self._adapter(registry.add(entry)), 201)
+            return JSONResponse(self._adapter(registry.add(entry, replace=body.replace)), 201)
 
     def _get(self, name: str, param: str = "name") -> Entry:
         with _refusing(param):
@@ -229,7 +266,14 @@ class Server:
             "modules": list(spec.names),
             "rank": spec.rank,
             "parameters": spec.size,
+            "seconds": entry.seconds,
         }
+
+
+def _file(data: bytes, name: str, kind: str) -> Response:
+    """A file to be saved under this name."""
+    headers = {"Content-Disposition": f"attachment; filename*=UTF-8''{quote(name, safe='')}"}
+    return Response(data, headers=headers, media_type=kind)
 
 
 class _Streamed(Response):
@@ -271,15 +315,20 @@ def application(server: Server, key: str | None = None, hosts: frozenset[str] | 
         return PlainTextResponse(exposition(server.engine, server.registry, gate.replies))
 
     routes = [
+        *page.ROUTES,
         Route("/health", server.health),
         Route("/metrics", metrics),
         Route("/v1/models", server.models),
         Route("/v1/models/{name:path}", server.model),
         Route("/v1/chat/completions", server.chat, methods=["POST"]),
         Route("/v1/completions", server.text, methods=["POST"]),
+        Route("/v1/examples", server.examples),
         Route("/v1/adapters", server.list_adapters),
         Route("/v1/adapters", server.make_adapter, methods=["POST"]),
-        Route("/v1/adapters/{name:path}/peft.zip", server.download),
+        Route("/v1/adapters/{name:path}/norms", server.norms),
+        Route("/v1/adapters/{name:path}/nearest", server.nearest),
+        Route("/v1/adapters/{name:path}/adapter.gguf", server.download_gguf),
+        Route("/v1/adapters/{name:path}/peft.zip", server.download_peft),
         Route("/v1/adapters/{name:path}/peft.zip", server.upload, methods=["PUT"]),
         Route("/v1/adapters/{name:path}", server.get_adapter),
         Route("/v1/adapters/{name:path}", server.delete_adapter, methods=["DELETE"]),
@@ -294,7 +343,7 @@ def application(server: Server, key: str | None = None, hosts: frozenset[str] | 
     }
     app = Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
     limits = server.engine.limits
-    gate = Gate(app, key, 2 * (limits.rows + limits.queue), hosts)
+    gate = Gate(app, key, 2 * (limits.rows + limits.queue), hosts, frozenset({"/health", *page.PATHS}))
     return gate
 
 

@@ -97,7 +97,7 @@ class Gate:
     """Around the application: the key, and a limit of requests at once. It counts replies.
 
     Without a key, what a page of another site makes a browser send is refused: by its Origin, and by a name of the host
-    (`hosts`; None: any) that is not this machine's.
+    (`hosts`; None: any) that is not this machine's. `open_paths` can be read by anybody.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class Gate:
         key: str | None,
         most: int,
         hosts: frozenset[str] | None = None,
-        open_paths: tuple[str, ...] = ("/health",),
+        open_paths: frozenset[str] = frozenset(),
     ) -> None:
         self._app, self._key, self._most, self._hosts, self._open = app, key, most, hosts, open_paths
         self._active = 0

@@ -153,11 +153,15 @@ class Share(Schema):
 
 
 class NewAdapter(Request):
-    """The body of POST /v1/adapters: a description, or a mixture of adapters."""
+    """The body of POST /v1/adapters: a description, or a mixture of adapters.
 
-    name: Text
+    Without a name, the adapter of a description is called `t2l:` and the description, as everywhere.
+    """
+
+    name: Text | None = None
     description: Text | None = None
     mix: Annotated[list[Share], Field(min_length=1, max_length=16)] | None = None
+    replace: bool = False
 
 
 class LoadAdapter(Request):

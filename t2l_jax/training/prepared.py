@@ -24,6 +24,7 @@ class Prepared:
     accumulate: int
     objective: Callable[[], Objective]
     prompt: PromptModes
+    descriptions: tuple[str, ...]  # the first one of each of them; none, if they have none
     training: str  # how it is trained, a paragraph for the model card
     read: dict[str, Any]  # hashes of what was read, by which a resumed run checks that it is unchanged
     base: DecoderConfig | None = None

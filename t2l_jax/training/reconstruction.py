@@ -125,6 +125,7 @@ def prepare_reconstruction(recipe: ReconstructionRecipe, kind: type[Trainee], en
         accumulate=recipe.accumulate,
         objective=lambda: Reconstruction(std, objective),
         prompt=recipe.prompt,
+        descriptions=() if wordings is None else tuple(wordings[row].train[0] for row in train),
         training=f"""Trained with t2l_jax to reconstruct {len(train)} LoRA adapters (loss {objective.loss}), at most \
 {loop.last} steps of
 {count} adapters.""",

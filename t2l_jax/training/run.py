@@ -12,10 +12,12 @@ import jax
 from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 
+from t2l_jax.data.tasks import evenly
 from t2l_jax.distributed import agree, from_main, is_main, several, together
 from t2l_jax.encoder import Encoder, load_encoder
 from t2l_jax.errors import UserError
 from t2l_jax.hypernet import Variables
+from t2l_jax.io.descriptions import MOST_TASKS, Descriptions
 from t2l_jax.io.encoder_adapter import copy_adapter
 from t2l_jax.io.files import atomic_write, locked, read_json, refuse_nonempty
 from t2l_jax.io.locations import resolve
@@ -66,6 +68,7 @@ def run(recipe: BaseRecipe, folder: Path, wandb: str | None = None, *, trust_rem
             prepared.tasks,
             prepared.training,
             prepared.chat_template,
+            Descriptions(trained=tuple(evenly(prepared.descriptions, MOST_TASKS))),
         )
         initial, began = _begin(recipe, trainee, release, prepared)
         if learner:

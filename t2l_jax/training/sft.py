@@ -50,6 +50,7 @@ def prepare_sft(recipe: Recipe, kind: type[Trainee], encoder: Encoder | None) ->
         accumulate=recipe.compute.accumulate,
         objective=lambda: recipe.objective.build(base),
         prompt=material.modes[0] if len(material.modes) == 1 else "both",
+        descriptions=tuple(task.descriptions[0] for task in material.tasks),
         training=f"""Trained with t2l_jax on {len(material.tasks)} tasks ({", ".join(recipe.tasks)}), at most \
 {recipe.loop.last} steps of
 {shape.tasks} tasks x {shape.rows} rows of {shape.length} tokens.""",

@@ -16,6 +16,7 @@ from t2l_jax.decoder import DecoderConfig
 from t2l_jax.encoder import Encoder
 from t2l_jax.errors import UserError
 from t2l_jax.hypernet import Condition, HypernetConfig, Variables
+from t2l_jax.io.descriptions import NONE, Descriptions
 from t2l_jax.lora import Adapter, LoraSpec
 
 Extra = Float[Array, ""]  # a trainee's own loss, added to the objective (for vector quantisation)
@@ -32,6 +33,7 @@ class Release:
     tasks: tuple[str, ...]  # names, in the order of `Condition.task`
     training: str  # a paragraph for the model card
     chat_template: str | None = None  # in place of the base model's own
+    descriptions: Descriptions = NONE  # of the tasks
 
 
 class Trainee(ABC):

@@ -104,6 +104,7 @@ class TextHypernetwork(Trainee):
             card,
             encoder_adapter=adapter,
             chat_template=release.chat_template,
+            descriptions=release.descriptions,
         )
         return folder / MODEL_FOLDER
 

@@ -1,0 +1,56 @@
+"""What a published hypernetwork was trained on, in words: the file `descriptions.json` of its folder.
+
+    {"trained": ["Answer with the last word.", ...], "examples": [{"description": ..., "input": ...}, ...]}
+
+`trained` has one description of each training task, `examples` what to show to somebody who has no idea yet.
+"""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from t2l_jax.errors import UserError
+from t2l_jax.io.files import open_file, os_errors_explained, parse_json
+from t2l_jax.schema import Schema, Several, Text, checked
+
+FILE = "descriptions.json"
+MOST_TASKS = 4096
+MOST_BYTES = 1 << 24
+
+
+class ExampleTask(Schema):
+    """A description to try, and an input for the model that has its adapter."""
+
+    description: Text
+    input: Text
+
+
+class Descriptions(Schema):
+    """What the file holds."""
+
+    trained: Annotated[Several[Text], Field(max_length=MOST_TASKS)] = ()
+    examples: Annotated[Several[ExampleTask], Field(max_length=64)] = ()
+
+
+NONE = Descriptions()
+
+
+def write(folder: Path, descriptions: Descriptions) -> None:
+    """Write the file, unless there is nothing to say."""
+    if descriptions != NONE:
+        text = json.dumps(descriptions.model_dump(), indent=0, ensure_ascii=False)
+        (folder / FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def read(folder: Path) -> Descriptions:
+    """What the file of a published folder holds; nothing, if it has none. Raises UserError if it is damaged."""
+    path = folder / FILE
+    if not path.exists():
+        return NONE
+    with os_errors_explained(path, "read"), open_file(path) as file:
+        data = file.read(MOST_BYTES + 1)
+    if len(data) > MOST_BYTES:
+        raise UserError(f"{path}: has more than {MOST_BYTES:,} bytes: fetch the whole folder again")
+    return checked(Descriptions, parse_json(data, str(path)), str(path))

@@ -1,0 +1,76 @@
+"""What there is to say about an adapter: how strong it is where, and how near its description is to trained ones.
+
+Axes: n training tasks, d width of z, L layers.
+"""
+
+import threading
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32
+
+from t2l_jax.io.files import cache_folder
+from t2l_jax.lora import delta_norms
+from t2l_jax.model import Model
+from t2l_jax.serving.adapters import Entry
+
+NEAREST = 5
+ODD = 0.05  # share of the training tasks that would themselves count as far from the other ones
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The descriptions of the training tasks, by the cosines of their embeddings."""
+
+    texts: tuple[str, ...]
+    directions: Float32[np.ndarray, "n d"]
+
+    @cached_property
+    def near(self) -> float:
+        """The cosine above which a description counts as near: all but few of the trained ones have one of another."""
+        cosines = self.directions @ self.directions.T
+        np.fill_diagonal(cosines, -1)
+        return float(np.quantile(cosines.max(1), ODD)) if len(self.texts) > 1 else 0.0
+
+    def nearest(self, z: Float32[np.ndarray, " d"]) -> list[tuple[str, float]]:
+        """The descriptions nearest to a task embedding, and their cosines."""
+        cosines = self.directions @ _unit(z)
+        return [(self.texts[index], float(cosines[index])) for index in np.argsort(-cosines)[:NEAREST]]
+
+
+def norms_of(entry: Entry) -> dict[str, Any]:
+    """The Frobenius norms [L] of the adapter's change of each module."""
+    return {"norms": {name: np.asarray(own).round(6).tolist() for name, own in delta_norms(entry.adapter).items()}}
+
+
+class Nearest:
+    """Compares descriptions with trained ones, which are embedded for the first and kept on disk. For any thread."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._lock = threading.Lock()
+
+    @cached_property
+    def _trained(self) -> Trained | None:
+        texts = self._model.descriptions.trained
+        if not texts:
+            return None
+        return Trained(texts, _unit(self._model.encoder.embed(texts, cache_folder() / "embeddings")))
+
+    def nearest_to(self, entry: Entry) -> dict[str, Any]:
+        """The trained descriptions nearest to an adapter's, and whether it is near them; None where nothing is known."""
+        if entry.description is None:
+            return {"nearest": None, "near": None}
+        with self._lock:
+            trained = self._trained
+        if trained is None:
+            return {"nearest": None, "near": None}
+        found = trained.nearest(self._model.encoder.embed([entry.description])[0])
+        nearest = [{"description": text, "similarity": round(cosine, 4)} for text, cosine in found]
+        return {"nearest": nearest, "near": found[0][1] >= trained.near}
+
+
+def _unit(z: np.ndarray) -> np.ndarray:
+    return z / np.linalg.norm(z, axis=-1, keepdims=True)
