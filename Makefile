@@ -18,7 +18,7 @@ demo: $(INSTALLED)  ## one sentence in, an adapter out, the model before and aft
 test: $(WITH_DEV)  ## the whole test suite, on 8 fake CPU devices
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-test-programs: $(WITH_DEV) .venv-llama/installed .venv-vllm/installed  ## what other programs make of our files (compiles llama.cpp)
+test-programs: $(WITH_DEV) .venv/installed-browser .venv-llama/installed .venv-vllm/installed  ## what other programs make of our files (compiles llama.cpp)
 	$(BIN)/python -m pytest -m programs
 
 bench: $(WITH_DEV)  ## ours, theirs, the ratio and the floor of everything whose speed a user feels, in one table
@@ -42,6 +42,11 @@ $(WITH_DEV): $(NEEDED) requirements-dev.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --editable '.[dev]'
 	touch $@ $(INSTALLED)
+
+# Drives the page of t2l serve in the system's Chromium, and audits it.
+.venv/installed-browser: $(WITH_DEV)
+	$(BIN)/pip install --quiet 'playwright>=1.60,<2' 'axe-playwright-python>=0.1.8,<0.2'
+	touch $@
 
 # llama.cpp's sources, with its converter of adapters, come with llama-cpp-python; xllamacpp has its server as a wheel.
 .venv-llama/installed:

@@ -60,7 +60,7 @@ class Nearest:
         return Trained(texts, _unit(self._model.encoder.embed(texts, cache_folder() / "embeddings")))
 
     def nearest_to(self, entry: Entry) -> dict[str, Any]:
-        """The trained descriptions nearest to an adapter's, and whether it is near them; None where nothing is known."""
+        """The trained descriptions nearest to an adapter's, and whether they are near; None where nobody knows."""
         if entry.description is None:
             return {"nearest": None, "near": None}
         with self._lock:

@@ -14,8 +14,7 @@ const mixture = "page-" + Array.from(crypto.getRandomValues(new Uint8Array(6)), 
 let mixed = false; // whether the server has the mixture
 let base = "";
 let asked = ""; // the message asked last
-let running = null; // AbortController of the answers that come in
-let sliding = null; // likewise of the mixture's
+const active = new Set(); // AbortControllers of the answers that come in
 
 const say = (text) => { $("#said").textContent = text; };
 const written = () => tasks.filter((task) => task.adapter);
@@ -39,7 +38,9 @@ function addTask() {
   $("textarea", root).addEventListener("keydown", (event) => {
     if (event.key === "Enter" && !event.shiftKey) { event.preventDefault(); $("form", root).requestSubmit(); }
   });
-  for (const button of root.querySelectorAll(".download")) button.addEventListener("click", () => download(task, button));
+  for (const button of root.querySelectorAll(".download")) {
+    button.addEventListener("click", () => download(button, root, task.adapter.id, task.adapter.description));
+  }
   $(".remove", root).hidden = tasks.length === 1;
   $(".remove", root).addEventListener("click", () => removeTask(task));
   $("#tasks").append(root);
@@ -59,6 +60,8 @@ function arrange() {
   $(".title", tasks[0].element).textContent = two ? "Description A" : "Description";
   $("#compare").hidden = two || !tasks[0].adapter;
   $("#between").hidden = written().length < 2;
+  $("#send").disabled = active.size > 0;
+  $("#stop").disabled = active.size === 0;
 }
 
 // Write the adapter of a task's description; true if the task has one.
@@ -68,11 +71,9 @@ async function write(task) {
   button.disabled = true;
   problem(root, null);
   say("The adapter is being written.");
-  const began = performance.now();
   try {
     task.adapter = await api.describe(description);
-    task.text = description;
-    show(task, (performance.now() - began) / 1000);
+    show(task);
     return true;
   } catch (error) {
     problem(root, error);
@@ -83,12 +84,23 @@ async function write(task) {
   }
 }
 
+// Bring a task's adapter up to date with its text; false if that fails.
+async function refreshed(task) {
+  const text = $("textarea", task.element).value.trim();
+  if (text === (task.adapter?.description ?? "")) return true;
+  if (text) return write(task);
+  task.adapter = null;
+  $(".adapter", task.element).hidden = true;
+  arrange();
+  return true;
+}
+
 const inSeconds = (seconds) => `${seconds < 0.095 ? seconds.toFixed(3) : seconds.toFixed(2)} s`;
 
-function show(task, seconds) {
+function show(task) {
   const { adapter, element: root } = task;
   const size = `${(adapter.parameters / 1e6).toFixed(2)} million numbers, ${(adapter.parameters * 4 / 1e6).toFixed(1)} MB`;
-  const facts = `Written in ${inSeconds(adapter.seconds)}, here after ${inSeconds(seconds)}: ${size}, rank ${adapter.rank}.`;
+  const facts = `Written in ${inSeconds(adapter.seconds)}: ${size}, rank ${adapter.rank}.`;
   $(".facts", root).textContent = facts;
   $(".adapter", root).hidden = false;
   $(".far", root).hidden = $(".nearest", root).hidden = true;
@@ -127,7 +139,7 @@ function draw(root, { norms }) {
     const row = body.insertRow();
     row.append(element("th", layer, { scope: "row" }), ...Object.values(norms).map((values) => element("td", values[layer].toFixed(3))));
   }
-  $(".axis", root).textContent = `Layer 0 on the left, layer ${layers - 1} on the right; the darker, the larger.`;
+  $(".axis", root).textContent = `Layer 0 on the left, layer ${layers - 1} on the right; the stronger the colour, the larger.`;
 }
 
 function compareToTrained(root, { nearest, near }) {
@@ -140,17 +152,18 @@ function compareToTrained(root, { nearest, near }) {
   if (near === false) say($(".far", root).textContent);
 }
 
-async function download(task, button) {
+// Save a file of an adapter, under a name made of its description.
+async function download(button, root, name, description) {
   button.disabled = true;
-  problem(task.element, null);
+  problem(root, null);
   try {
-    const part = button.dataset.file, blob = await api.file(task.adapter.id, part);
-    const stem = task.adapter.description.toLowerCase().replace(/[^a-z0-9]+/g, "-").replace(/^-|-$/g, "").slice(0, 60);
+    const part = button.dataset.file, blob = await api.file(name, part);
+    const stem = description.toLowerCase().replace(/[^a-z0-9]+/g, "-").replace(/^-|-$/g, "").slice(0, 60);
     const link = element("a", "", { href: URL.createObjectURL(blob), download: `${stem || "adapter"}.${part.split(".")[1]}` });
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
   } catch (error) {
-    problem(task.element, error);
+    problem(root, error);
   } finally {
     button.disabled = false;
   }
@@ -170,40 +183,44 @@ function models() {
 const mixtureTitle = () => `Mixture, ${Math.round(share() * 100)}% of B`;
 
 async function ask(message) {
-  for (const task of tasks) if ($("textarea", task.element).value.trim() !== (task.text ?? "")) await write(task);
+  for (const task of tasks) if (!(await refreshed(task))) return;
   asked = message;
-  running = new AbortController();
-  $("#send").disabled = true;
-  $("#stop").disabled = false;
   const turn = copy("turn-template");
   $("h3", turn).textContent = message;
   $("#turns").prepend(turn);
-  const answers = models().map((model) => {
+  await Promise.all(models().map((model) => {
     const place = copy("answer-template");
     place.classList.toggle("mixture", Boolean(model.mixed));
     $("h4", place).textContent = model.title;
     $(".columns", turn).append(place);
-    return (model.mixed ? mix(running.signal) : Promise.resolve()).then(() => stream(place, model.id, message, running.signal), (error) => problem(place, error));
-  });
-  await Promise.all(answers);
-  $("#send").disabled = false;
-  $("#stop").disabled = true;
-  say(Array.from(turn.querySelectorAll(".answer"), (place) => `${$("h4", place).textContent}: ${$(".text", place).textContent}`).join(". "));
+    return answer(place, model, message);
+  }));
+  say(Array.from(turn.querySelectorAll(".answer"), spoken).join(". "));
 }
 
-async function stream(place, model, message, signal) {
+// Stream an answer to its place, instead of one that still comes in there.
+async function answer(place, model, message) {
+  place.controller?.abort();
+  const controller = (place.controller = new AbortController());
   const text = $(".text", place);
+  active.add(controller);
+  arrange();
   text.textContent = "";
   problem(place, null);
   place.setAttribute("aria-busy", "true");
   try {
-    for await (const piece of api.answer(model, message, signal)) text.append(piece);
+    if (model.mixed) await mix(controller.signal);
+    for await (const piece of api.answer(model.id, message, controller.signal)) text.append(piece);
   } catch (error) {
     if (error.name !== "AbortError") problem(place, error);
   } finally {
-    if (!signal.aborted || signal === running?.signal) place.removeAttribute("aria-busy");
+    active.delete(controller);
+    if (place.controller === controller) place.removeAttribute("aria-busy");
+    arrange();
   }
 }
+
+const spoken = (place) => `${$("h4", place).textContent}: ${$(".text", place).textContent}`;
 
 // The mixture
 
@@ -214,18 +231,11 @@ async function mix(signal) {
 }
 
 async function slide() {
-  sliding?.abort();
-  const mine = (sliding = new AbortController());
   const place = $("#turns .turn .mixture");
   if (!asked || !place) return;
-  $("h4", place).textContent = mixtureTitle();
-  try {
-    await mix(mine.signal);
-    await stream(place, mixture, asked, mine.signal);
-    if (!mine.signal.aborted) say(`${mixtureTitle()}: ${$(".text", place).textContent}`);
-  } catch (error) {
-    if (error.name !== "AbortError") problem(place, error);
-  }
+  const title = ($("h4", place).textContent = mixtureTitle());
+  await answer(place, { id: mixture, mixed: true }, asked);
+  if (title === mixtureTitle()) say(spoken(place));
 }
 
 // The page
@@ -264,9 +274,19 @@ $("#chat").addEventListener("submit", (event) => {
 $("#message").addEventListener("keydown", (event) => {
   if (event.key === "Enter" && !event.shiftKey) { event.preventDefault(); $("#chat").requestSubmit(); }
 });
-$("#stop").addEventListener("click", () => { running?.abort(); sliding?.abort(); });
+$("#stop").addEventListener("click", () => { for (const controller of active) controller.abort(); });
 $("#share").addEventListener("input", () => { $("#share-shown").textContent = `${$("#share").value}%`; });
 $("#share").addEventListener("change", slide);
+for (const button of document.querySelectorAll("#between .download")) {
+  button.addEventListener("click", async () => {
+    try {
+      await mix();
+      await download(button, $("#between"), mixture, mixtureTitle());
+    } catch (error) {
+      problem($("#between"), error);
+    }
+  });
+}
 $("#key-form").addEventListener("submit", (event) => {
   event.preventDefault();
   try {
