@@ -15,6 +15,7 @@ from t2l_jax.lora import (
     Adapter,
     LoraModule,
     LoraSpec,
+    delta_norms,
     dense_delta,
     init_adapter,
     lora_delta,
@@ -121,6 +122,13 @@ def test_dense_delta_is_a_loop_over_layers(batch):
         a, b = np.asarray(adapter.weights[name]["a"]), np.asarray(adapter.weights[name]["b"])
         for index in np.ndindex(*batch, SPEC.num_layers):
             np.testing.assert_allclose(delta[index], 6 / math.sqrt(2) * (b[index] @ a[index]).T, atol=1e-4)
+
+
+@pytest.mark.parametrize("batch", [(), (2,)])
+def test_delta_norms_are_those_of_the_dense_delta(batch):
+    adapter = random_adapter(batch=batch)
+    for name, delta in dense_delta(adapter).items():
+        np.testing.assert_allclose(delta_norms(adapter)[name], np.linalg.norm(delta, axis=(-2, -1)), rtol=1e-5)
 
 
 def test_dense_delta_and_lora_delta_agree():

@@ -22,11 +22,14 @@ GOOD = {
         "model": BASE, "prompt": "say the", "max_tokens": 2, "temperature": 0, "echo": True, "logprobs": 1, "n": 1,
         "stream": False,
     },
-    "/v1/adapters": {"name": "new", "description": "Say two.", "mix": [{"name": "new", "weight": 1}]},
+    "/v1/adapters": {"name": "new", "description": "Say two.", "mix": [{"name": "new", "weight": 1}], "replace": False},
     "/v1/load_lora_adapter": {"lora_name": "x", "lora_path": "one", "load_inplace": True},
     "/v1/unload_lora_adapter": {"lora_name": "x"},
 }  # fmt: skip
-PATHS = ("/v1/adapters/{}", "/v1/adapters/{}/peft.zip", "/v1/models/{}", "/v1/{}", "/{}", "/v1/adapters/new/{}")
+PATHS = (
+    "/v1/adapters/{}", "/v1/adapters/{}/peft.zip", "/v1/adapters/{}/adapter.gguf", "/v1/adapters/{}/norms",
+    "/v1/adapters/{}/nearest", "/v1/models/{}", "/v1/{}", "/{}", "/v1/adapters/new/{}",
+)  # fmt: skip
 METHODS = ("GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "HEAD")
 
 

@@ -6,6 +6,7 @@ import json
 import threading
 import time
 import zipfile
+from functools import partial
 
 import jax
 import numpy as np
@@ -13,8 +14,9 @@ import pytest
 from tiny_published import SPEC
 
 from t2l_jax.decoder.generation import Sampling, generate_tokens
+from t2l_jax.io.gguf_adapter import load_gguf_adapter
 from t2l_jax.io.peft import load_peft, save_peft
-from t2l_jax.lora import init_adapter
+from t2l_jax.lora import dense_delta, init_adapter
 from t2l_jax.serving import engine as engine_module
 from t2l_jax.serving import http as http_module
 from t2l_jax.serving.engine import Limits
@@ -107,6 +109,25 @@ def test_mixtures(client):
     error(client.post("/v1/adapters", json={"name": "x"}), 400, "description")
     error(client.post("/v1/adapters", json={"name": "x", "description": "y", "mix": half}), 400, "description")
     error(client.post("/v1/adapters", json={"name": "../x", "description": "y"}), 400, "name")
+    error(client.post("/v1/adapters", json={"mix": half}), 400, "name")
+
+
+def test_an_adapter_is_replaced_if_that_is_asked_for(client):
+    body = {"name": "same", "mix": [{"name": "t2l:Say two.", "weight": 1}]}
+    assert client.post("/v1/adapters", json=body).status_code == 201
+    error(client.post("/v1/adapters", json=body), 400, "name")
+    body["mix"][0]["name"] = "t2l:Say three."
+    assert client.post("/v1/adapters", json=body | {"replace": True}).status_code == 201
+    assert answer(client, "same") == answer(client, "t2l:Say three.") != answer(client, "t2l:Say two.")
+    assert len(client.get("/v1/adapters").json()["data"]) == 1
+
+
+def test_without_a_name_a_description_is_the_name(client):
+    made = client.post("/v1/adapters", json={"description": "Say two"})
+    assert (made.status_code, made.json()["id"]) == (201, "t2l:Say two.")
+    assert made.json()["seconds"] > 0
+    assert client.get("/v1/adapters").json()["data"] == []
+    assert client.get("/v1/adapters/t2l:Say two").json() == made.json()
 
 
 def test_downloads_and_uploads(client, model, llm, tmp_path):
@@ -117,6 +138,11 @@ def test_downloads_and_uploads(client, model, llm, tmp_path):
     assert load_peft(tmp_path, llm.config).spec.rank == 3
     assert client.put("/v1/adapters/again/peft.zip", content=got.content).json()["origin"] == "upload"
     assert answer(client, "again") == answer(client, "t2l:Say two.")
+    gguf = client.get("/v1/adapters/zwei ü/adapter.gguf")
+    assert gguf.headers["content-disposition"] == "attachment; filename*=UTF-8''zwei%20%C3%BC.gguf"
+    (tmp_path / "adapter.gguf").write_bytes(gguf.content)
+    theirs, ours = load_gguf_adapter(tmp_path / "adapter.gguf", llm.config), load_peft(tmp_path, llm.config)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), dense_delta(theirs), dense_delta(ours))
     mixed = client.post("/v1/adapters", json={"name": "mixed", "mix": [{"name": "again", "weight": 1}]})
     assert "again was not generated here" in error(mixed, 400, "mix")
     message = error(client.put("/v1/adapters/other/peft.zip", content=got.content[:-40]), 400)

@@ -16,6 +16,7 @@ from tiny_recipe import make_recipe
 
 import t2l_jax
 from t2l_jax.data.batches import BatchConfig
+from t2l_jax.data.sources import read_tasks
 from t2l_jax.encoder.sentence_transformers import SentenceEncoder
 from t2l_jax.errors import UserError
 from t2l_jax.evaluation.weights import find_baselines
@@ -56,7 +57,10 @@ def test_the_published_model_loads_and_generates(recipe, finished):
     model = t2l_jax.load(finished / "model")
     assert (model.config.base, model.config.base_name, model.config.prompt) == (recipe.base, "org/tiny", "instance")
     assert model.config.hypernet == replace(recipe.hypernet, task=replace(recipe.hypernet.task, dim=16))
-    assert {path.name for path in (finished / "model").iterdir()} == {"config.json", "model.safetensors", "README.md"}
+    files = {"config.json", "model.safetensors", "README.md", "descriptions.json"}
+    assert {path.name for path in (finished / "model").iterdir()} == files
+    trained = read_tasks(recipe.tasks[0])["train"]
+    assert model.descriptions.trained == tuple(task.descriptions[0] for task in trained)
     assert "on 2 tasks" in (finished / "model" / "README.md").read_text()
     adapters = model.generate(["say the first word", "say the last word"])
     assert adapters.batch_shape == (2,)
