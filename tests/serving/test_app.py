@@ -1,43 +1,20 @@
-"""The server's other endpoints, its limits, and what happens when clients or the model fail."""
+"""The server's limits, and what happens when clients or the model fail."""
 
 import asyncio
-import io
 import json
 import threading
 import time
-import zipfile
-from functools import partial
 
-import jax
 import numpy as np
 import pytest
-from tiny_published import SPEC
+from serving_calls import BASE, CHAT, answer, error
 
 from t2l_jax.decoder.generation import Sampling, generate_tokens
-from t2l_jax.io.gguf_adapter import load_gguf_adapter
-from t2l_jax.io.peft import load_peft, save_peft
-from t2l_jax.lora import dense_delta, init_adapter
 from t2l_jax.serving import engine as engine_module
 from t2l_jax.serving import http as http_module
 from t2l_jax.serving.engine import Limits
 
-BASE = "org/tiny"
-CHAT = {"model": BASE, "messages": [{"role": "user", "content": "say the last word"}], "temperature": 0}
 ONE_ROW = Limits(rows=1, context=64, slots=64, queue=2)
-
-
-def error(reply, status, param=None, code=None):
-    assert reply.status_code == status, reply.text
-    found = reply.json()["error"]
-    assert set(found) == {"message", "type", "param", "code"}
-    assert (found["param"], found["code"]) == (param, code)
-    return found["message"]
-
-
-def answer(client, model, **changes):
-    reply = client.post("/v1/chat/completions", json=CHAT | {"model": model, "max_tokens": 5} | changes)
-    assert reply.status_code == 200, reply.text
-    return reply.json()["choices"][0]["message"]["content"]
 
 
 @pytest.fixture
@@ -62,124 +39,6 @@ def until(what):
         time.sleep(0.005)
 
 
-def test_models_are_the_base_and_named_adapters(client):
-    assert client.post("/v1/adapters", json={"name": "two", "description": "Say two."}).status_code == 201
-    answer(client, "t2l:Say three.")
-    models = client.get("/v1/models").json()
-    assert models["object"] == "list"
-    assert [(each["id"], each["parent"]) for each in models["data"]] == [(BASE, None), ("two", BASE)]
-    assert [client.get(f"/v1/models/{name}").json()["id"] for name in (BASE, "two")] == [BASE, "two"]
-    error(client.get("/v1/models/three"), 404, "name", "model_not_found")
-
-
-def test_an_adapter_from_making_to_deleting(client, model):
-    made = client.post("/v1/adapters", json={"name": "two words", "description": "Say two"})
-    assert made.status_code == 201
-    body = made.json()
-    assert (body["id"], body["origin"], body["description"], body["rank"]) == (
-        "two words",
-        "description",
-        "Say two.",
-        3,
-    )
-    assert client.get("/v1/adapters").json()["data"] == [body]
-    assert client.get("/v1/adapters/two%20words").json() == body
-    assert answer(client, "two words") == answer(client, "t2l:Say two")
-    error(client.post("/v1/adapters", json={"name": "two words", "description": "x"}), 400, "name")
-    assert client.delete("/v1/adapters/two words").json()["deleted"]
-    error(client.delete("/v1/adapters/two words"), 404, "name", "model_not_found")
-    error(client.post("/v1/chat/completions", json=CHAT | {"model": "two words"}), 404, "model", "model_not_found")
-
-
-def test_mixtures(client):
-    client.post("/v1/adapters", json={"name": "two", "description": "Say two."})
-    half = [{"name": "two", "weight": 0.5}, {"name": "t2l:Say two.", "weight": 0.5}]
-    made = client.post("/v1/adapters", json={"name": "same", "mix": half})
-    assert (made.status_code, made.json()["origin"]) == (201, "mix")
-    assert answer(client, "same") == answer(client, "two")
-    none = client.post("/v1/adapters", json={"name": "none", "mix": [{"name": "two", "weight": 0}]})
-    assert none.status_code == 201
-    assert answer(client, "none") == answer(client, BASE)
-    error(
-        client.post("/v1/adapters", json={"name": "x", "mix": [{"name": "y", "weight": 1}]}),
-        404,
-        "mix",
-        "model_not_found",
-    )
-    error(client.post("/v1/adapters", json={"name": "x"}), 400, "description")
-    error(client.post("/v1/adapters", json={"name": "x", "description": "y", "mix": half}), 400, "description")
-    error(client.post("/v1/adapters", json={"name": "../x", "description": "y"}), 400, "name")
-    error(client.post("/v1/adapters", json={"mix": half}), 400, "name")
-
-
-def test_an_adapter_is_replaced_if_that_is_asked_for(client):
-    body = {"name": "same", "mix": [{"name": "t2l:Say two.", "weight": 1}]}
-    assert client.post("/v1/adapters", json=body).status_code == 201
-    error(client.post("/v1/adapters", json=body), 400, "name")
-    body["mix"][0]["name"] = "t2l:Say three."
-    assert client.post("/v1/adapters", json=body | {"replace": True}).status_code == 201
-    assert answer(client, "same") == answer(client, "t2l:Say three.") != answer(client, "t2l:Say two.")
-    assert len(client.get("/v1/adapters").json()["data"]) == 1
-
-
-def test_without_a_name_a_description_is_the_name(client):
-    made = client.post("/v1/adapters", json={"description": "Say two"})
-    assert (made.status_code, made.json()["id"]) == (201, "t2l:Say two.")
-    assert made.json()["seconds"] > 0
-    assert client.get("/v1/adapters").json()["data"] == []
-    assert client.get("/v1/adapters/t2l:Say two").json() == made.json()
-
-
-def test_downloads_and_uploads(client, model, llm, tmp_path):
-    client.post("/v1/adapters", json={"name": "zwei ü", "description": "Say two."})
-    got = client.get("/v1/adapters/zwei ü/peft.zip")
-    assert got.headers["content-disposition"] == "attachment; filename*=UTF-8''zwei%20%C3%BC.zip"
-    zipfile.ZipFile(io.BytesIO(got.content)).extractall(tmp_path)
-    assert load_peft(tmp_path, llm.config).spec.rank == 3
-    assert client.put("/v1/adapters/again/peft.zip", content=got.content).json()["origin"] == "upload"
-    assert answer(client, "again") == answer(client, "t2l:Say two.")
-    gguf = client.get("/v1/adapters/zwei ü/adapter.gguf")
-    assert gguf.headers["content-disposition"] == "attachment; filename*=UTF-8''zwei%20%C3%BC.gguf"
-    (tmp_path / "adapter.gguf").write_bytes(gguf.content)
-    theirs, ours = load_gguf_adapter(tmp_path / "adapter.gguf", llm.config), load_peft(tmp_path, llm.config)
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), dense_delta(theirs), dense_delta(ours))
-    mixed = client.post("/v1/adapters", json={"name": "mixed", "mix": [{"name": "again", "weight": 1}]})
-    assert "again was not generated here" in error(mixed, 400, "mix")
-    message = error(client.put("/v1/adapters/other/peft.zip", content=got.content[:-40]), 400)
-    assert "no zip file, or damaged" in message
-    error(client.put("/v1/adapters/again/peft.zip", content=got.content), 400, "name")
-    error(client.put("/v1/adapters/big/peft.zip", content=bytes(2**21 + 8 * 400)), 413, None, "too_large")
-    answer(client, "t2l:Say three.")
-    assert client.get("/v1/adapters/t2l:Say three./peft.zip").status_code == 200
-    error(client.get("/v1/adapters/t2l:Say four./peft.zip"), 404, "name", "model_not_found")
-
-
-def test_adapters_are_loaded_from_the_opened_folder_only(serve, tmp_path):
-    adapter = jax.tree.map(lambda leaf: leaf + 0.3, init_adapter(jax.random.key(0), SPEC))
-    save_peft(adapter, tmp_path / "opened" / "one", base_model=BASE)
-    save_peft(adapter, tmp_path / "outside", base_model=BASE)
-    client = serve(folder=tmp_path / "opened")
-
-    def load(path, name="one", **more):
-        return client.post("/v1/load_lora_adapter", json={"lora_name": name, "lora_path": path} | more)
-
-    loaded = load("one")
-    assert (loaded.status_code, loaded.text) == (200, "Success: LoRA adapter 'one' added successfully.")
-    assert loaded.headers["content-type"].startswith("text/plain")
-    assert load(str(tmp_path / "opened" / "one"), "absolute").status_code == 200
-    assert answer(client, "one") == answer(client, "absolute") != answer(client, BASE)
-    error(load("one"), 400, "lora_name")
-    assert load("one", load_inplace=True).status_code == 200
-    for path in ("../outside", str(tmp_path / "outside"), "nothing", "x" * 4000, "a\0"):
-        error(load(path, "x"), 400, "lora_path")
-    unloaded = client.post("/v1/unload_lora_adapter", json={"lora_name": "one"})
-    assert (unloaded.status_code, unloaded.text) == (200, "Success: LoRA adapter 'one' removed successfully.")
-    error(client.post("/v1/unload_lora_adapter", json={"lora_name": "one"}), 404, "lora_name", "model_not_found")
-    closed = serve()
-    message = error(closed.post("/v1/load_lora_adapter", json={"lora_name": "x", "lora_path": "one"}), 400, "lora_path")
-    assert "--adapters FOLDER" in message
-
-
 @pytest.mark.parametrize(
     ("headers", "status"),
     [
@@ -197,14 +56,6 @@ def test_pages_of_other_sites_cannot_use_a_server_without_a_key(client, headers,
     assert reply.status_code == status, reply.text
     if status == 403:
         assert reply.json()["error"]["type"] == "permission_error"
-
-
-def test_names_with_a_slash_are_reachable(client):
-    name = "t2l:Answer yes/no."
-    answer(client, name)
-    assert client.get(f"/v1/adapters/{name}").json()["id"] == name
-    assert client.get(f"/v1/adapters/{name}/peft.zip").status_code == 200
-    assert client.delete(f"/v1/adapters/{name}").json()["deleted"]
 
 
 def test_a_key_opens_everything_but_health(serve):
