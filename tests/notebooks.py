@@ -9,6 +9,7 @@ import pytest
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).parents[1]
+QUIET = "ignore:IProgress not found"  # tqdm's advice where ipywidgets is not installed
 
 
 def read(path: Path) -> Any:
@@ -36,6 +37,7 @@ def execute(
         for name in ("XLA_FLAGS", "JAX_DISABLE_MOST_OPTIMIZATIONS", "JAX_NUMPY_DTYPE_PROMOTION"):
             patch.delenv(name)
         patch.delenv("JAX_NUMPY_RANK_PROMOTION")
+        patch.setenv("PYTHONWARNINGS", QUIET)
         for name, value in (settings or {}).items():
             patch.setenv(name, value)
         NotebookClient(notebook, timeout=300, kernel_name="python3").execute(cwd=str(path.parent))

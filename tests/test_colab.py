@@ -1,6 +1,7 @@
 """`docs/colab.ipynb` does what it says with the code beside it, with fewer steps, and its committed outputs fit.
 
-Execute it again after a change of it or of the packaged model: `jupyter execute --inplace docs/colab.ipynb`.
+Execute it again after a change of it or of the packaged model, where nothing else computes:
+`PYTHONWARNINGS="ignore:IProgress not found" jupyter execute --inplace docs/colab.ipynb`.
 """
 
 import ast
