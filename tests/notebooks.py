@@ -17,19 +17,17 @@ def read(path: Path) -> Any:
     return nbformat.read(path, as_version=4)
 
 
-def execute(
-    path: Path, *, parameters: Mapping[str, str] | None = None, settings: Mapping[str, str] | None = None
-) -> Any:
+def execute(path: Path, parameters: str | None = None, settings: Mapping[str, str] | None = None) -> Any:
     """The notebook with the outputs of a run in its own folder.
 
-    `parameters` are the sources that cells of these ids get instead, `settings` environment variables.
+    `parameters` takes the place of the one cell that is tagged so; `settings` are environment variables.
     """
-    notebook = copy.deepcopy(read(path))
+    notebook = read(path)
     for cell in notebook.cells:
         cell.pop("outputs", None) if cell.cell_type == "markdown" else cell.update(outputs=[])
-    own = {cell.id: cell for cell in notebook.cells}
-    for name, source in (parameters or {}).items():
-        own[name].source = source
+    if parameters is not None:
+        (tagged,) = (cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ()))
+        tagged.source = parameters
     notebook.cells.append(nbformat.v4.new_code_cell("import t2l_jax; print(t2l_jax.__file__)"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(ROOT))  # the kernel is a process of its own

@@ -4,8 +4,6 @@ Execute it again after a change of it or of the packaged model, where nothing el
 `PYTHONWARNINGS="ignore:IProgress not found" jupyter execute --inplace docs/colab.ipynb`.
 """
 
-import ast
-import os
 import re
 import socket
 
