@@ -6,10 +6,16 @@ Execute it again after a change of it or of the packaged model, where nothing el
 
 import json
 import re
+import shlex
 import socket
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 from notebooks import ROOT, errors, execute, outputs, pictures, printed, read
+
+from t2l_jax.cli.entry import parse
 
 NOTEBOOK = ROOT / "docs" / "colab.ipynb"
 STEPS = 4
@@ -34,10 +40,15 @@ def executed(smollm2, minilm, beside):
     return notebook
 
 
+def cell(notebook, name):
+    """The cell with this id."""
+    (found,) = (cell for cell in notebook.cells if cell.id == name)
+    return found
+
+
 def text_of(notebook, name):
     """What the cell with this id printed."""
-    (cell,) = (cell for cell in notebook.cells if cell.id == name)
-    return "".join(output.text for output in cell.outputs if output.output_type == "stream" and output.name == "stdout")
+    return "".join(output.text for output in cell(notebook, name).outputs if output.get("name") == "stdout")
 
 
 def losses(notebook):
@@ -66,7 +77,9 @@ def test_it_answers_as_the_committed_outputs_show(committed, executed):
         ("tasks", '{"input": '),
     ):
         assert answer in text_of(executed, name), name
-        assert text_of(executed, name) == text_of(committed, name), "execute the notebook again and commit it"
+        # What the base model makes up without an adapter may differ from machine to machine.
+        now, then = (re.sub(r"\(no adapter\).*", "", text_of(one, name)) for one in (executed, committed))
+        assert now == then, "execute the notebook again and commit it"
 
 
 @pytest.mark.slow
@@ -119,6 +132,25 @@ def test_it_names_nothing_of_the_machine_that_executed_it(committed):
     folders = r"(?<![\w.~}])/(?!tmp/t2l_jax)(?:\w[\w.-]*/)+"
     assert re.findall(folders, text) == []
     assert set(re.findall(r"https?://([^\s/:]+)", text)) == {"127.0.0.1"}
+
+
+def test_in_colab_it_shows_the_server_s_page(committed, monkeypatch):
+    shown = []
+    package, colab = ModuleType("google"), ModuleType("google.colab")
+    colab.output = SimpleNamespace(serve_kernel_port_as_iframe=shown.append)
+    monkeypatch.setitem(sys.modules, "google", package)
+    monkeypatch.setitem(sys.modules, "google.colab", colab)
+    exec(cell(committed, "serve-page-code").source, {"sys": sys, "url": "http://127.0.0.1:4321"})
+    assert shown == [4321]
+
+
+def test_the_command_that_it_names_trains_the_same(committed):
+    command = shlex.split(cell(committed, "run").source.partition("\n\n")[2].replace("\\\n", ""))
+    assert command[:2] == ["t2l", "train"]
+    values = {"folder": Path()}
+    exec(cell(committed, "parameters").source, values)
+    exec(cell(committed, "run-code").source.partition("\nwall")[0], values)
+    assert parse(command[1:]).recipe == values["recipe"]
 
 
 def test_its_links_lead_somewhere(committed):
