@@ -4,49 +4,26 @@ Execute it again after a change of it or of the packaged model: `jupyter execute
 """
 
 import re
-from pathlib import Path
 
-import nbformat
 import pytest
-from nbclient import NotebookClient
+from notebooks import ROOT, errors, execute, pictures, printed, read
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parents[1]
 NOTEBOOK = ROOT / "experiments" / "adapters_are_values.ipynb"
 
 
 @pytest.fixture(scope="module")
 def committed():
-    return nbformat.read(NOTEBOOK, as_version=4)
+    return read(NOTEBOOK)
 
 
 @pytest.fixture(scope="module")
 def executed(smollm2, minilm):
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
-    for cell in notebook.cells:
-        cell.pop("outputs", None) if cell.cell_type == "markdown" else cell.update(outputs=[])
-    notebook.cells.append(nbformat.v4.new_code_cell("print(t2l_jax.__file__)"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(ROOT))  # the kernel is a process of its own
-        # As a user runs it: one device, optimised programs (it trains a real model), promotion as JAX has it (optax).
-        for name in ("XLA_FLAGS", "JAX_DISABLE_MOST_OPTIMIZATIONS", "JAX_NUMPY_DTYPE_PROMOTION"):
-            patch.delenv(name)
-        patch.delenv("JAX_NUMPY_RANK_PROMOTION")
-        NotebookClient(notebook, timeout=300, kernel_name="python3").execute(cwd=str(NOTEBOOK.parent))
-    return notebook
-
-
-def printed(notebook):
-    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    return "".join(output.text for output in outputs if output.output_type == "stream" and output.name == "stdout")
+    return execute(NOTEBOOK)
 
 
 def losses(notebook):
     return [float(loss) for loss in re.findall(r"^step \d+ +loss ([\d.]+)$", printed(notebook), re.MULTILINE)]
-
-
-def pictures(notebook):
-    return sum("image/png" in output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", []))
 
 
 def test_it_runs_the_code_beside_it(executed):
@@ -82,4 +59,4 @@ def test_the_committed_outputs_are_those_of_the_code(committed, executed):
     same = pytest.approx(losses(executed), rel=0.2, abs=0.02)
     assert losses(committed) == same, "execute the notebook again and commit it"
     assert pictures(committed) == pictures(executed)
-    assert not any(output.output_type == "error" for cell in committed.cells for output in cell.get("outputs", []))
+    assert not errors(committed)
