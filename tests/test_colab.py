@@ -137,11 +137,11 @@ def test_it_names_nothing_of_the_machine_that_executed_it(committed):
 def test_in_colab_it_shows_the_server_s_page(committed, monkeypatch):
     shown = []
     package, colab = ModuleType("google"), ModuleType("google.colab")
-    colab.output = SimpleNamespace(serve_kernel_port_as_iframe=shown.append)
+    colab.output = SimpleNamespace(serve_kernel_port_as_iframe=lambda port, path: shown.append((port, path)))
     monkeypatch.setitem(sys.modules, "google", package)
     monkeypatch.setitem(sys.modules, "google.colab", colab)
-    exec(cell(committed, "serve-page-code").source, {"sys": sys, "url": "http://127.0.0.1:4321"})
-    assert shown == [4321]
+    exec(cell(committed, "serve-page-code").source, {"sys": sys, "url": "http://127.0.0.1:4321", "key": "a1"})
+    assert shown == [(4321, "/#key=a1")]
 
 
 def test_the_command_that_it_names_trains_the_same(committed):

@@ -315,7 +315,7 @@ def application(server: Server, key: str | None = None, hosts: frozenset[str] | 
         return PlainTextResponse(exposition(server.engine, server.registry, gate.replies))
 
     routes = [
-        *page.ROUTES,
+        *page.routes(framed=key is not None),  # notebooks do; without a key, clicks could be stolen
         Route("/health", server.health),
         Route("/metrics", metrics),
         Route("/v1/models", server.models),

@@ -248,6 +248,9 @@ def test_a_key_is_asked_for(open_page, smollm2, minilm):
     page.get_by_role("button", name=ANIMAL).click()
     page.locator(".strips svg").first.wait_for()
     assert page.get_by_label("This server asks for its key").is_hidden()
+    other = open_page(f"{url}/#key=secret")
+    other.get_by_role("button", name=ANIMAL).wait_for()
+    assert other.url == f"{url}/"
     stop(process)
 
 

@@ -32,6 +32,7 @@ def test_the_page_and_all_that_it_loads_come_from_the_server_without_a_key(serve
     policy = reply.headers["content-security-policy"]
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy
+    assert ("frame-ancestors 'none'" in policy) == (key is None)
     for link in Parsed(reply.text).links:
         assert link.startswith(("/", "data:image/"))
         if link.startswith("/"):

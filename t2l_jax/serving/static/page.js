@@ -264,6 +264,10 @@ async function begin() {
   );
 }
 
+if (location.hash.startsWith("#key=")) {
+  api.useKey(decodeURIComponent(location.hash.slice("#key=".length)));
+  history.replaceState(null, "", location.pathname); // so that it is in no bookmark
+}
 addTask();
 $("#compare").addEventListener("click", () => $("textarea", addTask().element).focus());
 $("#chat").addEventListener("submit", (event) => {
