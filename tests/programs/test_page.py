@@ -138,6 +138,9 @@ def audit(page):
 
 def test_an_example_from_a_click_to_an_answer_beside_the_base_models(page, tmp_path):
     page.get_by_role("button", name=ANIMAL).click()
+    page.get_by_role("button", name="Send").click()  # the adapter that is being written is waited for
+    page.locator(".answer .text", has_text="TIGER").wait_for()
+    page.locator("#send:enabled").wait_for()
     page.locator(".strips svg").first.wait_for()
     assert re.fullmatch(
         r"Written in \d+\.\d+ s: 0\.46 million numbers, 1\.8 MB, rank 8\.", page.locator(".facts").inner_text()
@@ -149,9 +152,6 @@ def test_an_example_from_a_click_to_an_answer_beside_the_base_models(page, tmp_p
     page.locator(".nearest li").first.wait_for()
     assert page.locator(".nearest li").count() == 5
     assert page.locator(".far").is_hidden()
-    page.get_by_role("button", name="Send").click()
-    page.locator("#stop:enabled").wait_for()
-    page.locator("#send:enabled").wait_for()
     found = answers(page)
     assert found["With the adapter"] == "TIGER"
     assert len(found["Base model"]) > 20

@@ -9,7 +9,7 @@ const element = (tag, text, attributes = {}) => {
 };
 
 const LETTERS = ["A", "B"];
-const tasks = []; // { letter, element, adapter }
+const tasks = []; // { letter, element, adapter, text that it was written for, promise while it is being written }
 const mixture = "page-" + Array.from(crypto.getRandomValues(new Uint8Array(6)), (byte) => byte.toString(16)).join("");
 let mixed = false; // whether the server has the mixture
 let base = "";
@@ -30,7 +30,7 @@ function problem(root, error) {
 // The adapters
 
 function addTask() {
-  const task = { letter: LETTERS[tasks.length], element: copy("task-template"), adapter: null };
+  const task = { letter: LETTERS[tasks.length], element: copy("task-template"), adapter: null, text: null, writing: null };
   const root = task.element;
   tasks.push(task);
   $(".title", root).textContent = tasks.length > 1 ? `Description ${task.letter}` : "Description";
@@ -64,15 +64,21 @@ function arrange() {
   $("#stop").disabled = active.size === 0;
 }
 
-// Write the adapter of a task's description; true if the task has one.
-async function write(task) {
+// Write the adapter of a task's description; true if that succeeds.
+function write(task) {
+  task.writing ??= rewrite(task).finally(() => { task.writing = null; });
+  return task.writing;
+}
+
+async function rewrite(task) {
   const root = task.element, description = $("textarea", root).value.trim(), button = $("[type=submit]", root);
-  if (!description || button.disabled) return false;
+  if (!description) return false;
   button.disabled = true;
   problem(root, null);
   say("The adapter is being written.");
   try {
     task.adapter = await api.describe(description);
+    task.text = description;
     show(task);
     return true;
   } catch (error) {
@@ -86,10 +92,11 @@ async function write(task) {
 
 // Bring a task's adapter up to date with its text; false if that fails.
 async function refreshed(task) {
+  await task.writing;
   const text = $("textarea", task.element).value.trim();
-  if (text === (task.adapter?.description ?? "")) return true;
+  if (text === (task.text ?? "")) return true;
   if (text) return write(task);
-  task.adapter = null;
+  task.adapter = task.text = null;
   $(".adapter", task.element).hidden = true;
   arrange();
   return true;
