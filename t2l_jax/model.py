@@ -17,7 +17,7 @@ from t2l_jax.errors import UserError
 from t2l_jax.hypernet import Condition, HypernetConfig, Variables, write_adapters
 from t2l_jax.io.files import os_errors_explained, refuse_existing
 from t2l_jax.io.locations import ModelFiles, fetch, resolve
-from t2l_jax.io.model_card import LIBRARY, PAPER, PIPELINE, TAGS
+from t2l_jax.io.model_card import LIBRARY, PAPER, PIPELINE, TAGS, front_matter
 from t2l_jax.io.published import (
     ENCODER_FOLDER,
     WORDS,
@@ -75,7 +75,9 @@ class Model(ModelHubMixin, library_name=LIBRARY, tags=[*TAGS], pipeline_tag=PIPE
 
     @property
     def _card(self) -> str:
-        return self.card or model_card(self.config, "")
+        if self.card is None:
+            return model_card(self.config, "")
+        return self.card if self.card.startswith("---") else front_matter(self.config.base_name) + self.card
 
     def generate_model_card(self, *_: Any, **__: Any) -> ModelCard:
         """The card that the model came with, or one that says what its configuration does."""

@@ -1,7 +1,7 @@
 """The YAML at the top of a hypernetwork's model card, and the results in it, which come from an evaluation's report."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +46,9 @@ class _Report(Schema):
     entries: list[_Entry]
 
 
-def front_matter(base_name: str, facts: dict[str, str], results: Sequence[EvalResult]) -> str:
+def front_matter(base_name: str, facts: Mapping[str, str] | None = None, results: Sequence[EvalResult] = ()) -> str:
     """The YAML between its two lines of dashes; `facts` are fields that are known of this model alone."""
-    fields: dict[str, Any] = {**facts}
+    fields: dict[str, Any] = {**(facts or {})}
     if base := hub_id(base_name):
         fields |= {"base_model": base, "base_model_relation": "adapter"}
     if results:

@@ -188,7 +188,7 @@ def model_card(
     encoder = "none, one-hot task identities" if config.encoder is None else f"`{config.encoder}`"
     source, code = CARDS[config.reads]
     adapter = f" with the adapter in {ENCODER_FOLDER}/" * config.encoder_adapter
-    return f"""{front_matter(config.base_name, dict(facts or {}), results)}\
+    return f"""{front_matter(config.base_name, facts, results)}\
 # A Text-to-LoRA hypernetwork for {config.base_name}
 
 A hypernetwork as of [Text-to-LoRA]({PAPER}). From {source} it writes a LoRA adapter (rank {config.lora.rank}, \
