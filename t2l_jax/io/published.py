@@ -191,7 +191,8 @@ def model_card(
     return f"""{front_matter(config.base_name, facts, results)}\
 # A Text-to-LoRA hypernetwork for {config.base_name}
 
-A hypernetwork as of [Text-to-LoRA]({PAPER}). From {source} it writes a LoRA adapter (rank {config.lora.rank}, \
+A hypernetwork as of [Text-to-LoRA]({PAPER}).
+From {source} it writes a LoRA adapter (rank {config.lora.rank}, \
 {", ".join(config.lora.names)}) for the base model
 `{config.base}`. Text encoder: {encoder}{adapter}.
 Architecture: {config.hypernet.head}. Prompt mode: {config.prompt}.
