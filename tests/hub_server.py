@@ -20,6 +20,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import huggingface_hub.constants
+import huggingface_hub.hf_api
 import huggingface_hub.utils
 import pytest
 import yaml
@@ -102,6 +103,7 @@ def connect(monkeypatch: pytest.MonkeyPatch, hub: Hub, home: Path, token: str | 
     }
     for name, value in settings.items():
         monkeypatch.setattr(huggingface_hub.constants, name, value)
+    monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", hub.url)  # of the module's functions
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
         monkeypatch.delenv(name, raising=False)
     if token is not None:

@@ -1,5 +1,7 @@
 """`--push org/name`, an option of the commands whose output others can use."""
 
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Annotated
 
@@ -29,8 +31,28 @@ def check_push(repo: str | None) -> None:
 
 
 def push(folder: Path, repo: str | None, private: bool) -> None:
-    """Upload a folder, if there is a repository to push it to."""
-    if repo is not None:
-        from t2l_jax.io import hub
+    """Upload a folder, if there is a repository to push it to. Of several processes the main one does, all wait."""
+    if repo is None:
+        return
+    from t2l_jax import distributed
+    from t2l_jax.io import hub
 
-        print(f"{folder} pushed to {hub.push_folder(folder, repo, private or None)}")
+    def upload() -> str:
+        return hub.push_folder(folder, repo, private or None)
+
+    if distributed.several():
+        rounds = distributed.side_by_side(_in_steps(upload) if distributed.is_main() else ())
+        url = [part for parts in rounds for part in parts][-1]
+    else:
+        url = upload()
+    if distributed.is_main():
+        print(f"{folder} pushed to {url}")
+
+
+def _in_steps(work: Callable[[], str]) -> Iterator[str]:
+    """What the work gives, last; before that a step each second, so that other processes do not wait for too long."""
+    with ThreadPoolExecutor(1) as pool:
+        working = pool.submit(work)
+        while wait([working], timeout=1).not_done:
+            yield ""
+    yield working.result()

@@ -105,9 +105,11 @@ class Generate:
         made = bulk.generate_to_folder(model, requests, self.out, self.batch, packed, self.dtype, self.base_name)
         if distributed.is_main():
             print(f"{made} adapters written, {len(requests)} in {self.out}")
-            if self.push is not None:
-                bulk.write_card(model, self.out, self.base_name)
-            push(self.out, self.push, self.private)
+        if self.push is not None:
+            with distributed.together():
+                if distributed.is_main():
+                    bulk.write_card(model, self.out, self.base_name)
+        push(self.out, self.push, self.private)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import huggingface_hub
 import numpy as np
+import peft
 import pytest
+import transformers
 from hub_server import PAGE, Refused, connect, running
 
 from t2l_jax.errors import UserError
@@ -74,6 +76,17 @@ def test_hundreds_of_adapters_are_one_repository(server, tmp_path):
         assert json.loads((found / "adapter_config.json").read_text())["base_model_name_or_path"] == "org/tiny"
     data = huggingface_hub.ModelCard.load("org/many").data.to_dict()
     assert data["tags"] == ["base_model:adapter:org/tiny", "lora", "text-to-lora", "transformers"]
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+def test_peft_reads_an_adapter_of_a_repository(lfs, tmp_path):
+    hub.push_folder(fill(tmp_path / "many", 3), "org/many")
+    config = transformers.LlamaConfig(
+        vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1
+    )
+    model = peft.PeftModel.from_pretrained(transformers.LlamaForCausalLM(config), "org/many", subfolder="task002")
+    delta = model.base_model.model.model.layers[0].self_attn.q_proj.get_delta_weight("default")
+    assert delta.unique().tolist() == [2 * 2 * SPEC.scale]
 
 
 def test_a_second_push_uploads_what_is_new(server, tmp_path):
