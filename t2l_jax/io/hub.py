@@ -43,7 +43,7 @@ def _check_rights(repo: str, user: dict[str, Any]) -> None:
     """Raise UserError if the user of a token cannot write there. What the reply does not say is left to the upload."""
     owner, name = repo.split("/")[0], user.get("name")
     owners = [name, *(one.get("name") for one in user.get("orgs") or [])]
-    if name and owner not in owners:
+    if name and owner.casefold() not in [str(one).casefold() for one in owners]:
         raise UserError(
             f"--push {repo}: the token is that of {name}, who is not in {owner}: give {name}/... or a token of {owner}"
         )
@@ -64,10 +64,10 @@ def push_folder(folder: Path, repo: str, private: bool | None = None) -> str:
             repo_id=repo,
             folder_path=folder,
             commit_message="Upload by t2l_jax",
-            ignore_patterns=[f"*{PARTIAL_SUFFIX}*"],
+            ignore_patterns=[f".*{PARTIAL_SUFFIX}", f".*{PARTIAL_SUFFIX}/*"],
         )
     except Exception as error:  # of the hub's client, the HTTP library, the uploader in Rust, or the file system
-        again = f"hf upload {repo} {shlex.quote(str(folder))} ."
+        again = f"hf upload {repo} {shlex.quote(str(folder))} ." + " --private" * bool(private)
         raise UserError(
             f"not pushed to {repo}: {_reason(error)}; {folder} is complete: `{again}` tries again"
         ) from error

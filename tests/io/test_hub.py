@@ -94,12 +94,17 @@ def test_a_second_push_uploads_what_is_new(server, tmp_path):
     before = len(server.repos["org/a"].commits)
     hub.push_folder(tmp_path / "a", "org/a")
     assert len(server.repos["org/a"].commits) == before
+    (tmp_path / "a" / "task000").rename(tmp_path / "a" / "my.partial.task")
+    fill(tmp_path / "a", 3)
     (tmp_path / "a" / ".x.partial").mkdir()
     (tmp_path / "a" / ".x.partial" / "half").write_text("")
-    hub.push_folder(fill(tmp_path / "a", 3), "org/a")
+    hub.push_folder(tmp_path / "a", "org/a")
     assert len(server.repos["org/a"].commits) == before + 1
     assert "task002/adapter_model.safetensors" in server.repos["org/a"].files
-    assert not any("partial" in path for path in server.repos["org/a"].files)
+    assert {path for path in server.repos["org/a"].files if "partial" in path} == {
+        f"my.partial.task/{name}"
+        for name in ("README.md", "adapter_config.json", "adapter_model.safetensors", "description.txt")
+    }
 
 
 def test_an_upload_that_fails_halfway_goes_on_where_it_was(server, tmp_path, monkeypatch):
@@ -129,6 +134,8 @@ def test_private_is_said_to_the_hub(lfs, tmp_path):
     hub.push_folder(fill(tmp_path / "a", 1), "org/secret", private=True)
     hub.push_folder(tmp_path / "a", "org/open")
     assert [lfs.repos[name].private for name in ("org/secret", "org/open")] == [True, False]
+    with pytest.raises(UserError, match=r"`hf upload bob/a .* \. --private` tries again"):
+        hub.push_folder(tmp_path / "a", "bob/a", private=True)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +159,8 @@ def test_a_name_is_checked_before_anything_is_written(lfs, repo, message):
 def test_a_token_that_may_write_passes_and_nothing_is_written(lfs):
     hub.check_push("org/x")
     hub.check_push("ada/x")
-    assert [path for _, path, _ in lfs.seen] == ["/api/whoami-v2"] * 2
+    hub.check_push("Org/x")
+    assert [path for _, path, _ in lfs.seen] == ["/api/whoami-v2"] * 3
     assert not lfs.repos
 
 
