@@ -52,7 +52,8 @@ class Model(ModelHubMixin, library_name=LIBRARY, tags=[*TAGS], pipeline_tag=PIPE
     trust_remote_code: bool = False  # the text encoder's; consent is given where a model is loaded, never in its files
     encoder_adapter: Path | None = None  # the folder of its text encoder's adapter, if it has one
     chat_template: str | None = None  # writes its prompts, if the base model's own does not
-    card: str | None = field(default=None, repr=False)  # the README.md that it came with
+    # The README.md that it came with. `dataclasses.replace` leaves it out: its figures are those of this very model.
+    card: str | None = field(default=None, init=False, repr=False)
 
     def __new__(cls, *args: Any, **fields: Any) -> "Model":
         return object.__new__(cls)
@@ -182,8 +183,9 @@ def load(location: str | Path | None = None, *, trust_remote_code: bool = False)
 def _from_folder(folder: Path, trust_remote_code: bool) -> Model:
     config, variables = load_model(folder)
     adapter = folder / ENCODER_FOLDER if config.encoder_adapter else None
-    template, card = load_template(folder, config), load_card(folder)
-    return Model(config, variables, trust_remote_code, adapter, template, card)
+    model = Model(config, variables, trust_remote_code, adapter, load_template(folder, config))
+    object.__setattr__(model, "card", load_card(folder))
+    return model
 
 
 @partial(jax.jit, static_argnums=(0, 1))

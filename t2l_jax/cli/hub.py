@@ -22,12 +22,12 @@ def check_private(repo: str | None, private: bool) -> None:
         raise UserError("--private is for --push org/name")
 
 
-def check_push(repo: str | None) -> None:
+def check(repo: str | None) -> None:
     """Before the work: raise UserError if there is a repository to push to and that will not be possible."""
     if repo is not None:
-        from t2l_jax.io import hub
+        from t2l_jax.io.hub import check_push
 
-        hub.check_push(repo)
+        check_push(repo)
 
 
 def push(folder: Path, repo: str | None, private: bool) -> None:
@@ -35,10 +35,10 @@ def push(folder: Path, repo: str | None, private: bool) -> None:
     if repo is None:
         return
     from t2l_jax import distributed
-    from t2l_jax.io import hub
+    from t2l_jax.io.hub import push_folder
 
     def upload() -> str:
-        return hub.push_folder(folder, repo, private or None)
+        return push_folder(folder, repo, private or None)
 
     if distributed.several():
         rounds = distributed.side_by_side(_in_steps(upload) if distributed.is_main() else ())

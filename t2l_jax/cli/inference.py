@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from t2l_jax.cli.hub import Private, Push, check_private, check_push, push
+from t2l_jax.cli import hub
 from t2l_jax.cli.models import ModelLocation
 from t2l_jax.cli.training import Distributed
 from t2l_jax.errors import UserError
@@ -48,8 +48,8 @@ class Generate:
     base_name: Annotated[str | None, arg(metavar="NAME")] = None
     """Base model's name in the adapters' configuration. Default: its name on the hub. vLLM's filesystem resolver wants
     what `vllm serve` was given."""
-    push: Push = None
-    private: Private = False
+    push: hub.Push = None
+    private: hub.Private = False
     distributed: Distributed = "auto"
     trust_remote_code: bool = False
     """Run Python code that comes with the text encoder. Only for an architecture that neither this package nor
@@ -67,7 +67,7 @@ class Generate:
             )
         if self.push is not None and self.format != "folders":
             raise UserError("--push is for --format folders: other programs read no packed adapters")
-        check_private(self.push, self.private)
+        hub.check_private(self.push, self.private)
         if self.file is not None:
             self._many(self.file)
         else:
@@ -83,14 +83,14 @@ class Generate:
             if text is not None:
                 prepare(text, name)
         refuse_existing(self.out)
-        check_push(self.push)
+        hub.check(self.push)
         model = load(self.model, trust_remote_code=self.trust_remote_code)
         adapter = model.generate(*(None if text is None else [text] for text in texts.values()))[0]
         source = "\n\n".join(text for text in texts.values() if text is not None)
         name = self.base_name or model.config.base_name
         save_peft(adapter, self.out, base_model=name, description=source)
         print(f"adapter for {name} written to {self.out}")
-        push(self.out, self.push, self.private)
+        hub.push(self.out, self.push, self.private)
 
     def _many(self, file: Path) -> None:
         from t2l_jax import bulk, distributed, load
@@ -99,7 +99,7 @@ class Generate:
         with distributed.together():
             requests = bulk.read_requests(file)
             if distributed.is_main():
-                check_push(self.push)
+                hub.check(self.push)
             model = load(self.model, trust_remote_code=self.trust_remote_code)
         packed = self.format == "packed"
         made = bulk.generate_to_folder(model, requests, self.out, self.batch, packed, self.dtype, self.base_name)
@@ -109,7 +109,7 @@ class Generate:
             with distributed.together():
                 if distributed.is_main():
                     bulk.write_card(model, self.out, self.base_name)
-        push(self.out, self.push, self.private)
+        hub.push(self.out, self.push, self.private)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from t2l_jax.cli.hub import Private, Push, check_private, check_push, push
+from t2l_jax.cli import hub
 from t2l_jax.errors import UserError
 
 ModelLocation = Annotated[str | None, arg(metavar="MODEL")]
@@ -53,19 +53,19 @@ class Publish:
     """LoRA alpha of the generated adapters; a smaller value weakens them. Default: the alpha of training."""
     results: Annotated[Path | None, arg(metavar="FOLDER")] = None
     """Output folder of a t2l evaluate of this model, whose averages its card then has."""
-    push: Push = None
-    private: Private = False
+    push: hub.Push = None
+    private: hub.Private = False
 
     def run(self) -> None:
         from t2l_jax.io.files import refuse_existing
         from t2l_jax.io.published import publish
 
-        check_private(self.push, self.private)
+        hub.check_private(self.push, self.private)
         refuse_existing(self.out)
-        check_push(self.push)
+        hub.check(self.push)
         config = publish(self.run_folder, self.out, encoder=self.encoder, alpha=self.alpha, results=self.results)
         print(f"hypernetwork for {config.base_name} published to {self.out}")
-        push(self.out, self.push, self.private)
+        hub.push(self.out, self.push, self.private)
 
 
 @dataclass(frozen=True)
