@@ -74,7 +74,7 @@ def read_results(folder: Path, fingerprint: str) -> list[EvalResult]:
         EvalResult(
             task_type=PIPELINE,
             dataset_type=name,
-            dataset_name=f"{name}: {entry.split} ({entry.tasks} tasks)",
+            dataset_name=f"{name}: {entry.split} ({entry.tasks} task{'s' * (entry.tasks != 1)})",
             dataset_config=entry.mode,
             dataset_split=entry.split,
             metric_type=metric,
