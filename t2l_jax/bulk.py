@@ -20,7 +20,7 @@ from t2l_jax.distributed import agree, is_main, several, share, side_by_side, to
 from t2l_jax.encoder import prepare
 from t2l_jax.errors import UserError
 from t2l_jax.hypernet import Condition, HypernetConfig, Variables, write_adapters
-from t2l_jax.io.adapter_store import AdapterStore, check_adapter_names
+from t2l_jax.io.adapter_store import AdapterStore, check_adapter_names, write_collection_card
 from t2l_jax.io.files import read_jsonl
 from t2l_jax.io.packed import PackedStore
 from t2l_jax.io.peft import HostWeights, PeftFormat
@@ -96,7 +96,7 @@ def generate_to_folder(
                 f"the hypernetwork reads {WORDS[model.config.reads]}, so it writes an adapter for each example: give "
                 "one that reads descriptions alone, or make single adapters with t2l generate --instance"
             )
-        files = PeftFormat(model.config.lora, base_name or model.config.base_name, dtype)
+        files = _format(model, base_name, dtype)
         check_adapter_names([request.name for request in requests])  # before anything is written
         fingerprint = model.fingerprint + model.encoder.fingerprint
     if several():
@@ -117,6 +117,15 @@ def generate_to_folder(
         for written in side_by_side(_write(model, own, store, batch)):
             progress.advance(bar, sum(written))
     return len(pending)
+
+
+def write_card(model: Model, folder: Path, base_name: str | None = None) -> None:
+    """Write the model card of a folder of adapters, README.md, from its manifest."""
+    write_collection_card(folder, _format(model, base_name).card)
+
+
+def _format(model: Model, base_name: str | None, dtype: str = "float32") -> PeftFormat:
+    return PeftFormat(model.config.lora, base_name or model.config.base_name, dtype)
 
 
 def _write(model: Model, requests: Sequence[Request], store: AdapterStore, batch: int) -> Iterator[int]:

@@ -1,7 +1,5 @@
 """A published hypernetwork as a user meets it: descriptions in, adapters out."""
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -10,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+from huggingface_hub import ModelCard, ModelHubMixin
 from jax.sharding import Mesh
 
 from t2l_jax.decoder.padding import pad_leading, power_of_two
@@ -19,10 +17,22 @@ from t2l_jax.errors import UserError
 from t2l_jax.hypernet import Condition, HypernetConfig, Variables, write_adapters
 from t2l_jax.io import descriptions
 from t2l_jax.io.descriptions import NONE, Descriptions
-from t2l_jax.io.files import read_file
-from t2l_jax.io.locations import ModelFiles, resolve
-from t2l_jax.io.peft import CONFIG_FILE, WEIGHTS_FILE
-from t2l_jax.io.published import ENCODER_FOLDER, WORDS, ModelConfig, load_model, load_template, model_folder
+from t2l_jax.io.files import os_errors_explained, refuse_existing
+from t2l_jax.io.locations import ModelFiles, fetch, resolve
+from t2l_jax.io.model_card import LIBRARY, PAPER, PIPELINE, TAGS, front_matter
+from t2l_jax.io.published import (
+    ENCODER_FOLDER,
+    WORDS,
+    ModelConfig,
+    fingerprint,
+    load_card,
+    load_model,
+    load_template,
+    lossless_dtype,
+    model_card,
+    model_folder,
+    save_model,
+)
 from t2l_jax.lora import Adapter, LoraSpec
 
 if TYPE_CHECKING:  # importing it takes a second, and an adapter is made without it
@@ -30,8 +40,14 @@ if TYPE_CHECKING:  # importing it takes a second, and an adapter is made without
 
 
 @dataclass(frozen=True)
-class Model:
-    """A trained hypernetwork with its text encoder. The base LLM's weights are loaded by `load_base` only."""
+class Model(ModelHubMixin, library_name=LIBRARY, tags=[*TAGS], pipeline_tag=PIPELINE, paper_url=PAPER):
+    """A trained hypernetwork with its text encoder. The base LLM's weights are loaded by `load_base` only.
+
+    `save_pretrained(folder)`, `push_to_hub("org/name")` and `Model.from_pretrained("org/name")` are those of
+    huggingface_hub. Of its mixin two methods stay out, since our config.json is ours: `__new__` would keep the fields
+    for a config.json of its own, on an instance that is frozen; `from_pretrained` reads config.json before any check
+    and hands its fields on as arguments.
+    """
 
     config: ModelConfig
     variables: Variables = field(repr=False)
@@ -39,6 +55,64 @@ class Model:
     encoder_adapter: Path | None = None  # the folder of its text encoder's adapter, if it has one
     chat_template: str | None = None  # writes its prompts, if the base model's own does not
     descriptions: Descriptions = NONE  # of the tasks that it was trained on
+    # The README.md that it came with. `dataclasses.replace` leaves it out: its figures are those of this very model.
+    card: str | None = field(default=None, init=False, repr=False)
+
+    def __new__(cls, *args: Any, **fields: Any) -> "Model":
+        return object.__new__(cls)
+
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
+        """Write the model to a new or empty folder, which `load` reads; `options` are the mixin's.
+
+        Raises UserError if the folder holds files or cannot be written.
+        """
+        folder = Path(save_directory)
+        refuse_existing(folder)  # the mixin would delete a config.json there
+        with os_errors_explained(folder):
+            return super().save_pretrained(folder, **options)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        dtype = lossless_dtype(self.variables)
+        save_model(
+            save_directory,
+            self.config,
+            self.variables,
+            self._card,
+            dtype,
+            self.encoder_adapter,
+            self.chat_template,
+            self.descriptions,
+        )
+
+    @property
+    def _card(self) -> str:
+        if self.card is None:
+            return model_card(self.config, "")
+        return self.card if self.card.startswith("---") else front_matter(self.config.base_name) + self.card
+
+    def generate_model_card(self, *_: Any, **__: Any) -> ModelCard:
+        """The card that the model came with, or one that says what its configuration does."""
+        return ModelCard(self._card)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+        **options: Any,
+    ) -> "Model":
+        """The model of a folder, or of a repository of the hub, `org/name`.
+
+        `options` are force_download, token, cache_dir and local_files_only, as in huggingface_hub; Python code that
+        comes with the text encoder runs only with `trust_remote_code`. Raises UserError if there is no such model, if
+        it is neither to be fetched nor in the cache, or if its files are damaged.
+        """
+        folder = Path(pretrained_model_name_or_path)
+        if not folder.is_dir():
+            folder = fetch(str(pretrained_model_name_or_path), revision, **options)
+        return _from_folder(folder, trust_remote_code)
 
     @cached_property
     def encoder(self) -> Encoder:
@@ -69,14 +143,7 @@ class Model:
 
         And equal prompts for the base model.
         """
-        digest = hashlib.sha256(json.dumps(self.config.to_dict(), sort_keys=True).encode())
-        for leaf in jax.tree.leaves(self.variables):
-            digest.update(np.asarray(leaf).tobytes())
-        if self.encoder_adapter is not None:
-            for name in (CONFIG_FILE, WEIGHTS_FILE):
-                digest.update(read_file(self.encoder_adapter / name))
-        digest.update((self.chat_template or "").encode())
-        return digest.hexdigest()
+        return fingerprint(self.config, self.variables, self.encoder_adapter, self.chat_template)
 
     def generate(self, descriptions: Sequence[str] | None = None, instances: Sequence[str] | None = None) -> Adapter:
         """One adapter per description, per instance, or per pair of them, along the leading axis.
@@ -120,11 +187,16 @@ def load(location: str | Path | None = None, *, trust_remote_code: bool = False)
     comes with its text encoder runs only with `trust_remote_code`. Raises UserError if there is no such model, or if
     its files are damaged.
     """
-    folder = model_folder(location)
+    return _from_folder(model_folder(location), trust_remote_code)
+
+
+def _from_folder(folder: Path, trust_remote_code: bool) -> Model:
     config, variables = load_model(folder)
     adapter = folder / ENCODER_FOLDER if config.encoder_adapter else None
-    template = load_template(folder, config)
-    return Model(config, variables, trust_remote_code, adapter, template, descriptions.read(folder))
+    template, trained = load_template(folder, config), descriptions.read(folder)
+    model = Model(config, variables, trust_remote_code, adapter, template, trained)
+    object.__setattr__(model, "card", load_card(folder))
+    return model
 
 
 @partial(jax.jit, static_argnums=(0, 1))

@@ -1,12 +1,18 @@
 """The published hypernetwork as a user meets it."""
 
-from dataclasses import replace
+import copy
+import json
+from dataclasses import FrozenInstanceError, fields, replace
 from pathlib import Path
 
+import huggingface_hub.constants
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hub_server import connect, running
+from huggingface_hub import ModelCard, ModelHubMixin
+from safetensors.numpy import load_file
 from tiny_published import NET, SPEC, HashEncoder, reading, save_base, save_published, tiny_config
 
 import t2l_jax
@@ -191,3 +197,125 @@ def test_what_a_model_does_not_read_or_lacks_is_named(reads, texts, inputs, mess
 def test_describe_says_what_is_read(tmp_path):
     assert "reads         descriptions and instances\n" in describe(save_published(tmp_path / "a", reading("both")))
     assert "reads         descriptions\n" in describe(save_published(tmp_path / "b", tiny_config()))
+
+
+def equal(found, wanted):
+    """Whether two models are the same, but for where their files are."""
+    assert found.config == wanted.config
+    assert jax.tree.structure(found.variables) == jax.tree.structure(wanted.variables)
+    jax.tree.map(np.testing.assert_array_equal, found.variables, wanted.variables)
+    assert found.fingerprint == wanted.fingerprint
+    jax.tree.map(np.testing.assert_array_equal, found.generate(TEXTS).weights, wanted.generate(TEXTS).weights)
+    return True
+
+
+def test_save_pretrained_and_from_pretrained_change_nothing(model, tmp_path):
+    assert model.save_pretrained(tmp_path / "new" / "m") is None
+    assert equal(Model.from_pretrained(tmp_path / "new" / "m"), model)
+    assert equal(load(tmp_path / "new" / "m"), model)
+    files = sorted(path.name for path in (tmp_path / "new" / "m").iterdir())
+    assert files == ["README.md", "config.json", "model.safetensors"]
+    config = json.loads((tmp_path / "new" / "m" / "config.json").read_text())
+    assert config == json.loads(json.dumps(model.config.to_dict()))  # ours, and nothing else
+    card = (tmp_path / "new" / "m" / "README.md").read_text()
+    assert card.endswith("---\n\n# A tiny model\n")  # it had no YAML
+    load(tmp_path / "new" / "m").save_pretrained(tmp_path / "again")
+    assert (tmp_path / "again" / "README.md").read_text() == card
+
+
+def test_what_belongs_to_a_model_is_saved_with_it(model, tmp_path):
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter/adapter_config.json").write_text("{}")
+    (tmp_path / "adapter/adapter_model.safetensors").write_bytes(b"weights")
+    halves = jax.tree.map(lambda leaf: leaf.astype(jnp.float16).astype(jnp.float32), model.variables)
+    own = replace(model, variables=halves, encoder_adapter=tmp_path / "adapter", chat_template="{{ x }}")
+    own.save_pretrained(tmp_path / "m")
+    found = load(tmp_path / "m")
+    assert found.config == replace(model.config, encoder_adapter=True, chat_template=True)
+    assert (found.encoder_adapter / "adapter_model.safetensors").read_bytes() == b"weights"
+    assert found.chat_template == "{{ x }}"
+    stored = load_file(tmp_path / "m" / "model.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {np.dtype(np.float16)}  # as nothing is lost
+    card = ModelCard.load(tmp_path / "m" / "README.md")
+    assert card.data.library_name == "t2l_jax"
+    assert str(found.generate_model_card().data) == str(card.data)
+
+
+def test_save_pretrained_leaves_what_is_there(model, tmp_path):
+    (tmp_path / "config.json").write_text("mine")
+    with pytest.raises(UserError, match="exists already and is not overwritten"):
+        model.save_pretrained(tmp_path)
+    assert (tmp_path / "config.json").read_text() == "mine"
+    with pytest.raises(UserError, match="cannot be"):
+        model.save_pretrained(tmp_path / "config.json" / "m")
+
+
+def test_a_frozen_model_is_a_mixin_and_a_dataclass(model):
+    assert isinstance(model, ModelHubMixin)
+    changed = replace(model, trust_remote_code=True)
+    assert changed.config is model.config
+    assert (model.card, changed.card) == ("# A tiny model\n", None)  # what it says may be true no more
+    assert copy.copy(model).card == model.card
+    with pytest.raises(FrozenInstanceError):
+        model.card = "x"
+    assert [field.name for field in fields(Model)][:2] == ["config", "variables"]
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    with running() as found:
+        connect(monkeypatch, found, tmp_path / "home")
+        yield found
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+def test_pushed_to_the_hub_and_pulled_it_is_the_same(model, hub, monkeypatch):
+    url = model.push_to_hub("org/tiny-net")
+    assert url.startswith(f"{hub.url}/org/tiny-net/commit/")
+    assert sorted(hub.repos["org/tiny-net"].files) == ["README.md", "config.json", "model.safetensors"]
+    pulled = Model.from_pretrained("org/tiny-net")
+    assert equal(pulled, model)
+    assert equal(load("hf:org/tiny-net"), pulled)
+    revision = hub.repos["org/tiny-net"].commits[-1]
+    assert equal(Model.from_pretrained("org/tiny-net", revision=revision), pulled)
+    hub.seen.clear()
+    assert equal(Model.from_pretrained("org/tiny-net", local_files_only=True), model)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)  # what is in the cache is enough
+    assert equal(Model.from_pretrained("org/tiny-net"), model)
+    assert equal(load("hf:org/tiny-net"), model)
+    assert not hub.seen
+    with pytest.raises(UserError, match=r"hf:org/other: could not be fetched .*offline, only models"):
+        Model.from_pretrained("org/other")
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+def test_what_cannot_be_pulled_is_said(model, hub, monkeypatch, tmp_path):
+    for name in ("org/none", "a b", "../x", "hf:org/none"):
+        with pytest.raises(UserError, match="could not be fetched"):
+            Model.from_pretrained(name)
+    model.push_to_hub("org/mine", private=True)
+    with pytest.raises(UserError, match="org/mine@v9: could not be fetched"):
+        Model.from_pretrained("org/mine", revision="v9")
+    connect(monkeypatch, hub, tmp_path / "another", "hf_other")
+    with pytest.raises(UserError, match="org/mine: could not be fetched"):
+        Model.from_pretrained("org/mine")
+    assert equal(Model.from_pretrained("org/mine", token="hf_reads"), model)
+
+
+@pytest.mark.parametrize("config", [b"[1]", b"{", b'{"hypernet": 1, "encoder_adapter": true}', b"\xff"])
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+def test_a_damaged_repository_is_refused_as_a_folder_is(model, hub, config):
+    model.push_to_hub("org/mine")
+    hub.repos["org/mine"].files["config.json"] = (config, False)
+    with pytest.raises(UserError, match=r"config\.json"):
+        Model.from_pretrained("org/mine")
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+def test_of_a_repository_only_safe_files_are_fetched(model, hub):
+    model.push_to_hub("org/mine")
+    for name in ("pytorch_model.bin", "modeling.py", "x.pkl"):
+        hub.repos["org/mine"].files[name] = (b"import os", False)
+    Model.from_pretrained("org/mine")
+    asked = {path.split("/")[-1] for _, path, _ in hub.seen if "/resolve/" in path}
+    assert asked == {"README.md", "config.json", "model.safetensors"}

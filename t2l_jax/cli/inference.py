@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from t2l_jax.cli import hub
 from t2l_jax.cli.models import ModelLocation
 from t2l_jax.cli.training import Distributed
 from t2l_jax.errors import UserError
@@ -25,6 +26,7 @@ class Generate:
       t2l generate --from tasks.jsonl --out adapters/
       t2l generate --from tasks.jsonl --out packed/ --format packed --dtype bfloat16
       t2l generate "Answer with the last word." --instance "red green blue" --model runs/instances/model --out one/
+      t2l generate --from tasks.jsonl --out adapters/ --push org/adapters
     """
 
     description: Positional[Annotated[str | None, arg(metavar="DESCRIPTION")]] = None
@@ -46,6 +48,8 @@ class Generate:
     base_name: Annotated[str | None, arg(metavar="NAME")] = None
     """Base model's name in the adapters' configuration. Default: its name on the hub. vLLM's filesystem resolver wants
     what `vllm serve` was given."""
+    push: hub.Push = None
+    private: hub.Private = False
     distributed: Distributed = "auto"
     trust_remote_code: bool = False
     """Run Python code that comes with the text encoder. Only for an architecture that neither this package nor
@@ -61,6 +65,9 @@ class Generate:
             raise UserError(
                 "--format and --dtype are for --from tasks.jsonl: a single adapter is a float32 PEFT folder"
             )
+        if self.push is not None and self.format != "folders":
+            raise UserError("--push is for --format folders: other programs read no packed adapters")
+        hub.check_private(self.push, self.private)
         if self.file is not None:
             self._many(self.file)
         else:
@@ -76,12 +83,14 @@ class Generate:
             if text is not None:
                 prepare(text, name)
         refuse_existing(self.out)
+        hub.check(self.push)
         model = load(self.model, trust_remote_code=self.trust_remote_code)
         adapter = model.generate(*(None if text is None else [text] for text in texts.values()))[0]
         source = "\n\n".join(text for text in texts.values() if text is not None)
         name = self.base_name or model.config.base_name
         save_peft(adapter, self.out, base_model=name, description=source)
         print(f"adapter for {name} written to {self.out}")
+        hub.push(self.out, self.push, self.private)
 
     def _many(self, file: Path) -> None:
         from t2l_jax import bulk, distributed, load
@@ -89,11 +98,18 @@ class Generate:
         distributed.start(self.distributed, stops=False)
         with distributed.together():
             requests = bulk.read_requests(file)
+            if distributed.is_main():
+                hub.check(self.push)
             model = load(self.model, trust_remote_code=self.trust_remote_code)
         packed = self.format == "packed"
         made = bulk.generate_to_folder(model, requests, self.out, self.batch, packed, self.dtype, self.base_name)
         if distributed.is_main():
             print(f"{made} adapters written, {len(requests)} in {self.out}")
+        if self.push is not None:
+            with distributed.together():
+                if distributed.is_main():
+                    bulk.write_card(model, self.out, self.base_name)
+        hub.push(self.out, self.push, self.private)
 
 
 @dataclass(frozen=True)

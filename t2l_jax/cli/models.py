@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from t2l_jax.cli import hub
 from t2l_jax.errors import UserError
 
 ModelLocation = Annotated[str | None, arg(metavar="MODEL")]
@@ -39,6 +40,7 @@ class Publish:
     Examples:
       t2l publish runs/words --out smollm2-words
       t2l publish runs/words --encoder runs/encoder --alpha 13.6 --out smollm2-words
+      t2l publish runs/words --results evaluation --out smollm2-words --push org/smollm2-words
     """
 
     run_folder: Positional[Annotated[Path, arg(metavar="RUN")]]
@@ -49,12 +51,21 @@ class Publish:
     """PEFT folder of an adapter to publish for the text encoder. Default: the model's own, if any."""
     alpha: Annotated[float | None, arg(metavar="ALPHA")] = None
     """LoRA alpha of the generated adapters; a smaller value weakens them. Default: the alpha of training."""
+    results: Annotated[Path | None, arg(metavar="FOLDER")] = None
+    """Output folder of a t2l evaluate of this model, whose averages its card then has."""
+    push: hub.Push = None
+    private: hub.Private = False
 
     def run(self) -> None:
+        from t2l_jax.io.files import refuse_existing
         from t2l_jax.io.published import publish
 
-        config = publish(self.run_folder, self.out, encoder=self.encoder, alpha=self.alpha)
+        hub.check_private(self.push, self.private)
+        refuse_existing(self.out)
+        hub.check(self.push)
+        config = publish(self.run_folder, self.out, encoder=self.encoder, alpha=self.alpha, results=self.results)
         print(f"hypernetwork for {config.base_name} published to {self.out}")
+        hub.push(self.out, self.push, self.private)
 
 
 @dataclass(frozen=True)

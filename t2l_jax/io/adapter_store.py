@@ -2,6 +2,7 @@
 
     folder/store.json          fingerprint and format of the adapters; must match to resume
     folder/<name>/             one PEFT folder per adapter
+    folder/README.md           a model card of the whole, where `write_collection_card` is called
     folder/manifest.jsonl      name, description, sha256 and bytes of every adapter; written when a run has succeeded
 
 Of several processes in a run all write adapters, to one folder that they share, and the main one the rest. It holds the
@@ -28,6 +29,7 @@ import jax
 
 from t2l_jax.distributed import from_main, gather, in_main, is_main, together
 from t2l_jax.errors import UserError
+from t2l_jax.io.cards import CARD_FILE, AdapterCard
 from t2l_jax.io.files import (
     PARTIAL_SUFFIX,
     atomic_folder,
@@ -38,11 +40,12 @@ from t2l_jax.io.files import (
     os_errors_explained,
     read_file,
     read_json,
+    read_jsonl,
     remove_partials,
 )
 from t2l_jax.io.peft import CONFIG_FILE, DESCRIPTION_FILE, WEIGHTS_FILE, HostWeights, PeftFormat
 from t2l_jax.io.shared import check_shared
-from t2l_jax.schema import shown
+from t2l_jax.schema import Schema, Text, checked, shown
 
 STORE_FILE = "store.json"
 MANIFEST_FILE = "manifest.jsonl"
@@ -54,11 +57,26 @@ def check_adapter_names(names: Sequence[str]) -> None:
     """Raise UserError if a name is unsafe as a folder name, that of a file of the store, or given twice."""
     seen: set[str] = set()
     for name in names:
-        if check_name(name).lower() in (STORE_FILE, MANIFEST_FILE):
+        if check_name(name).lower() in (STORE_FILE, MANIFEST_FILE, CARD_FILE.lower()):
             raise UserError(f"an adapter cannot be named {name}: the store has a file of that name")
         if name in seen:
             raise UserError(f"the name {name!r} is given to two adapters: names must differ")
         seen.add(name)
+
+
+class _Listed(Schema):
+    """What is read of a line of a manifest."""
+
+    name: Text
+    description: str
+
+
+def write_collection_card(folder: Path, card: AdapterCard) -> None:
+    """Write README.md beside a manifest: a table of the adapters in the folder."""
+    path = folder / MANIFEST_FILE
+    listed = [checked(_Listed, record, f"{path}, line {number}") for number, record in read_jsonl(path)]
+    rows = [(one.name, one.description) for one in listed]
+    atomic_write(folder / CARD_FILE, card.of_collection(rows, len(rows), MANIFEST_FILE))
 
 
 class AdapterStore:

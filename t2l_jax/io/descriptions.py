@@ -1,11 +1,14 @@
-"""What a published hypernetwork was trained on, in words: the file `descriptions.json` of its folder.
+"""What a published hypernetwork was trained on, in words: the file `descriptions.json.gz` of its folder.
 
     {"trained": ["Answer with the last word.", ...], "examples": [{"description": ..., "input": ...}, ...]}
 
 `trained` has one description of each training task, `examples` what to show to somebody who has no idea yet.
 """
 
+import gzip
+import io
 import json
+import zlib
 from pathlib import Path
 from typing import Annotated
 
@@ -15,7 +18,7 @@ from t2l_jax.errors import UserError
 from t2l_jax.io.files import open_file, os_errors_explained, parse_json
 from t2l_jax.schema import Schema, Several, Text, checked
 
-FILE = "descriptions.json"
+FILE = "descriptions.json.gz"
 MOST_TASKS = 4096
 MOST_BYTES = 1 << 24
 
@@ -41,7 +44,7 @@ def write(folder: Path, descriptions: Descriptions) -> None:
     """Write the file, unless there is nothing to say."""
     if descriptions != NONE:
         text = json.dumps(descriptions.model_dump(), indent=0, ensure_ascii=False)
-        (folder / FILE).write_text(text + "\n", encoding="utf-8")
+        (folder / FILE).write_bytes(gzip.compress(text.encode(), mtime=0))
 
 
 def read(folder: Path) -> Descriptions:
@@ -50,7 +53,12 @@ def read(folder: Path) -> Descriptions:
     if not path.exists():
         return NONE
     with os_errors_explained(path, "read"), open_file(path) as file:
-        data = file.read(MOST_BYTES + 1)
+        packed = file.read(MOST_BYTES)
+    try:
+        with gzip.open(io.BytesIO(packed)) as unpacked:
+            data = unpacked.read(MOST_BYTES + 1)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: damaged ({error}): fetch the whole folder again") from error
     if len(data) > MOST_BYTES:
         raise UserError(f"{path}: has more than {MOST_BYTES:,} bytes: fetch the whole folder again")
     return checked(Descriptions, parse_json(data, str(path)), str(path))

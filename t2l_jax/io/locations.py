@@ -12,9 +12,12 @@ of one revision, and the hub is queried once. Downloads are stored atomically in
 import hashlib
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
@@ -26,7 +29,16 @@ from t2l_jax.io.wheels import resolve_wheel
 
 HTTP_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]  # of httpx or httpx2, whichever the hub's client uses
 # No pickles, no code, and no GGUF unless named: GGUF repositories hold one file per quantisation.
-_HUB_WANTED = ["*.safetensors", "flax_model*", "*.json", "*.jinja", "*.txt", "tokenizer.model", "README.md"]
+_HUB_WANTED = [
+    "*.safetensors",
+    "flax_model*",
+    "*.json",
+    "*.json.gz",
+    "*.jinja",
+    "*.txt",
+    "tokenizer.model",
+    "README.md",
+]
 _HUB_UNWANTED = ["original/*", "consolidated*", "onnx/*"]
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB = re.compile(rf"({HUB_NAME.pattern})(?:@([\w./-]+))?(?::([\w./-]+\.gguf))?")
@@ -84,16 +96,33 @@ def _resolve_hub(name: str, config_only: bool) -> Path:
     if match is None:
         raise UserError(f"hf:{name}: write hf:org/name, hf:org/name@revision or hf:org/name:file.gguf")
     repo, revision, file = match.groups()
-    try:
-        if file:
-            parts = [str(part) for part in split_parts(Path(file))]
-            paths = [Path(huggingface_hub.hf_hub_download(repo, part, revision=revision)) for part in parts]
-            return paths[0]
-        wanted = ["config.json"] if config_only else _HUB_WANTED
-        folder = huggingface_hub.snapshot_download(
-            repo, revision=revision, allow_patterns=wanted, ignore_patterns=_HUB_UNWANTED
+    if not file:
+        return fetch(repo, revision, config_only=config_only)
+    with _hub_errors_explained(name):
+        parts = [str(part) for part in split_parts(Path(file))]
+        paths = [Path(huggingface_hub.hf_hub_download(repo, part, revision=revision)) for part in parts]
+        return paths[0]
+
+
+def fetch(repo: str, revision: str | None = None, *, config_only: bool = False, **options: Any) -> Path:
+    """The folder of a repository's files that are safe to read, downloaded first if needed.
+
+    `options` are those of huggingface_hub's `snapshot_download`: token, cache_dir, local_files_only, force_download.
+    Raises UserError if it cannot be fetched and is not in the cache.
+    """
+    wanted = ["config.json"] if config_only else _HUB_WANTED
+    with _hub_errors_explained(f"{repo}@{revision}" if revision else repo):
+        return Path(
+            huggingface_hub.snapshot_download(
+                repo, revision=revision, allow_patterns=wanted, ignore_patterns=_HUB_UNWANTED, **options
+            )
         )
-        return Path(folder)
+
+
+@contextmanager
+def _hub_errors_explained(name: str) -> Iterator[None]:
+    try:
+        yield
     except (OSError, ValueError, HTTP_ERROR, EntryNotFoundError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(

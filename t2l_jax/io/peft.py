@@ -1,4 +1,4 @@
-"""Adapters as PEFT folders: `adapter_config.json`, `adapter_model.safetensors`, and the description.
+"""Adapters as PEFT folders: `adapter_config.json`, `adapter_model.safetensors`, a model card, and the description.
 
 When writing, the scale is folded into B and `lora_alpha` is set to the rank, an integer, so alpha/r is 1. PEFT, vLLM,
 SGLang and llama.cpp then read the same delta with or without support for rsLoRA, as do readers (Ollama) that accept
@@ -27,6 +27,7 @@ import numpy as np
 from t2l_jax.decoder import DecoderConfig
 from t2l_jax.errors import UserError
 from t2l_jax.io.adapter_config import AdapterConfig
+from t2l_jax.io.cards import CARD_FILE, AdapterCard
 from t2l_jax.io.files import atomic_folder, check_name, os_errors_explained, read_file
 from t2l_jax.io.pairs import Pairs, Place, assemble
 from t2l_jax.io.safetensors_header import load_float32
@@ -103,6 +104,11 @@ class PeftFormat:
         text += b" " * (-len(text) % 8)  # the payload starts at a multiple of 8
         return len(text).to_bytes(8, "little") + text
 
+    @cached_property
+    def card(self) -> AdapterCard:
+        """What the adapters' README.md says."""
+        return AdapterCard(self.spec, self.base_model)
+
     @property
     def num_bytes(self) -> int:
         """Size in bytes of an `adapter_model.safetensors` of this format."""
@@ -130,6 +136,7 @@ class PeftFormat:
     def write(self, folder: Path, blocks: Sequence[bytes | memoryview], description: str | None) -> None:
         """Write one adapter's files into an existing folder; `blocks` is the result of `self.blocks`."""
         (folder / CONFIG_FILE).write_bytes(self.config)
+        (folder / CARD_FILE).write_bytes(self.card.text(description).encode())
         if description is not None:
             (folder / DESCRIPTION_FILE).write_bytes(description.encode())
         with (folder / WEIGHTS_FILE).open("wb") as file:

@@ -4,8 +4,10 @@ If its text encoder has a LoRA adapter, the subfolder `encoder` holds it, and th
 `chat_template.jinja`, if it was trained with prompts that the base model's own chat template does not write.
 """
 
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
 from pathlib import Path
@@ -15,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
+from huggingface_hub import EvalResult
 from pydantic import Strict
 from safetensors.numpy import save
 
@@ -26,7 +29,8 @@ from t2l_jax.io.descriptions import Descriptions
 from t2l_jax.io.encoder_adapter import adapted, copy_adapter, is_adapter
 from t2l_jax.io.files import atomic_folder, open_file, os_errors_explained, read_file, read_json
 from t2l_jax.io.locations import resolve
-from t2l_jax.io.peft import WEIGHTS_FILE
+from t2l_jax.io.model_card import PAPER, front_matter, known_facts, read_results
+from t2l_jax.io.peft import CONFIG_FILE, WEIGHTS_FILE
 from t2l_jax.io.safetensors_header import load_float32
 from t2l_jax.io.tensor import all_finite
 from t2l_jax.lora import Adapter, LoraModule, LoraSpec
@@ -38,7 +42,7 @@ MODEL_FOLDER = "model"  # in a run folder
 IDENTITIES_FILE = "tasks.json"  # in a one-hot run: the tasks in the order of the entries of z
 ENCODER_FOLDER = "encoder"  # in a published folder: the text encoder's adapter
 TEMPLATE_FILE = "chat_template.jinja"  # in a published folder
-MAX_TEMPLATE = 1 << 20  # bytes
+MAX_TEXT = 1 << 20  # bytes of a chat template or a model card
 ADAPTERS = ("offset", "mean", "std")  # variables of the hypernetwork that are adapters
 STATISTICS = ("constants/mean/", "constants/std/")  # prefixes of the tensors of standardised outputs
 PromptModes = Literal["instance", "instruction", "definition", "both"]  # both: instance, and one of the others
@@ -159,13 +163,40 @@ def save_model(
         descriptions_file.write(partial, descriptions)
 
 
-def model_card(config: ModelConfig, training: str) -> str:
-    """The README of a published folder; `training` is a paragraph about how it was trained."""
+def lossless_dtype(variables: Variables) -> type[np.floating]:
+    """The type to save weights in that changes none: float16 for those of a file of halves, or else float32."""
+    leaves = [np.asarray(leaf) for name, leaf in tensors_of(variables).items() if not name.startswith(STATISTICS)]
+    with np.errstate(over="ignore"):
+        halves = all((leaf.astype(np.float16) == leaf.astype(np.float32)).all() for leaf in leaves)
+    return np.float16 if halves else np.float32
+
+
+def fingerprint(config: ModelConfig, variables: Variables, encoder_adapter: Path | None, template: str | None) -> str:
+    """A hash of a hypernetwork; models with equal ones write equal adapters, and equal prompts for the base model."""
+    digest = hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True).encode())
+    for leaf in jax.tree.leaves(variables):
+        digest.update(np.asarray(leaf).tobytes())
+    if encoder_adapter is not None:
+        for name in (CONFIG_FILE, WEIGHTS_FILE):
+            digest.update(read_file(encoder_adapter / name))
+    digest.update((template or "").encode())
+    return digest.hexdigest()
+
+
+def model_card(
+    config: ModelConfig, training: str, facts: Mapping[str, str] | None = None, results: Sequence[EvalResult] = ()
+) -> str:
+    """The README of a published folder; `training` is a paragraph about how it was trained.
+
+    `facts` are fields of its YAML that are known of this model alone, such as the license.
+    """
     encoder = "none, one-hot task identities" if config.encoder is None else f"`{config.encoder}`"
     source, code = CARDS[config.reads]
     adapter = f" with the adapter in {ENCODER_FOLDER}/" * config.encoder_adapter
-    return f"""# A Text-to-LoRA hypernetwork for {config.base_name}
+    return f"""{front_matter(config.base_name, facts, results)}\
+# A Text-to-LoRA hypernetwork for {config.base_name}
 
+A hypernetwork as of [Text-to-LoRA]({PAPER}).
 From {source} it writes a LoRA adapter (rank {config.lora.rank}, \
 {", ".join(config.lora.names)}) for the base model
 `{config.base}`. Text encoder: {encoder}{adapter}.
@@ -174,20 +205,23 @@ Architecture: {config.hypernet.head}. Prompt mode: {config.prompt}.
 {training}
 
     import t2l_jax
-    model = t2l_jax.load("this folder")
+    model = t2l_jax.load("this folder")  # or "hf:org/name"
     {code}
 """
 
 
-def publish(folder: Path, out: Path, *, encoder: Path | None = None, alpha: float | None = None) -> ModelConfig:
+def publish(
+    folder: Path, out: Path, *, encoder: Path | None = None, alpha: float | None = None, results: Path | None = None
+) -> ModelConfig:
     """Copy a trained model to a new folder, optionally with another text encoder adapter or another LoRA alpha.
 
     `folder` is a published folder or a run folder, `encoder` a PEFT folder; weights are copied unchanged. Alpha scales
-    the generated adapters. Returns the new configuration. Raises UserError if the model is damaged, if `encoder` adapts
-    another text encoder than the model's, or if `out` exists.
+    the generated adapters. `results` is the folder of an evaluation of what is published, for its card. Returns the new
+    configuration. Raises UserError if the model is damaged, if `encoder` adapts another text encoder than the model's,
+    if `results` are another model's, or if `out` exists.
     """
     folder = folder / MODEL_FOLDER if (folder / MODEL_FOLDER / "config.json").exists() else folder
-    config, _ = load_model(folder)
+    config, variables = load_model(folder)
     changed = config if alpha is None else replace(config, lora=replace(config.lora, alpha=alpha))
     own = folder / ENCODER_FOLDER if config.encoder_adapter else None
     if encoder is not None:
@@ -196,15 +230,18 @@ def publish(folder: Path, out: Path, *, encoder: Path | None = None, alpha: floa
         if adapted(encoder) != config.encoder:
             raise UserError(f"{encoder}: adapts {adapted(encoder)}, the model reads {config.encoder}: give another one")
         changed, own = replace(changed, encoder_adapter=True), encoder
-    card = read_file(folder / "README.md").decode(errors="replace") if (folder / "README.md").exists() else ""
+    card = load_card(folder) or ""
     weights, template = read_file(folder / "model.safetensors"), load_template(folder, config)
-    training = [part for part in card.split("\n\n") if part.startswith(("Trained", "Published"))]
-    if changed.lora.alpha != config.lora.alpha:
-        training.append(f"Published with alpha {alpha:g}; before it was {config.lora.alpha:g}.")
+    if results is not None or encoder is not None or changed != config or not card.startswith("---"):
+        training = [part for part in card.split("\n\n") if part.startswith(("Trained", "Published"))]
+        if changed.lora.alpha != config.lora.alpha:
+            training.append(f"Published with alpha {alpha:g}; before it was {config.lora.alpha:g}.")
+        scores = [] if results is None else read_results(results, fingerprint(changed, variables, own, template))
+        card = model_card(changed, "\n\n".join(training), known_facts(card), scores)
     with atomic_folder(out) as partial:
         (partial / "config.json").write_text(json.dumps(changed.to_dict(), indent=2) + "\n")
         (partial / "model.safetensors").write_bytes(weights)
-        (partial / "README.md").write_text(model_card(changed, "\n\n".join(training)))
+        (partial / "README.md").write_text(card)
         if own is not None:
             copy_adapter(own, partial / ENCODER_FOLDER)
         if template is not None:
@@ -243,19 +280,27 @@ def read_config(folder: Path) -> ModelConfig:
     return ModelConfig.from_dict(data, str(path))
 
 
+def load_card(folder: Path) -> str | None:
+    """The model card of a published folder, if it has one that can be one: bytes that are no UTF-8 are replaced."""
+    path = folder / "README.md"
+    with suppress(UserError), os_errors_explained(path, "read"), open_file(path) as file:
+        return file.read(MAX_TEXT).decode(errors="replace")
+    return None
+
+
 def load_template(folder: Path, config: ModelConfig) -> str | None:
     """The chat template of a published folder with this configuration; None if prompts are the base model's own."""
     if not config.chat_template:
         return None
     path = folder / TEMPLATE_FILE
     with os_errors_explained(path, "read"), open_file(path) as file:
-        text = file.read(MAX_TEMPLATE + 1)
+        text = file.read(MAX_TEXT + 1)
     try:
-        if len(text) <= MAX_TEMPLATE:
+        if len(text) <= MAX_TEXT:
             return text.decode()
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text (byte {error.start}): fetch the whole folder again") from error
-    raise UserError(f"{path}: has more than {MAX_TEMPLATE:,} bytes, too much for a chat template")
+    raise UserError(f"{path}: has more than {MAX_TEXT:,} bytes, too much for a chat template")
 
 
 def model_folder(location: str | Path | None) -> Path:

@@ -18,6 +18,7 @@ import jax
 from t2l_jax.decoder import DecoderConfig
 from t2l_jax.encoder import prepare
 from t2l_jax.errors import UserError
+from t2l_jax.io.cards import CARD_FILE
 from t2l_jax.io.families import Family
 from t2l_jax.io.files import check_name
 from t2l_jax.io.gguf_adapter import save_gguf_adapter
@@ -211,7 +212,8 @@ def to_zip(entry: Entry, base_name: str) -> bytes:
     """The adapter as a zip file of a PEFT folder."""
     layout = PeftFormat(entry.adapter.spec, base_name)
     blocks = layout.blocks(jax.device_get(entry.adapter.weights))
-    files: dict[str, bytes] = {CONFIG_FILE: layout.config, WEIGHTS_FILE: b"".join(blocks)}
+    card = layout.card.text(entry.description).encode()
+    files: dict[str, bytes] = {CONFIG_FILE: layout.config, WEIGHTS_FILE: b"".join(blocks), CARD_FILE: card}
     if entry.description is not None:
         files[DESCRIPTION_FILE] = entry.description.encode()
     buffer = io.BytesIO()

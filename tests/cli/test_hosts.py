@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import several
 from command_line import run
+from hub_server import running
 
 from t2l_jax.io.packed import PackedAdapters
 from t2l_jax.io.peft import load_peft
@@ -70,6 +71,22 @@ def test_two_processes_generate_what_one_does(generate):
     output = finish("many", start("many", *generate, "both"))
     assert [own.count("texts: 4\n") for own in output] == [COUNT / 4 / 2] * 2
     assert_same_adapters(Path("both"), Path("alone"))
+
+
+@pytest.mark.long
+def test_of_two_processes_one_pushes_and_the_other_waits(generate, monkeypatch, tmp_path_factory):
+    with running() as hub:
+        for key, value in {
+            **hub.environment,
+            "HF_TOKEN": "hf_writes",
+            "HF_HOME": str(tmp_path_factory.mktemp("h")),
+        }.items():
+            monkeypatch.setenv(key, value)
+        hub.before_commit = lambda: time.sleep(2.5)  # some of the steps in which they meet
+        finish("pushed", start("pushed", *generate, "both", "--push", "org/both"))
+        assert len(hub.repos["org/both"].files) == 4 * COUNT + 3
+        assert len(hub.repos["org/both"].titles) == 1
+        assert [path for _, path, _ in hub.seen].count("/api/whoami-v2") == 1
 
 
 @pytest.mark.long

@@ -15,7 +15,7 @@ import transformers
 
 from t2l_jax.errors import UserError
 from t2l_jax.io import adapter_store
-from t2l_jax.io.adapter_store import AdapterStore
+from t2l_jax.io.adapter_store import AdapterStore, write_collection_card
 from t2l_jax.io.peft import PeftFormat, load_peft
 from t2l_jax.lora import Adapter, LoraModule, LoraSpec
 
@@ -105,6 +105,28 @@ def test_a_second_run_writes_only_what_is_missing_or_damaged(tmp_path):
     assert fill(folder) == []
 
 
+def test_every_adapter_has_its_card_and_one_without_is_still_whole(tmp_path):
+    """Folders of earlier versions have no cards."""
+    fill(tmp_path)
+    texts = [(tmp_path / name / "README.md").read_text() for name in NAMES]
+    assert [f"    Do {name}.\n" in text for name, text in zip(NAMES, texts, strict=True)] == [True] * 6
+    assert "base_model:adapter:org/tiny" in texts[0]
+    (tmp_path / NAMES[2] / "README.md").unlink()
+    assert fill(tmp_path) == []
+
+
+def test_the_card_of_a_folder_is_made_from_its_manifest(tmp_path):
+    fill(tmp_path)
+    write_collection_card(tmp_path, FILES.card)
+    text = (tmp_path / "README.md").read_text()
+    assert [f"| {name} | Do {name}. |" in text for name in NAMES] == [True] * 6
+    assert fill(tmp_path) == []  # and the folder is still a store
+    (tmp_path / "manifest.jsonl").write_text('{"name": 3}\n')
+    with pytest.raises(UserError, match=r"manifest\.jsonl, line 1: field name"):
+        write_collection_card(tmp_path, FILES.card)
+    assert (tmp_path / "README.md").read_text() == text
+
+
 def test_a_manifest_is_there_only_while_it_is_true(tmp_path):
     fill(tmp_path, NAMES[:2])
     with pytest.raises(KeyboardInterrupt), AdapterStore(tmp_path, FILES, "hypernet-1") as store:
@@ -130,6 +152,7 @@ def write_and_interrupt(store):
         ({"names": ["a", "a"]}, "given to two adapters"),
         ({"names": ["../x"]}, "path separator"),
         ({"names": ["store.json"]}, "cannot be named"),
+        ({"names": ["readme.md"]}, "cannot be named"),
     ],
 )
 def test_what_does_not_belong_is_refused(tmp_path, changes, message):
@@ -190,7 +213,7 @@ def test_padding_rows_are_left_out(tmp_path):
 CHILD = """
 import sys, time
 import numpy as np
-from t2l_jax.io.adapter_store import AdapterStore
+from t2l_jax.io.adapter_store import AdapterStore, write_collection_card
 from t2l_jax.io.peft import PeftFormat
 from t2l_jax.lora import LoraModule, LoraSpec
 

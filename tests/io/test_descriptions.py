@@ -1,5 +1,6 @@
-"""descriptions.json of a published folder: what is written comes back, and what is damaged is named."""
+"""descriptions.json.gz of a published folder: what is written comes back, and what is damaged is named."""
 
+import gzip
 import json
 
 import numpy as np
@@ -43,13 +44,22 @@ def test_they_are_published_with_a_model_and_go_with_it(tmp_path):
     ],
 )
 def test_what_is_damaged_is_named(tmp_path, content, message):
-    (tmp_path / FILE).write_bytes(content)
+    (tmp_path / FILE).write_bytes(gzip.compress(content))
     with pytest.raises(UserError, match=message) as caught:
         read(tmp_path)
     assert str(tmp_path / FILE) in str(caught.value)
 
 
+def test_a_file_that_is_cut_or_not_compressed_is_named(tmp_path):
+    write(tmp_path, SOME)
+    whole = (tmp_path / FILE).read_bytes()
+    for content in (whole[:-9], whole[:40], b"{}", whole[:20] + bytes(20) + whole[40:]):
+        (tmp_path / FILE).write_bytes(content)
+        with pytest.raises(UserError, match="damaged"):
+            read(tmp_path)
+
+
 def test_the_packaged_model_has_its_own():
     found = read(PRETRAINED / "smollm2-family")
-    assert len(set(found.trained)) == 3169
+    assert len(set(found.trained)) == 1585
     assert len(found.examples) == 5

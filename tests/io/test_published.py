@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 from dataclasses import replace
 
 import jax
@@ -14,7 +15,7 @@ from t2l_jax import hypernet
 from t2l_jax.errors import UserError
 from t2l_jax.io import published
 from t2l_jax.io.files import atomic_write
-from t2l_jax.io.published import ModelConfig, load_model, model_card, publish, save_model
+from t2l_jax.io.published import ModelConfig, load_card, load_model, model_card, publish, save_model
 from t2l_jax.lora import Adapter
 
 NETS = {
@@ -279,6 +280,20 @@ def test_what_a_model_reads_is_published(reads, tmp_path):
         "both": 'model.generate(["Answer with the last word."], ["red green blue"])',
     }
     assert lines[reads] in model_card(config, "")
+
+
+@pytest.mark.parametrize("kind", ["missing", "folder", "pipe", "binary"])
+def test_a_card_that_cannot_be_read_is_none_and_the_model_is_loaded(folder, kind):
+    path = folder / "README.md"
+    path.unlink()
+    if kind == "folder":
+        path.mkdir()
+    if kind == "pipe":
+        os.mkfifo(path)
+    if kind == "binary":
+        path.write_bytes(b"a \xff b")
+    assert load_card(folder) == ("a \ufffd b" if kind == "binary" else None)
+    assert load_model(folder)[0] == tiny_config()
 
 
 def test_a_configuration_that_does_not_say_what_it_reads_reads_descriptions(tmp_path):

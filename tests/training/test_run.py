@@ -57,7 +57,7 @@ def test_the_published_model_loads_and_generates(recipe, finished):
     model = t2l_jax.load(finished / "model")
     assert (model.config.base, model.config.base_name, model.config.prompt) == (recipe.base, "org/tiny", "instance")
     assert model.config.hypernet == replace(recipe.hypernet, task=replace(recipe.hypernet.task, dim=16))
-    files = {"config.json", "model.safetensors", "README.md", "descriptions.json"}
+    files = {"config.json", "model.safetensors", "README.md", "descriptions.json.gz"}
     assert {path.name for path in (finished / "model").iterdir()} == files
     trained = read_tasks(recipe.tasks[0])["train"]
     assert model.descriptions.trained == tuple(task.descriptions[0] for task in trained)
