@@ -186,10 +186,17 @@ def delta_norms(adapter: Adapter) -> dict[str, Float[Array, "*batch L"]]:
     """
     norms = {}
     for name, w in adapter.weights.items():
-        a, b = w["a"].astype(jnp.float32), w["b"].astype(jnp.float32)
+        # Of factors whose largest number is one, so that no square is too large or too small.
+        (a, largest_a), (b, largest_b) = (_largest_one(w[side].astype(jnp.float32)) for side in ("a", "b"))
         squared = jnp.einsum("...ri,...si,...or,...os->...", a, a, b, b, optimize="optimal")
-        norms[name] = adapter.spec.scale * jnp.sqrt(jnp.maximum(squared, 0))
+        norms[name] = adapter.spec.scale * largest_a * largest_b * jnp.sqrt(jnp.maximum(squared, 0))
     return norms
+
+
+def _largest_one(factor: Float[Array, "*batch m n"]) -> tuple[Float[Array, "*batch m n"], Float[Array, "*batch"]]:
+    """The factor divided by its largest number, and that number."""
+    largest = jnp.maximum(jnp.abs(factor).max((-2, -1)), jnp.finfo(jnp.float32).tiny)
+    return factor / largest[..., None, None], largest
 
 
 def stack(adapters: Sequence[Adapter]) -> Adapter:

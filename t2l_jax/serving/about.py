@@ -3,7 +3,7 @@
 Axes: n training tasks, d width of z, L layers.
 """
 
-import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,12 +11,15 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
+from t2l_jax.errors import UserError
 from t2l_jax.io.files import cache_folder
 from t2l_jax.lora import delta_norms
 from t2l_jax.model import Model
 from t2l_jax.serving.adapters import Entry
+from t2l_jax.serving.engine import Busy
 
 NEAREST = 5
+TOGETHER = 128  # descriptions that are embedded between two looks at whether the server closes
 ODD = 0.05  # share of the training tasks that would themselves count as far from the other ones
 
 
@@ -41,35 +44,43 @@ class Trained:
 
 
 def norms_of(entry: Entry) -> dict[str, Any]:
-    """The Frobenius norms [L] of the adapter's change of each module."""
-    return {"norms": {name: np.asarray(own).round(6).tolist() for name, own in delta_norms(entry.adapter).items()}}
+    """The Frobenius norms [L] of the adapter's change of each module; JSON has no number above float32's largest."""
+    most = np.finfo(np.float32).max
+    norms = {name: np.minimum(np.asarray(own), most) for name, own in delta_norms(entry.adapter).items()}
+    return {"norms": {name: own.round(6).tolist() for name, own in norms.items()}}
 
 
 class Nearest:
-    """Compares descriptions with trained ones, which are embedded for the first and kept on disk. For any thread."""
+    """Compares descriptions with trained ones, which are embedded for the first and kept on disk. For one thread."""
 
     def __init__(self, model: Model) -> None:
         self._model = model
-        self._lock = threading.Lock()
+        self._trained: Trained | None = None
+        self._closed = False
 
-    @cached_property
-    def _trained(self) -> Trained | None:
-        texts = self._model.descriptions.trained
-        if not texts:
-            return None
-        return Trained(texts, _unit(self._model.encoder.embed(texts, cache_folder() / "embeddings")))
+    def close(self) -> None:
+        """Embed no more; who waits gets Busy. May be called from any thread."""
+        self._closed = True
 
-    def nearest_to(self, entry: Entry) -> dict[str, Any]:
+    def to(self, entry: Entry) -> dict[str, Any]:
         """The trained descriptions nearest to an adapter's, and whether they are near; None where nobody knows."""
-        if entry.description is None:
+        texts = self._model.descriptions.trained
+        if entry.description is None or not texts:
             return {"nearest": None, "near": None}
-        with self._lock:
-            trained = self._trained
-        if trained is None:
-            return {"nearest": None, "near": None}
-        found = trained.nearest(self._model.encoder.embed([entry.description])[0])
+        if self._trained is None:
+            parts = [self._embed(texts[start : start + TOGETHER]) for start in range(0, len(texts), TOGETHER)]
+            self._trained = Trained(texts, _unit(np.concatenate(parts)))
+        found = self._trained.nearest(self._model.encoder.embed([entry.description])[0])
         nearest = [{"description": text, "similarity": round(cosine, 4)} for text, cosine in found]
-        return {"nearest": nearest, "near": found[0][1] >= trained.near}
+        return {"nearest": nearest, "near": found[0][1] >= self._trained.near}
+
+    def _embed(self, texts: Sequence[str]) -> np.ndarray:
+        if self._closed:
+            raise Busy
+        try:
+            return self._model.encoder.embed(texts, cache_folder() / "embeddings")
+        except UserError:  # of a disk that is full or that nobody may write to
+            return self._model.encoder.embed(texts)
 
 
 def _unit(z: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import secrets
 import tempfile
 import threading
 import time
@@ -18,8 +19,8 @@ import jax
 from t2l_jax.decoder import DecoderConfig
 from t2l_jax.encoder import prepare
 from t2l_jax.errors import UserError
+from t2l_jax.io.base import load_family
 from t2l_jax.io.cards import CARD_FILE
-from t2l_jax.io.families import Family
 from t2l_jax.io.files import check_name
 from t2l_jax.io.gguf_adapter import save_gguf_adapter
 from t2l_jax.io.peft import CONFIG_FILE, DESCRIPTION_FILE, WEIGHTS_FILE, PeftFormat, load_peft
@@ -29,6 +30,7 @@ from t2l_jax.serving.described import PREFIX
 from t2l_jax.serving.engine import Busy, fitted
 
 TOGETHER = 64  # descriptions whose adapters are written at once
+MIXED = "mix:"  # begins the names that the server gives to mixtures
 MOST_WAITING = 256  # descriptions
 MEMORY = 2**30  # bytes of adapters that clients made, and again of those written for descriptions
 MOST = 1024  # of each
@@ -64,7 +66,7 @@ class Registry:
         self.most = max(1, min(MOST, MEMORY // (4 * spec.size))) if most is None else most
         self.written = 0
         self._named: dict[str, Entry] = {}
-        self._cached: dict[str, Entry] = {}  # by prepared description, the one used last at the end
+        self._cached: dict[str, Entry] = {}  # by prepared description or mixture, the one used last at the end
         self._pending: dict[str, Future[Entry]] = {}  # likewise
         self._waiting: deque[str] = deque()
         self._changed = threading.Condition()
@@ -78,7 +80,7 @@ class Registry:
 
     @property
     def cached(self) -> int:
-        """How many adapters are kept that were written for a description on first use."""
+        """How many adapters are kept that have no name of a client's."""
         return len(self._cached)
 
     def named(self) -> list[Entry]:
@@ -90,8 +92,8 @@ class Registry:
         """The adapter of this name, made before. Raises Unknown."""
         with self._changed:
             entry = self._named.get(name)
-            if entry is None and name.startswith(PREFIX):
-                entry = self._cached.get(_prepared(name))
+            if entry is None and name.startswith((PREFIX, MIXED)):
+                entry = self._cached.get(_key(name))
             if entry is None:
                 raise Unknown(name)
             return entry
@@ -102,13 +104,15 @@ class Registry:
         Raises Unknown, UserError for a description that is none, and Busy. Never cancel the result: others may wait
         for it, too.
         """
-        if not name.startswith(PREFIX):
+        if not name.startswith((PREFIX, MIXED)):
             return _done(self.get(name))
-        text = _prepared(name)
+        text = _key(name)
         with self._changed:
             if entry := self._cached.pop(text, None):
                 self._cached[text] = entry
                 return _done(entry)
+            if name.startswith(MIXED):
+                raise Unknown(name)
             if text not in self._pending:
                 if self._closed or len(self._waiting) >= MOST_WAITING:
                     raise Busy
@@ -129,11 +133,21 @@ class Registry:
                 entry.users -= 1
                 self._make_room()
 
+    def keep(self, adapter: Adapter) -> Entry:
+        """Keep a mixture that has no name while there is room, as those written for descriptions."""
+        entry = Entry(MIXED + secrets.token_hex(8), fitted(adapter, self.spec), "mix")
+        with self._changed:
+            self._cached[entry.name] = entry
+            self._make_room(keep=[entry])
+        return entry
+
     def check(self, name: str, *, replace: bool = False) -> None:
         """Raise UserError if no adapter can be made under this name."""
         check_name(name)
-        if name.startswith(PREFIX) or name in (self.model.config.base_name, self.model.config.base):
-            raise UserError(f"the name {name[:80]!r} is taken: choose one that does not start with {PREFIX}")
+        if name.startswith((PREFIX, MIXED)) or name in (self.model.config.base_name, self.model.config.base):
+            raise UserError(
+                f"the name {name[:80]!r} is taken: choose one that starts neither with {PREFIX} nor {MIXED}"
+            )
         with self._changed:
             if name in self._named and not replace:
                 raise UserError(f"there is an adapter named {name!r} already: choose another name, or delete it first")
@@ -223,13 +237,13 @@ def to_zip(entry: Entry, base_name: str) -> bytes:
     return buffer.getvalue()
 
 
-def to_gguf(entry: Entry, family: Family, base: DecoderConfig, base_name: str) -> bytes:
+def to_gguf(entry: Entry, model: Model) -> bytes:
     """The adapter as a GGUF file for llama.cpp. Raises UserError if llama.cpp cannot apply it to this base model."""
+    family, base = load_family(str(model.base.path))
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "adapter.gguf")
-        save_gguf_adapter(
-            entry.adapter, file, family, base, name=entry.name, base_name=base_name, description=entry.description
-        )
+        names = {"name": entry.name, "base_name": model.config.base_name, "description": entry.description}
+        save_gguf_adapter(entry.adapter, file, family, base, **names)
         return file.read_bytes()
 
 
@@ -285,8 +299,9 @@ def _unzipped(data: bytes, limits: Mapping[str, int]) -> dict[str, bytes]:
     return found
 
 
-def _prepared(name: str) -> str:
-    return prepare(name.removeprefix(PREFIX), "the description")
+def _key(name: str) -> str:
+    """Of a description, by what is embedded of it; of a mixture, its name."""
+    return name if name.startswith(MIXED) else prepare(name.removeprefix(PREFIX), "the description")
 
 
 def _done(entry: Entry) -> Future[Entry]:

@@ -6,12 +6,13 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from starlette.applications import Starlette
+from starlette.convertors import Convertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
@@ -20,13 +21,11 @@ from starlette.types import Receive, Scope, Send
 
 from t2l_jax.algebra import mix
 from t2l_jax.errors import UserError
-from t2l_jax.io.base import load_family
-from t2l_jax.io.families import Family
 from t2l_jax.io.peft import load_peft
 from t2l_jax.llm import LLM
 from t2l_jax.serving import page
 from t2l_jax.serving.about import Nearest, norms_of
-from t2l_jax.serving.adapters import Entry, Registry, Unknown, below, from_zip, most_bytes, to_gguf, to_zip
+from t2l_jax.serving.adapters import MIXED, Entry, Registry, Unknown, below, from_zip, most_bytes, to_gguf, to_zip
 from t2l_jax.serving.choices import Choices, prompts_of
 from t2l_jax.serving.described import PREFIX
 from t2l_jax.serving.engine import Busy, Engine
@@ -58,19 +57,15 @@ class Server:
     """How long a completion may take."""
     _uploading: asyncio.Lock = field(default_factory=asyncio.Lock)  # one at a time, so that memory is enough
     _prompts: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "prompts"))
+    _comparing: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "comparing"))
+    _nearest: Nearest = field(init=False)
 
     @property
     def name(self) -> str:
         return self.registry.model.config.base_name
 
-    @cached_property
-    def trained(self) -> Nearest:
-        return Nearest(self.registry.model)
-
-    @cached_property
-    def family(self) -> Family:
-        """The base model's."""
-        return load_family(self.registry.model.config.base)[0]
+    def __post_init__(self) -> None:
+        self._nearest = Nearest(self.registry.model)
 
     async def health(self, request: Request) -> Response:
         alive = self.engine.alive and self.registry.alive
@@ -99,11 +94,9 @@ class Server:
         body = parsed(NewAdapter, await body_of(request))
         if (body.description is None) == (body.mix is None):
             raise Refused(400, "give either a description or a mix", "description")
-        if body.name is None and body.mix is not None:
-            raise Refused(400, "a mixture needs a name: give one", "name")
         if body.name is not None:
             with _refusing("name"):
-                self.registry.check(body.name, replace=body.replace)
+                self.registry.check(body.name)
         return await while_connected(request.receive, self._make(body))
 
     async def get_adapter(self, request: Request) -> Response:
@@ -119,19 +112,21 @@ class Server:
 
     async def nearest(self, request: Request) -> Response:
         entry = self._get(request.path_params["name"])
-        return JSONResponse(await asyncio.to_thread(self.trained.nearest_to, entry))
+        with _refusing("name"):
+            found = await asyncio.get_running_loop().run_in_executor(self._comparing, self._nearest.to, entry)
+        return JSONResponse(found)
 
     async def download_peft(self, request: Request) -> Response:
         entry = self._get(request.path_params["name"])
         with _refusing("name"):
             data = await asyncio.to_thread(to_zip, entry, self.name)
-        return _file(data, f"{entry.name[:80]}.zip", "application/zip")
+        return _file(data, f"{_stem(entry)}.zip", "application/zip")
 
     async def download_gguf(self, request: Request) -> Response:
         entry = self._get(request.path_params["name"])
         with _refusing("name"):
-            data = await asyncio.to_thread(to_gguf, entry, self.family, self.registry.base, self.name)
-        return _file(data, f"{entry.name[:80]}.gguf", "application/octet-stream")
+            data = await asyncio.to_thread(to_gguf, entry, self.registry.model)
+        return _file(data, f"{_stem(entry)}.gguf", "application/octet-stream")
 
     async def examples(self, request: Request) -> Response:
         known = self.registry.model.descriptions
@@ -171,9 +166,11 @@ class Server:
 
     def close(self, *, drain: bool = True) -> None:
         """End the threads: after the jobs that they have, or at once."""
+        self._nearest.close()
         self.engine.close(drain=drain)
         self.registry.close()
         self._prompts.shutdown()
+        self._comparing.shutdown()
 
     async def _complete(self, request: Request, kind: type[Completion], shape: type[Shape]) -> Response:
         body = parsed(kind, await body_of(request))
@@ -226,7 +223,6 @@ class Server:
                 return JSONResponse(self._adapter(found), 201)
             entry = replace(found, name=name, created=int(time.time()), users=0)
         else:
-            assert name is not None
             parts = [await self._found(share.name, "mix") for share in body.mix or ()]
             weights = [share.weight for share in body.mix or ()]
             for part in parts:
@@ -236,9 +232,11 @@ class Server:
                     )
             with _refusing("mix"):
                 adapter = await asyncio.to_thread(mix, [part.adapter for part in parts], weights)
+            if name is None:
+                return JSONResponse(self._adapter(registry.keep(adapter)), 201)
             entry = Entry(name, adapter, "mix")
         with _refusing("name"):
-            return JSONResponse(self._adapter(registry.add(entry, replace=body.replace)), 201)
+            return JSONResponse(self._adapter(registry.add(entry)), 201)
 
     def _get(self, name: str, param: str = "name") -> Entry:
         with _refusing(param):
@@ -268,6 +266,10 @@ class Server:
             "parameters": spec.size,
             "seconds": entry.seconds,
         }
+
+
+def _stem(entry: Entry) -> str:
+    return entry.name.removeprefix(PREFIX).removeprefix(MIXED)[:80].strip(". ") or "adapter"
 
 
 def _file(data: bytes, name: str, kind: str) -> Response:
@@ -303,6 +305,21 @@ class _refusing(AbstractContextManager[None]):
             raise busy() from error
 
 
+class _Name(Convertor[str]):
+    """Any name in a path: slashes and line breaks may be in a description."""
+
+    regex = "(?s:.+)"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("name", _Name())
+
+
 def application(server: Server, key: str | None = None, hosts: frozenset[str] | None = None) -> Gate:
     """The ASGI application of a server; with a key, only for those who send it. It closes the server when it ends."""
 
@@ -319,19 +336,19 @@ def application(server: Server, key: str | None = None, hosts: frozenset[str] | 
         Route("/health", server.health),
         Route("/metrics", metrics),
         Route("/v1/models", server.models),
-        Route("/v1/models/{name:path}", server.model),
+        Route("/v1/models/{name:name}", server.model),
         Route("/v1/chat/completions", server.chat, methods=["POST"]),
         Route("/v1/completions", server.text, methods=["POST"]),
         Route("/v1/examples", server.examples),
         Route("/v1/adapters", server.list_adapters),
         Route("/v1/adapters", server.make_adapter, methods=["POST"]),
-        Route("/v1/adapters/{name:path}/norms", server.norms),
-        Route("/v1/adapters/{name:path}/nearest", server.nearest),
-        Route("/v1/adapters/{name:path}/adapter.gguf", server.download_gguf),
-        Route("/v1/adapters/{name:path}/peft.zip", server.download_peft),
-        Route("/v1/adapters/{name:path}/peft.zip", server.upload, methods=["PUT"]),
-        Route("/v1/adapters/{name:path}", server.get_adapter),
-        Route("/v1/adapters/{name:path}", server.delete_adapter, methods=["DELETE"]),
+        Route("/v1/adapters/{name:name}/norms", server.norms),
+        Route("/v1/adapters/{name:name}/nearest", server.nearest),
+        Route("/v1/adapters/{name:name}/adapter.gguf", server.download_gguf),
+        Route("/v1/adapters/{name:name}/peft.zip", server.download_peft),
+        Route("/v1/adapters/{name:name}/peft.zip", server.upload, methods=["PUT"]),
+        Route("/v1/adapters/{name:name}", server.get_adapter),
+        Route("/v1/adapters/{name:name}", server.delete_adapter, methods=["DELETE"]),
         Route("/v1/load_lora_adapter", server.load, methods=["POST"]),
         Route("/v1/unload_lora_adapter", server.unload, methods=["POST"]),
     ]

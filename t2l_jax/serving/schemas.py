@@ -155,13 +155,13 @@ class Share(Schema):
 class NewAdapter(Request):
     """The body of POST /v1/adapters: a description, or a mixture of adapters.
 
-    Without a name, the adapter of a description is called `t2l:` and the description, as everywhere.
+    Without a name, the adapter of a description is called `t2l:` and the description, as everywhere, and a mixture gets
+    a name. Both are kept while there is room.
     """
 
     name: Text | None = None
     description: Text | None = None
     mix: Annotated[list[Share], Field(min_length=1, max_length=16)] | None = None
-    replace: bool = False
 
 
 class LoadAdapter(Request):
