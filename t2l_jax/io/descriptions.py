@@ -14,6 +14,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from t2l_jax.data.tasks import evenly
 from t2l_jax.errors import UserError
 from t2l_jax.io.files import open_file, os_errors_explained, parse_json
 from t2l_jax.schema import Schema, Several, Text, checked
@@ -41,10 +42,17 @@ NONE = Descriptions()
 
 
 def write(folder: Path, descriptions: Descriptions) -> None:
-    """Write the file, unless there is nothing to say."""
+    """Write the file, unless there is nothing to say: as many descriptions, evenly spaced, as MOST_BYTES have room for."""
     if descriptions != NONE:
-        text = json.dumps(descriptions.model_dump(), indent=0, ensure_ascii=False)
-        (folder / FILE).write_bytes(gzip.compress(text.encode(), mtime=0))
+        room = MOST_BYTES - len(_packable(descriptions.model_copy(update={"trained": ("",)})))
+        sizes = [len(json.dumps(text, ensure_ascii=False).encode()) + 2 for text in descriptions.trained]
+        most = next((n for n in range(len(sizes), 0, -1) if sum(evenly(sizes, n)) <= room), 0)
+        kept = descriptions.model_copy(update={"trained": tuple(evenly(descriptions.trained, most))})
+        (folder / FILE).write_bytes(gzip.compress(_packable(kept), mtime=0))
+
+
+def _packable(descriptions: Descriptions) -> bytes:
+    return json.dumps(descriptions.model_dump(), indent=0, ensure_ascii=False).encode()
 
 
 def read(folder: Path) -> Descriptions:
