@@ -42,7 +42,10 @@ NONE = Descriptions()
 
 
 def write(folder: Path, descriptions: Descriptions) -> None:
-    """Write the file, unless there is nothing to say: as many descriptions, evenly spaced, as MOST_BYTES have room for."""
+    """Write the file, unless there is nothing to say.
+
+    It has as many of the training tasks' descriptions, evenly spaced, as MOST_BYTES have room for.
+    """
     if descriptions != NONE:
         room = MOST_BYTES - len(_packable(descriptions.model_copy(update={"trained": ("",)})))
         sizes = [len(json.dumps(text, ensure_ascii=False).encode()) + 2 for text in descriptions.trained]

@@ -223,8 +223,9 @@ def publish(
 
     `folder` is a published folder or a run folder, `encoder` a PEFT folder; weights are copied unchanged. Alpha scales
     the generated adapters. `results` is the folder of an evaluation of what is published, for its card. Without
-    `descriptions`, those of the training tasks stay out. Returns the new configuration. Raises UserError if the model is damaged, if `encoder` adapts another text encoder than the model's,
-    if `results` are another model's, or if `out` exists.
+    `descriptions`, those of the training tasks stay out. Returns the new configuration. Raises UserError if the model
+    is damaged, if `encoder` adapts another text encoder than the model's, if `results` are another model's, or if `out`
+    exists.
     """
     folder = folder / MODEL_FOLDER if (folder / MODEL_FOLDER / "config.json").exists() else folder
     config, variables = load_model(folder)
