@@ -14,7 +14,6 @@ from typing import Annotated
 
 from pydantic import Field
 
-from t2l_jax.data.tasks import evenly
 from t2l_jax.errors import UserError
 from t2l_jax.io.files import open_file, os_errors_explained, parse_json
 from t2l_jax.schema import Schema, Several, Text, checked
@@ -49,9 +48,10 @@ def write(folder: Path, descriptions: Descriptions) -> None:
     if descriptions != NONE:
         room = MOST_BYTES - len(_packable(descriptions.model_copy(update={"trained": ("",)})))
         sizes = [len(json.dumps(text, ensure_ascii=False).encode()) + 2 for text in descriptions.trained]
-        most = next((n for n in range(len(sizes), 0, -1) if sum(evenly(sizes, n)) <= room), 0)
-        kept = descriptions.model_copy(update={"trained": tuple(evenly(descriptions.trained, most))})
-        (folder / FILE).write_bytes(gzip.compress(_packable(kept), mtime=0))
+        evenly = ([index * len(sizes) // most for index in range(most)] for most in range(len(sizes), 0, -1))
+        kept = next((rows for rows in evenly if sum(sizes[row] for row in rows) <= room), [])
+        descriptions = descriptions.model_copy(update={"trained": tuple(descriptions.trained[row] for row in kept)})
+        (folder / FILE).write_bytes(gzip.compress(_packable(descriptions), mtime=0))
 
 
 def _packable(descriptions: Descriptions) -> bytes:
