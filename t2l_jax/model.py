@@ -18,7 +18,7 @@ from t2l_jax.hypernet import Condition, HypernetConfig, Variables, write_adapter
 from t2l_jax.io import descriptions
 from t2l_jax.io.descriptions import NONE, Descriptions
 from t2l_jax.io.files import os_errors_explained, refuse_existing
-from t2l_jax.io.locations import ModelFiles, fetch, resolve
+from t2l_jax.io.locations import HUB_NAME, ModelFiles, fetch, resolve
 from t2l_jax.io.model_card import LIBRARY, PAPER, PIPELINE, TAGS, front_matter
 from t2l_jax.io.published import (
     ENCODER_FOLDER,
@@ -109,9 +109,14 @@ class Model(ModelHubMixin, library_name=LIBRARY, tags=[*TAGS], pipeline_tag=PIPE
         comes with the text encoder runs only with `trust_remote_code`. Raises UserError if there is no such model, if
         it is neither to be fetched nor in the cache, or if its files are damaged.
         """
-        folder = Path(pretrained_model_name_or_path)
+        name, folder = str(pretrained_model_name_or_path), Path(pretrained_model_name_or_path)
         if not folder.is_dir():
-            folder = fetch(str(pretrained_model_name_or_path), revision, **options)
+            if not HUB_NAME.fullmatch(name):
+                raise UserError(
+                    f"{name}: no folder: from_pretrained takes one, or org/name of the hub; t2l_jax.load takes "
+                    "hf:org/name, pypi:package==version and the names of bundled models"
+                )
+            folder = fetch(name, revision, **options)
         return _from_folder(folder, trust_remote_code)
 
     @cached_property

@@ -290,9 +290,14 @@ def test_pushed_to_the_hub_and_pulled_it_is_the_same(model, hub, monkeypatch):
 
 @pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 def test_what_cannot_be_pulled_is_said(model, hub, monkeypatch, tmp_path):
-    for name in ("org/none", "a b", "../x", "hf:org/none"):
+    for name in ("org/none", "../x"):
         with pytest.raises(UserError, match="could not be fetched"):
             Model.from_pretrained(name)
+    hub.seen.clear()
+    for name in ("a b", "hf:org/none", "smollm2-family"):
+        with pytest.raises(UserError, match=f"^{name}: no folder: .* takes one, or org/name of the hub; t2l_jax.load"):
+            Model.from_pretrained(name)
+    assert not hub.seen
     model.push_to_hub("org/mine", private=True)
     with pytest.raises(UserError, match="org/mine@v9: could not be fetched"):
         Model.from_pretrained("org/mine", revision="v9")

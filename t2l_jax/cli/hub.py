@@ -22,11 +22,19 @@ def check_private(repo: str | None, private: bool) -> None:
         raise UserError("--private is for --push org/name")
 
 
-def check(repo: str | None) -> None:
-    """Before the work: raise UserError if there is a repository to push to and that will not be possible."""
-    if repo is not None:
-        from t2l_jax.io.hub import check_push
+def check(repo: str | None, entries: int = 0) -> None:
+    """Before the work: raise UserError if there is a repository to push to and that will not be possible.
 
+    `entries` is how many files and folders the output will have at its top.
+    """
+    if repo is not None:
+        from t2l_jax.io.hub import MOST_ENTRIES, check_push
+
+        if entries > MOST_ENTRIES:
+            raise UserError(
+                f"--push {repo}: {entries:,} files and folders beside each other, of which the hub takes "
+                f"{MOST_ENTRIES:,}: divide the lines among several repositories"
+            )
         check_push(repo)
 
 

@@ -94,12 +94,13 @@ class Generate:
 
     def _many(self, file: Path) -> None:
         from t2l_jax import bulk, distributed, load
+        from t2l_jax.io.adapter_store import STORE_FILES
 
         distributed.start(self.distributed, stops=False)
         with distributed.together():
             requests = bulk.read_requests(file)
             if distributed.is_main():
-                hub.check(self.push)
+                hub.check(self.push, len(requests) + len(STORE_FILES))
             model = load(self.model, trust_remote_code=self.trust_remote_code)
         packed = self.format == "packed"
         made = bulk.generate_to_folder(model, requests, self.out, self.batch, packed, self.dtype, self.base_name)

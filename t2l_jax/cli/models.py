@@ -35,7 +35,8 @@ class Models:
 class Publish:
     """Export a trained hypernetwork to a folder that others can load.
 
-    The folder contains config.json, model.safetensors, README.md and, if the text encoder has an adapter, encoder/.
+    The folder contains config.json, model.safetensors, README.md and, if the text encoder has an adapter, encoder/;
+    also descriptions.json.gz, a description of each training task, unless --no-descriptions is given.
 
     Examples:
       t2l publish runs/words --out smollm2-words
@@ -53,18 +54,30 @@ class Publish:
     """LoRA alpha of the generated adapters; a smaller value weakens them. Default: the alpha of training."""
     results: Annotated[Path | None, arg(metavar="FOLDER")] = None
     """Output folder of a t2l evaluate of this model, whose averages its card then has."""
+    descriptions: bool = True
+    """Include a description of each training task, which t2l serve compares new ones with."""
     push: hub.Push = None
     private: hub.Private = False
 
     def run(self) -> None:
+        from t2l_jax.io import descriptions
         from t2l_jax.io.files import refuse_existing
         from t2l_jax.io.published import publish
 
         hub.check_private(self.push, self.private)
         refuse_existing(self.out)
         hub.check(self.push)
-        config = publish(self.run_folder, self.out, encoder=self.encoder, alpha=self.alpha, results=self.results)
+        config = publish(
+            self.run_folder,
+            self.out,
+            encoder=self.encoder,
+            alpha=self.alpha,
+            results=self.results,
+            descriptions=self.descriptions,
+        )
+        count = len(descriptions.read(self.out).trained)
         print(f"hypernetwork for {config.base_name} published to {self.out}")
+        print(f"descriptions of training tasks in it: {count:,}")
         hub.push(self.out, self.push, self.private)
 
 

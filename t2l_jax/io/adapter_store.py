@@ -49,6 +49,7 @@ from t2l_jax.schema import Schema, Text, checked, shown
 
 STORE_FILE = "store.json"
 MANIFEST_FILE = "manifest.jsonl"
+STORE_FILES = (STORE_FILE, MANIFEST_FILE, CARD_FILE)  # beside the adapters
 WRITERS = 2  # threads
 QUEUE_BYTES = 2**28  # bytes of adapters queued for the writers, at most
 
@@ -57,7 +58,7 @@ def check_adapter_names(names: Sequence[str]) -> None:
     """Raise UserError if a name is unsafe as a folder name, that of a file of the store, or given twice."""
     seen: set[str] = set()
     for name in names:
-        if check_name(name).lower() in (STORE_FILE, MANIFEST_FILE, CARD_FILE.lower()):
+        if check_name(name).lower() in [file.lower() for file in STORE_FILES]:
             raise UserError(f"an adapter cannot be named {name}: the store has a file of that name")
         if name in seen:
             raise UserError(f"the name {name!r} is given to two adapters: names must differ")

@@ -29,11 +29,11 @@ def verbatim(text: str) -> str:
 
 
 def cell(text: str) -> str:
-    """The text in one line that means nothing to markdown or HTML, cut if it is long."""
+    """The text in one line that means nothing to markdown or HTML, cut if it is long. "www.org" would be a link."""
     line = " ".join(text.split())
     line = line if len(line) <= SHOWN_CHARACTERS else line[: SHOWN_CHARACTERS - 3] + "..."
     return re.sub(
-        r"[!-~]", lambda match: match[0] if match[0].isalnum() or match[0] in ".,?!'-" else _entity(match[0]), line
+        r"[!-~]", lambda match: match[0] if match[0].isalnum() or match[0] in ",?!'-" else _entity(match[0]), line
     )
 
 

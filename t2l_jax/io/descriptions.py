@@ -41,10 +41,21 @@ NONE = Descriptions()
 
 
 def write(folder: Path, descriptions: Descriptions) -> None:
-    """Write the file, unless there is nothing to say."""
+    """Write the file, unless there is nothing to say.
+
+    It has as many of the training tasks' descriptions, evenly spaced, as MOST_BYTES have room for.
+    """
     if descriptions != NONE:
-        text = json.dumps(descriptions.model_dump(), indent=0, ensure_ascii=False)
-        (folder / FILE).write_bytes(gzip.compress(text.encode(), mtime=0))
+        room = MOST_BYTES - len(_packable(descriptions.model_copy(update={"trained": ("",)})))
+        sizes = [len(json.dumps(text, ensure_ascii=False).encode()) + 2 for text in descriptions.trained]
+        evenly = ([index * len(sizes) // most for index in range(most)] for most in range(len(sizes), 0, -1))
+        kept = next((rows for rows in evenly if sum(sizes[row] for row in rows) <= room), [])
+        descriptions = descriptions.model_copy(update={"trained": tuple(descriptions.trained[row] for row in kept)})
+        (folder / FILE).write_bytes(gzip.compress(_packable(descriptions), mtime=0))
+
+
+def _packable(descriptions: Descriptions) -> bytes:
+    return json.dumps(descriptions.model_dump(), indent=0, ensure_ascii=False).encode()
 
 
 def read(folder: Path) -> Descriptions:

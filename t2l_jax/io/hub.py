@@ -15,9 +15,9 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from t2l_jax.errors import UserError
 from t2l_jax.io.files import PARTIAL_SUFFIX
-from t2l_jax.io.locations import HTTP_ERROR
+from t2l_jax.io.locations import BAD_TOKEN, HTTP_ERROR, TOKEN, TOKENS
 
-TOKENS = "https://huggingface.co/settings/tokens"
+MOST_ENTRIES = 10_000  # of a folder in a repository: the hub wants no more
 
 
 def check_push(repo: str) -> None:
@@ -30,8 +30,11 @@ def check_push(repo: str) -> None:
         raise UserError(f"--push {repo[:120]}: write org/name, or your user name and a name")
     if constants.HF_HUB_OFFLINE:
         raise UserError(f"--push {repo}: HF_HUB_OFFLINE is set: unset it, or leave --push out and upload later")
-    if get_token() is None:
+    token = get_token()
+    if token is None:
         raise UserError(f"--push {repo}: no token: run `hf auth login`, or set HF_TOKEN to one of {TOKENS}")
+    if not TOKEN.fullmatch(token):  # the HTTP library's error would show it
+        raise UserError(f"--push {repo}: {BAD_TOKEN}")
     try:
         user = HfApi().whoami()
     except (HTTP_ERROR, OSError, ValueError) as error:
@@ -55,17 +58,24 @@ def _check_rights(repo: str, user: dict[str, Any]) -> None:
 def push_folder(folder: Path, repo: str, private: bool | None = None) -> str:
     """Upload a folder to a repository of the hub, which is created if needed; return its address.
 
-    Raises UserError that says how to go on: the folder stays as it is.
+    Raises UserError that says how to go on: the folder stays as it is. With `private`, nothing is uploaded to a
+    repository that exists and is public.
     """
     api = HfApi()
     try:
         url = str(api.create_repo(repo, private=private, exist_ok=True))
+        if private and not api.repo_info(repo).private:  # one that exists stays as visible as it was
+            raise UserError(
+                f"{repo} exists and is public: make it private on the hub, or choose another name; {folder} is complete"
+            )
         api.upload_folder(
             repo_id=repo,
             folder_path=folder,
             commit_message="Upload by t2l_jax",
             ignore_patterns=[f".*{PARTIAL_SUFFIX}", f".*{PARTIAL_SUFFIX}/*"],
         )
+    except UserError:
+        raise
     except Exception as error:  # of the hub's client, the HTTP library, the uploader in Rust, or the file system
         again = f"hf upload {repo} {shlex.quote(str(folder))} ." + " --private" * bool(private)
         raise UserError(

@@ -40,6 +40,9 @@ _HUB_WANTED = [
     "README.md",
 ]
 _HUB_UNWANTED = ["original/*", "consolidated*", "onnx/*"]
+TOKENS = "https://huggingface.co/settings/tokens"
+TOKEN = re.compile(r"[!-~]+")
+BAD_TOKEN = f"the token has a character that no token has: copy it again, or make one at {TOKENS}"
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB = re.compile(rf"({HUB_NAME.pattern})(?:@([\w./-]+))?(?::([\w./-]+\.gguf))?")
 
@@ -125,6 +128,8 @@ def _hub_errors_explained(name: str) -> Iterator[None]:
         yield
     except (OSError, ValueError, HTTP_ERROR, EntryNotFoundError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if (isinstance(error, UnicodeEncodeError) and error.encoding == "ascii") or "Bearer" in reason:
+            raise UserError(f"hf:{name}: {BAD_TOKEN}") from None
         raise UserError(
             f"hf:{name}: could not be fetched ({reason}). Check the name and the connection; "
             "offline, only models that were downloaded before can be used"

@@ -92,8 +92,12 @@ class _Shard:
         self._starts = {name: 8 + len(text) + begin for name, begin in ends.items()}
         self._partial = partial_path(path.parent)
         self._file = os.open(self._partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        self._pwrite(np.frombuffer(len(text).to_bytes(8, "little") + text, np.uint8), 0)
-        os.ftruncate(self._file, 8 + len(text) + end)
+        try:
+            self._pwrite(np.frombuffer(len(text).to_bytes(8, "little") + text, np.uint8), 0)
+            os.ftruncate(self._file, 8 + len(text) + end)
+        except BaseException:
+            self.abandon()  # the store does not know it yet
+            raise
 
     def write(self, row: int, arrays: Mapping[str, np.ndarray]) -> None:
         """Write adapters [n, ...] from a row on, each leaf with one write; the last one gives the shard its name."""

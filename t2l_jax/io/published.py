@@ -155,11 +155,11 @@ def save_model(
     with atomic_folder(folder, replace=True) as partial:
         (partial / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n")
         (partial / "model.safetensors").write_bytes(save(tensors))
-        (partial / "README.md").write_text(card)
+        (partial / "README.md").write_text(card, encoding="utf-8")
         if encoder_adapter is not None:
             copy_adapter(encoder_adapter, partial / ENCODER_FOLDER)
         if chat_template is not None:
-            (partial / TEMPLATE_FILE).write_text(chat_template)
+            (partial / TEMPLATE_FILE).write_text(chat_template, encoding="utf-8")
         descriptions_file.write(partial, descriptions)
 
 
@@ -211,14 +211,21 @@ Architecture: {config.hypernet.head}. Prompt mode: {config.prompt}.
 
 
 def publish(
-    folder: Path, out: Path, *, encoder: Path | None = None, alpha: float | None = None, results: Path | None = None
+    folder: Path,
+    out: Path,
+    *,
+    encoder: Path | None = None,
+    alpha: float | None = None,
+    results: Path | None = None,
+    descriptions: bool = True,
 ) -> ModelConfig:
     """Copy a trained model to a new folder, optionally with another text encoder adapter or another LoRA alpha.
 
     `folder` is a published folder or a run folder, `encoder` a PEFT folder; weights are copied unchanged. Alpha scales
-    the generated adapters. `results` is the folder of an evaluation of what is published, for its card. Returns the new
-    configuration. Raises UserError if the model is damaged, if `encoder` adapts another text encoder than the model's,
-    if `results` are another model's, or if `out` exists.
+    the generated adapters. `results` is the folder of an evaluation of what is published, for its card. Without
+    `descriptions`, those of the training tasks stay out. Returns the new configuration. Raises UserError if the model
+    is damaged, if `encoder` adapts another text encoder than the model's, if `results` are another model's, or if `out`
+    exists.
     """
     folder = folder / MODEL_FOLDER if (folder / MODEL_FOLDER / "config.json").exists() else folder
     config, variables = load_model(folder)
@@ -241,12 +248,13 @@ def publish(
     with atomic_folder(out) as partial:
         (partial / "config.json").write_text(json.dumps(changed.to_dict(), indent=2) + "\n")
         (partial / "model.safetensors").write_bytes(weights)
-        (partial / "README.md").write_text(card)
+        (partial / "README.md").write_text(card, encoding="utf-8")
         if own is not None:
             copy_adapter(own, partial / ENCODER_FOLDER)
         if template is not None:
-            (partial / TEMPLATE_FILE).write_text(template)
-        descriptions_file.write(partial, descriptions_file.read(folder))
+            (partial / TEMPLATE_FILE).write_text(template, encoding="utf-8")
+        if descriptions:
+            descriptions_file.write(partial, descriptions_file.read(folder))
     return changed
 
 

@@ -16,6 +16,7 @@ from command_line import MODEL, ROOT, assert_refused, run
 from hub_server import connect, running
 
 import t2l_jax
+from t2l_jax.io import descriptions
 from t2l_jax.io.peft import load_peft
 
 # The hub's client calls its HTTP library in a way that is deprecated.
@@ -55,7 +56,7 @@ def test_many_adapters_are_one_repository_with_a_folder_each(capsys, place, hub)
         ["README.md", "manifest.jsonl", "store.json", *(f"{name}/{file}" for name in "abc" for file in FILES)]
     )
     card = repo.files["README.md"][0].decode()
-    assert "| b | Say b. |" in card
+    assert "| b | Say b&#46; |" in card
     assert huggingface_hub.ModelCard(card).data.base_model == "org/other"
     found = download("org/b", allow_patterns="b/*") / "b"
     jax.tree.map(np.testing.assert_array_equal, load_peft(found).weights, load_peft("new/b").weights)
@@ -66,6 +67,7 @@ def test_many_adapters_are_one_repository_with_a_folder_each(capsys, place, hub)
 def test_a_hypernetwork_is_published_and_pulled(capsys, place, hub):
     status, out, err = run(capsys, "publish", "models/good", "--out", "new", "--push", "ada/net")
     assert (status, err) == (0, "")
+    assert "\ndescriptions of training tasks in it: 0\n" in out
     assert out.endswith(f"new pushed to {hub.url}/ada/net\n")
     found, wanted = t2l_jax.load("hf:ada/net"), t2l_jax.load("models/good")
     assert found.fingerprint == wanted.fingerprint
@@ -109,6 +111,25 @@ def test_what_could_not_be_pushed_is_there_and_the_line_that_pushes_it(capsys, p
     assert err.startswith("t2l: error: not pushed to org/a: ")
     assert err.endswith("new is complete: `hf upload org/a new .` tries again\n")
     assert load_peft("new").spec.rank == 2
+
+
+def test_published_descriptions_are_counted_and_can_stay_out(capsys, place):
+    shutil.copytree("models/good", "new/model")
+    descriptions.write(Path("new/model"), descriptions.Descriptions(trained=("Say a.", "Say b.")))
+    assert run(capsys, "publish", "new/model", "--out", "new/all")[1].endswith("training tasks in it: 2\n")
+    status, out, _ = run(capsys, "publish", "new/model", "--out", "new/none", "--no-descriptions")
+    assert (status, out.splitlines()[1]) == (0, "descriptions of training tasks in it: 0")
+    assert t2l_jax.load("new/none").descriptions == descriptions.NONE
+
+
+def test_more_adapters_than_a_repository_takes_are_refused_at_once(capsys, place, hub, monkeypatch):
+    Path("t.jsonl").write_text(LINES)
+    monkeypatch.setattr("t2l_jax.io.hub.MOST_ENTRIES", 5)  # three adapters, and three files beside them
+    arguments = ("generate", "--from", "t.jsonl", *MODEL, "--out", "new", "--push", "org/a")
+    assert_refused(capsys, "--push org/a: 6 files and folders beside each other, of which the hub takes 5", *arguments)
+    monkeypatch.setattr("t2l_jax.io.hub.MOST_ENTRIES", 6)
+    assert run(capsys, *arguments)[0] == 0
+    assert len({path.split("/")[0] for path in hub.repos["org/a"].files}) == 6
 
 
 @pytest.mark.slow

@@ -119,7 +119,7 @@ def test_the_card_of_a_folder_is_made_from_its_manifest(tmp_path):
     fill(tmp_path)
     write_collection_card(tmp_path, FILES.card)
     text = (tmp_path / "README.md").read_text()
-    assert [f"| {name} | Do {name}. |" in text for name in NAMES] == [True] * 6
+    assert [f"| {name} | Do {name}&#46; |" in text for name in NAMES] == [True] * 6
     assert fill(tmp_path) == []  # and the folder is still a store
     (tmp_path / "manifest.jsonl").write_text('{"name": 3}\n')
     with pytest.raises(UserError, match=r"manifest\.jsonl, line 1: field name"):

@@ -1,5 +1,6 @@
 """Cards of adapters: their YAML is PEFT's own, and no description gets out of its place."""
 
+import html
 import re
 
 import peft
@@ -23,6 +24,7 @@ HOSTILE = [
     "\n\n\n# Mine",
     "{{ card_data }} {% raw %}",
     "back\\slash \\| pipe",
+    "www.example.org ftp://example.org ada@example.org mailto:ada@example.org xmpp:ada@example.org",
 ]
 
 
@@ -91,13 +93,13 @@ def test_a_name_of_the_hub_is_a_text_in_yaml(name):
 def test_a_cell_is_one_line_without_markup(text):
     found = cell(text)
     assert "\n" not in found
-    assert not set(found) & set("|<>[]()`*_\\#!@:/") - set("&#;!")
+    assert not set(found) & set("|<>[]()`*_\\#!@:/.") - set("&#;!")
     assert re.sub(r"&#(\d+);", lambda match: chr(int(match[1])), found) == " ".join(text.split())
 
 
 def test_a_long_cell_is_cut():
-    assert len(cell("x" * 1000)) == 200
-    assert cell("x" * 1000).endswith("...")
+    assert len(html.unescape(cell("x" * 1000))) == 200
+    assert cell("x" * 1000).endswith("x&#46;&#46;&#46;")
 
 
 def test_a_collection_has_a_table_of_its_first_adapters():
@@ -105,7 +107,7 @@ def test_a_collection_has_a_table_of_its_first_adapters():
     text = CARD.of_collection(adapters, len(adapters), "manifest.jsonl")
     assert data_of(text) == data_of(CARD.text("Say a."))
     rows = re.findall(r"^\| (t\d+) \| (.*) \|$", text, re.MULTILINE)
-    assert rows[0] == ("t0", "Say 0 &#124; x.")
+    assert rows[0] == ("t0", "Say 0 &#124; x&#46;")
     assert len(rows) == SHOWN
     assert "The other 5 are in `manifest.jsonl`." in text
     assert "The other" not in CARD.of_collection(adapters[:SHOWN], SHOWN, "manifest.jsonl")

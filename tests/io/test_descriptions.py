@@ -8,6 +8,7 @@ import pytest
 from tiny_published import save_published, tiny_config
 
 from t2l_jax import load
+from t2l_jax.data.tasks import evenly
 from t2l_jax.errors import UserError
 from t2l_jax.io.descriptions import FILE, MOST_BYTES, NONE, Descriptions, ExampleTask, read, write
 from t2l_jax.io.published import PRETRAINED, load_model, publish, save_model
@@ -29,6 +30,18 @@ def test_they_are_published_with_a_model_and_go_with_it(tmp_path):
     publish(tmp_path / "model", tmp_path / "again", alpha=3.0)
     assert load(tmp_path / "again").descriptions == SOME
     assert load(tmp_path / "plain").descriptions == NONE
+
+
+def test_of_too_many_bytes_as_many_as_fit_are_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr("t2l_jax.io.descriptions.MOST_BYTES", 10_000)
+    trained = tuple(f"{index:04d} {'ä' * (index % 60)}" for index in range(400))
+    write(tmp_path, Descriptions(trained=trained, examples=SOME.examples))
+    found = read(tmp_path)
+    assert found.examples == SOME.examples
+    assert found.trained == tuple(evenly(trained, len(found.trained)))
+    assert len(gzip.decompress((tmp_path / FILE).read_bytes())) <= 10_000
+    more = found.model_copy(update={"trained": tuple(evenly(trained, len(found.trained) + 1))})
+    assert len(json.dumps(more.model_dump(), indent=0, ensure_ascii=False).encode()) > 9_990
 
 
 @pytest.mark.parametrize(

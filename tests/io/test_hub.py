@@ -9,11 +9,12 @@ import numpy as np
 import peft
 import pytest
 import transformers
-from hub_server import PAGE, Refused, connect, running
+from hub_server import PAGE, Refused, Repo, connect, running
 
 from t2l_jax.errors import UserError
 from t2l_jax.io import hub
 from t2l_jax.io.adapter_store import AdapterStore, write_collection_card
+from t2l_jax.io.locations import fetch
 from t2l_jax.io.peft import PeftFormat, load_peft
 from t2l_jax.lora import LoraModule, LoraSpec
 
@@ -138,6 +139,17 @@ def test_private_is_said_to_the_hub(lfs, tmp_path):
         hub.push_folder(tmp_path / "a", "bob/a", private=True)
 
 
+def test_nothing_private_goes_to_a_public_repository(lfs, tmp_path):
+    folder = fill(tmp_path / "a", 1)
+    lfs.repos["org/x"] = Repo()
+    with pytest.raises(UserError, match=r"^org/x exists and is public: make it private on the hub, or .* is complete$"):
+        hub.push_folder(folder, "org/x", private=True)
+    assert not lfs.repos["org/x"].files
+    lfs.repos["org/x"].private = True
+    hub.push_folder(folder, "org/x", private=True)
+    assert lfs.repos["org/x"].files
+
+
 @pytest.mark.parametrize(
     ("repo", "message"),
     [
@@ -183,6 +195,23 @@ def test_a_token_that_cannot_write_is_refused(lfs, monkeypatch, tmp_path, token,
             hub.push_folder(fill(tmp_path / "a", 1), "org/x")
         assert token not in str(error.value)
     assert not lfs.repos
+
+
+@pytest.mark.parametrize("token", ["hf_wé", "hf_w\x01", "hf_w rites"])
+def test_a_token_that_can_be_none_is_said_and_not_shown(lfs, monkeypatch, tmp_path, token):
+    connect(monkeypatch, lfs, tmp_path / "home", token)
+    reason = r"the token has a character that no token has: .* make one at https://huggingface.co/settings/tokens$"
+    with pytest.raises(UserError, match=rf"^--push org/x: {reason}") as error:
+        hub.check_push("org/x")
+    assert "hf_w" not in str(error.value)
+    assert not lfs.seen
+
+
+@pytest.mark.parametrize("token", ["hf_wé", "hf_w\nrites"])
+def test_nor_is_it_shown_where_a_model_is_fetched(lfs, token):
+    with pytest.raises(UserError, match=r"^hf:org/x: the token has a character that no token has: ") as error:
+        fetch("org/x", token=token)
+    assert "hf_w" not in str(error.value)
 
 
 def test_offline_nothing_is_asked(lfs, monkeypatch):

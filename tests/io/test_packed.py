@@ -162,12 +162,17 @@ def test_numbers_that_are_not_finite_are_neither_written_nor_read(tmp_path):
     assert [path.name for path in (tmp_path / "bad").iterdir()] == ["store.json"]
 
 
-def test_a_full_disk_ends_it_and_it_goes_on_later(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "full",
+    [lambda calls: len(calls) > 12, lambda calls: calls[-1] == 0 == calls.count(0) - 3],
+    ids=["anywhere", "at the header of the third shard"],
+)
+def test_a_full_disk_ends_it_and_it_goes_on_later(tmp_path, monkeypatch, full):
     write, calls = packed._Shard._pwrite, []
 
     def fills_up(self, data, place):
         calls.append(place)
-        if len(calls) > 12:
+        if full(calls):
             raise OSError(errno.ENOSPC, "No space left on device")
         write(self, data, place)
 

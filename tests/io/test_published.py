@@ -1,6 +1,7 @@
 """Published folders: what is written comes back, and what is damaged is named."""
 
 import errno
+import io
 import json
 import os
 from dataclasses import replace
@@ -15,7 +16,16 @@ from t2l_jax import hypernet
 from t2l_jax.errors import UserError
 from t2l_jax.io import published
 from t2l_jax.io.files import atomic_write
-from t2l_jax.io.published import ModelConfig, load_card, load_model, model_card, publish, save_model
+from t2l_jax.io.published import (
+    ModelConfig,
+    load_card,
+    load_model,
+    load_template,
+    model_card,
+    publish,
+    read_config,
+    save_model,
+)
 from t2l_jax.lora import Adapter
 
 NETS = {
@@ -318,3 +328,14 @@ def test_a_model_that_reads_what_it_cannot_is_refused(changes, message, tmp_path
     (folder / "config.json").write_text(json.dumps(data | changes))
     with pytest.raises(UserError, match=message):
         load_model(folder)
+
+
+def test_texts_are_utf8_whatever_the_locale_is(tmp_path, monkeypatch):
+    config, variables = load_model(save_published(tmp_path / "plain", tiny_config()))
+    card = "---\nlicense: mit\n---\n\n# Kärtchen\n"
+    monkeypatch.setattr(io, "text_encoding", lambda encoding, *_: encoding or "ascii")  # what pathlib asks
+    save_model(tmp_path / "m", config, variables, card, np.float32, chat_template="«{{ x }}»")
+    publish(tmp_path / "m", tmp_path / "copy")
+    for folder in (tmp_path / "m", tmp_path / "copy"):
+        assert load_template(folder, read_config(folder)) == "«{{ x }}»"
+        assert load_card(folder) == card
