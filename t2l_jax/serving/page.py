@@ -9,8 +9,7 @@ from starlette.routing import Route
 _FILES = {
     "/": ("index.html", "text/html"),
     "/page.css": ("page.css", "text/css"),
-    "/page.js": ("page.js", "text/javascript"),
-    "/api.js": ("api.js", "text/javascript"),
+    **{f"/{name}.js": (f"{name}.js", "text/javascript") for name in ("page", "adapter", "api", "elements")},
 }
 _HEADERS = {
     # Nothing from elsewhere, nothing inline: a description or an answer can never become code.

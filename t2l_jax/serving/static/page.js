@@ -1,22 +1,15 @@
 import * as api from "./api.js";
-
-const $ = (selector, root = document) => root.querySelector(selector);
-const copy = (id) => $(`#${id}`).content.firstElementChild.cloneNode(true);
-const element = (tag, text, attributes = {}) => {
-  const made = Object.assign(document.createElement(tag), { textContent: text });
-  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-  return made;
-};
+import { drawNorms, drawNearest } from "./adapter.js";
+import { $, copy, element, isLocked, lock } from "./elements.js";
 
 const LETTERS = ["A", "B"];
 const tasks = []; // { letter, element, adapter, text that it was written for, promise while it is being written }
-const mixture = "page-" + Array.from(crypto.getRandomValues(new Uint8Array(6)), (byte) => byte.toString(16)).join("");
-let mixed = false; // whether the server has the mixture
-let base = "";
-let asked = ""; // the message asked last
 const active = new Set(); // AbortControllers of the answers that come in
+let asking = false; // from a click on Send until all answers are there
+let base = "";
 
 const say = (text) => { $("#said").textContent = text; };
+const textOf = (task) => $("textarea", task.element).value.trim();
 const written = () => tasks.filter((task) => task.adapter);
 const share = () => Number($("#share").value) / 100;
 
@@ -27,21 +20,47 @@ function problem(root, error) {
   if (error instanceof api.KeyWanted) askForKey();
 }
 
+// Enter sends a form, unless an input method takes it to end a word.
+function sendOnEnter(field, form) {
+  field.addEventListener("keydown", (event) => {
+    if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+    event.preventDefault();
+    form.requestSubmit();
+  });
+}
+
+// What is visible and what can be clicked, from what there is.
+function arrange() {
+  const two = tasks.length === 2;
+  for (const task of tasks) {
+    const root = task.element;
+    $(".title", root).textContent = two ? `Description ${task.letter}` : "Description";
+    $(".adapter", root).hidden = !task.adapter || task.text !== textOf(task); // it is that of the text above it
+    for (const button of root.querySelectorAll(".download")) {
+      if (two) button.setAttribute("aria-label", `${button.textContent}, adapter ${task.letter}`);
+      else button.removeAttribute("aria-label");
+    }
+  }
+  $("#compare").hidden = two || !tasks[0].adapter;
+  $("#between").hidden = written().length < 2;
+  lock($("#send"), asking || active.size > 0);
+  lock($("#stop"), active.size === 0);
+}
+
 // The adapters
 
 function addTask() {
-  const task = { letter: LETTERS[tasks.length], element: copy("task-template"), adapter: null, text: null, writing: null };
-  const root = task.element;
+  const root = copy("task-template"), second = tasks.length > 0;
+  const task = { letter: LETTERS[tasks.length], element: root, adapter: null, text: null, writing: null, again: false };
   tasks.push(task);
-  $(".title", root).textContent = tasks.length > 1 ? `Description ${task.letter}` : "Description";
   $("form", root).addEventListener("submit", (event) => { event.preventDefault(); write(task); });
-  $("textarea", root).addEventListener("keydown", (event) => {
-    if (event.key === "Enter" && !event.shiftKey) { event.preventDefault(); $("form", root).requestSubmit(); }
-  });
+  sendOnEnter($("textarea", root), $("form", root));
+  $("textarea", root).addEventListener("input", arrange);
   for (const button of root.querySelectorAll(".download")) {
-    button.addEventListener("click", () => download(button, root, task.adapter.id, task.adapter.description));
+    const find = async () => ({ id: (await api.describe(task.text)).id, title: task.text }); // the server may have let go of it
+    button.addEventListener("click", () => download(button, root, find));
   }
-  $(".remove", root).hidden = tasks.length === 1;
+  $(".remove", root).hidden = !second;
   $(".remove", root).addEventListener("click", () => removeTask(task));
   $("#tasks").append(root);
   arrange();
@@ -52,28 +71,26 @@ function removeTask(task) {
   tasks.splice(tasks.indexOf(task), 1);
   task.element.remove();
   arrange();
-  $("#compare").focus();
+  ($("#compare").hidden ? $("textarea", tasks[0].element) : $("#compare")).focus();
 }
 
-function arrange() {
-  const two = tasks.length === 2;
-  $(".title", tasks[0].element).textContent = two ? "Description A" : "Description";
-  $("#compare").hidden = two || !tasks[0].adapter;
-  $("#between").hidden = written().length < 2;
-  $("#send").disabled = active.size > 0;
-  $("#stop").disabled = active.size === 0;
-}
-
-// Write the adapter of a task's description; true if that succeeds.
+// Write the adapter of a task's description; true if that succeeds. While one is written, it is followed by another.
 function write(task) {
-  task.writing ??= rewrite(task).finally(() => { task.writing = null; });
+  task.again = Boolean(task.writing);
+  task.writing ??= (async () => {
+    for (;;) {
+      const good = await rewrite(task);
+      if (!task.again) return good;
+      task.again = false;
+    }
+  })().finally(() => { task.writing = null; });
   return task.writing;
 }
 
 async function rewrite(task) {
-  const root = task.element, description = $("textarea", root).value.trim(), button = $("[type=submit]", root);
+  const root = task.element, description = textOf(task), button = $("[type=submit]", root);
   if (!description) return false;
-  button.disabled = true;
+  lock(button, true);
   problem(root, null);
   say("The adapter is being written.");
   try {
@@ -85,7 +102,7 @@ async function rewrite(task) {
     problem(root, error);
     return false;
   } finally {
-    button.disabled = false;
+    lock(button, false);
     arrange();
   }
 }
@@ -93,11 +110,9 @@ async function rewrite(task) {
 // Bring a task's adapter up to date with its text; false if that fails.
 async function refreshed(task) {
   await task.writing;
-  const text = $("textarea", task.element).value.trim();
-  if (text === (task.text ?? "")) return true;
-  if (text) return write(task);
+  if (textOf(task) === (task.text ?? "")) return true;
+  if (textOf(task)) return write(task);
   task.adapter = task.text = null;
-  $(".adapter", task.element).hidden = true;
   arrange();
   return true;
 }
@@ -106,92 +121,72 @@ const inSeconds = (seconds) => `${seconds < 0.095 ? seconds.toFixed(3) : seconds
 
 function show(task) {
   const { adapter, element: root } = task;
-  const size = `${(adapter.parameters / 1e6).toFixed(2)} million numbers, ${(adapter.parameters * 4 / 1e6).toFixed(1)} MB`;
+  const size = `${(adapter.parameters / 1e6).toFixed(2)} million numbers, ${((adapter.parameters * 4) / 1e6).toFixed(1)} MB`;
   const facts = `Written in ${inSeconds(adapter.seconds)}: ${size}, rank ${adapter.rank}.`;
   $(".facts", root).textContent = facts;
-  $(".adapter", root).hidden = false;
-  $(".far", root).hidden = $(".nearest", root).hidden = true;
+  $(".far", root).hidden = true;
+  $(".nearest ol", root).replaceChildren(element("li", "being looked for, which takes a while the first time"));
   say(facts);
   const current = (show) => (found) => { if (task.adapter === adapter) show(root, found); };
   const failed = (error) => problem(root, error);
-  api.norms(adapter.id).then(current(draw)).catch(failed);
-  api.nearest(adapter.id).then(current(compareToTrained)).catch(failed);
+  api.norms(adapter.id).then(current(drawNorms)).catch(failed);
+  api.nearest(adapter.id).then(current(showNearest)).catch(failed);
 }
 
-function draw(root, { norms }) {
-  const strips = $(".strips", root), table = $("table", root);
-  strips.replaceChildren();
-  table.replaceChildren();
-  const most = Math.max(...Object.values(norms).flat(), Number.MIN_VALUE);
-  const layers = Object.values(norms)[0].length;
-  table.createTHead().append(element("th", "layer", { scope: "col" }));
-  for (const [name, values] of Object.entries(norms)) {
-    const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
-    const [least, largest] = [Math.min(...values), Math.max(...values)].map((value) => value.toFixed(2));
-    svg.setAttribute("viewBox", `0 0 ${layers} 1`);
-    svg.setAttribute("preserveAspectRatio", "none");
-    svg.setAttribute("role", "img");
-    svg.setAttribute("aria-label", `${name}: between ${least} and ${largest}, largest in layer ${values.indexOf(Math.max(...values))}`);
-    values.forEach((value, layer) => {
-      const cell = document.createElementNS("http://www.w3.org/2000/svg", "rect");
-      for (const [key, number] of Object.entries({ x: layer + 0.05, y: 0, width: 0.9, height: 1 })) cell.setAttribute(key, number);
-      cell.setAttribute("fill-opacity", (value / most).toFixed(3));
-      svg.append(cell);
-    });
-    strips.append(element("p", `${name}, ${least} to ${largest}`), svg);
-    table.tHead.append(element("th", name, { scope: "col" }));
-  }
-  const body = table.createTBody();
-  for (let layer = 0; layer < layers; layer++) {
-    const row = body.insertRow();
-    row.append(element("th", layer, { scope: "row" }), ...Object.values(norms).map((values) => element("td", values[layer].toFixed(3))));
-  }
-  $(".axis", root).textContent = `Layer 0 on the left, layer ${layers - 1} on the right; the stronger the colour, the larger.`;
+function showNearest(root, found) {
+  drawNearest(root, found);
+  if (found.near === false) say($(".far", root).textContent);
 }
 
-function compareToTrained(root, { nearest, near }) {
-  $(".nearest", root).hidden = !nearest;
-  $(".far", root).hidden = near !== false;
-  if (!nearest) return;
-  $(".nearest ol", root).replaceChildren(
-    ...nearest.map((found) => element("li", `${found.description} (similarity ${found.similarity.toFixed(2)})`)),
-  );
-  if (near === false) say($(".far", root).textContent);
-}
-
-// Save a file of an adapter, under a name made of its description.
-async function download(button, root, name, description) {
-  button.disabled = true;
+// Save a file of the adapter that `find` gives, under a name made of its title.
+async function download(button, root, find) {
+  if (isLocked(button)) return;
+  lock(button, true);
   problem(root, null);
   try {
-    const part = button.dataset.file, blob = await api.file(name, part);
-    const stem = description.toLowerCase().replace(/[^a-z0-9]+/g, "-").replace(/^-|-$/g, "").slice(0, 60);
+    const { id, title } = await find();
+    const part = button.dataset.file, blob = await api.file(id, part);
+    const stem = title.toLowerCase().replace(/[^a-z0-9]+/g, "-").replace(/^-|-$/g, "").slice(0, 60);
     const link = element("a", "", { href: URL.createObjectURL(blob), download: `${stem || "adapter"}.${part.split(".")[1]}` });
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
   } catch (error) {
     problem(root, error);
   } finally {
-    button.disabled = false;
+    lock(button, false);
   }
 }
 
-// The conversation
+// The answers
 
 function models() {
   const found = [{ id: base, title: "Base model" }];
   for (const task of written()) {
     found.push({ id: task.adapter.id, title: tasks.length > 1 ? `Adapter ${task.letter}` : "With the adapter" });
   }
-  if (written().length === 2) found.push({ id: mixture, title: mixtureTitle(), mixed: true });
+  if (written().length === 2) found.push({ title: mixtureTitle(), mixed: true });
   return found;
 }
 
 const mixtureTitle = () => `Mixture, ${Math.round(share() * 100)}% of B`;
 
 async function ask(message) {
-  for (const task of tasks) if (!(await refreshed(task))) return;
-  asked = message;
+  asking = true;
+  arrange();
+  problem($("#chat"), null);
+  try {
+    if (!base) await begin();
+    for (const task of tasks) if (!(await refreshed(task))) return;
+    await askAll(message);
+  } catch (error) {
+    problem($("#chat"), error);
+  } finally {
+    asking = false;
+    arrange();
+  }
+}
+
+async function askAll(message) {
   const turn = copy("turn-template");
   $("h3", turn).textContent = message;
   $("#turns").prepend(turn);
@@ -216,8 +211,8 @@ async function answer(place, model, message) {
   problem(place, null);
   place.setAttribute("aria-busy", "true");
   try {
-    if (model.mixed) await mix(controller.signal);
-    for await (const piece of api.answer(model.id, message, controller.signal)) text.append(piece);
+    const id = model.mixed ? (await mix(controller.signal)).id : model.id;
+    for await (const piece of api.answer(id, message, controller.signal)) text.append(piece);
   } catch (error) {
     if (error.name !== "AbortError") problem(place, error);
   } finally {
@@ -227,21 +222,24 @@ async function answer(place, model, message) {
   }
 }
 
-const spoken = (place) => `${$("h4", place).textContent}: ${$(".text", place).textContent}`;
+// For screen readers: the beginning of an answer, and what went wrong.
+function spoken(place) {
+  const text = $(".text", place).textContent, wrong = $(".problem", place).textContent;
+  return `${$("h4", place).textContent}: ${text.length > 80 ? `${text.slice(0, 80)} and so on` : text} ${wrong}`;
+}
 
 // The mixture
 
-async function mix(signal) {
+function mix(signal) {
   const [one, other] = written().map((task) => task.adapter.id);
-  await api.mix(mixture, [{ name: one, weight: 1 - share() }, { name: other, weight: share() }], signal);
-  mixed = true;
+  return api.mix([{ name: one, weight: 1 - share() }, { name: other, weight: share() }], signal);
 }
 
 async function slide() {
-  const place = $("#turns .turn .mixture");
-  if (!asked || !place) return;
+  const place = $("#turns .turn:first-child .mixture");
+  if (!place) return;
   const title = ($("h4", place).textContent = mixtureTitle());
-  await answer(place, { id: mixture, mixed: true }, asked);
+  await answer(place, { mixed: true }, $("h3", place.closest(".turn")).textContent);
   if (title === mixtureTitle()) say(spoken(place));
 }
 
@@ -256,56 +254,55 @@ async function begin() {
   const found = await api.get("/v1/examples");
   base = found.base;
   $("#base").textContent = base;
-  $("#examples").replaceChildren(
-    ...found.examples.map((example) => {
-      const chip = element("button", example.description, { type: "button" });
-      chip.classList.add("quiet");
-      chip.addEventListener("click", () => {
-        const empty = tasks.find((task) => !$("textarea", task.element).value.trim()) ?? tasks.at(-1);
-        $("textarea", empty.element).value = example.description;
-        $("#message").value = example.input;
-        $("form", empty.element).requestSubmit();
-      });
-      return chip;
-    }),
-  );
+  $("#examples").replaceChildren(...found.examples.map((example) => {
+    const chip = element("button", example.description, { type: "button", class: "quiet" });
+    chip.addEventListener("click", () => {
+      const task = tasks.find((each) => !textOf(each)) ?? tasks.at(-1);
+      $("textarea", task.element).value = example.description;
+      $("#message").value = example.input;
+      $("form", task.element).requestSubmit();
+    });
+    return chip;
+  }));
 }
 
-if (location.hash.startsWith("#key=")) {
-  api.useKey(decodeURIComponent(location.hash.slice("#key=".length)));
-  history.replaceState(null, "", location.pathname); // so that it is in no bookmark
-}
 addTask();
 $("#compare").addEventListener("click", () => $("textarea", addTask().element).focus());
+sendOnEnter($("#message"), $("#chat"));
 $("#chat").addEventListener("submit", (event) => {
   event.preventDefault();
   const message = $("#message").value.trim();
-  if (message && !$("#send").disabled) ask(message);
-});
-$("#message").addEventListener("keydown", (event) => {
-  if (event.key === "Enter" && !event.shiftKey) { event.preventDefault(); $("#chat").requestSubmit(); }
+  if (message && !isLocked($("#send"))) ask(message);
 });
 $("#stop").addEventListener("click", () => { for (const controller of active) controller.abort(); });
-$("#share").addEventListener("input", () => { $("#share-shown").textContent = `${$("#share").value}%`; });
+$("#share").addEventListener("input", () => {
+  $("#share-shown").textContent = `${$("#share").value}%`;
+  $("#share").setAttribute("aria-valuetext", `${$("#share").value}% of B`);
+});
 $("#share").addEventListener("change", slide);
 for (const button of document.querySelectorAll("#between .download")) {
-  button.addEventListener("click", async () => {
-    try {
-      await mix();
-      await download(button, $("#between"), mixture, mixtureTitle());
-    } catch (error) {
-      problem($("#between"), error);
-    }
-  });
+  const find = async () => ({ title: mixtureTitle(), id: (await mix()).id });
+  button.addEventListener("click", () => download(button, $("#between"), find));
 }
-$("#key-form").addEventListener("submit", (event) => {
+$("#key-form").addEventListener("submit", async (event) => {
   event.preventDefault();
   try {
     api.useKey($("#key").value);
-    begin().then(() => { $("#key-form").hidden = true; }).catch((error) => problem($("#key-form"), error));
+    await begin();
+    $("#key-form").hidden = true;
+    $("textarea", tasks[0].element).focus();
   } catch (error) {
     problem($("#key-form"), error);
   }
 });
-addEventListener("pagehide", () => { if (mixed) api.forget(mixture).catch(() => {}); });
-begin().catch((error) => problem(error instanceof api.KeyWanted ? $("#key-form") : $("#chat"), error));
+
+try {
+  const given = location.hash.startsWith("#key=") ? location.hash.slice("#key=".length) : null;
+  if (given !== null) {
+    history.replaceState(null, "", location.pathname); // so that the key is in no bookmark
+    api.useKey(given);
+  }
+  await begin();
+} catch (error) {
+  problem(error instanceof api.KeyWanted ? $("#key-form") : $("#chat"), error);
+}
