@@ -47,7 +47,7 @@ def norms_of(entry: Entry) -> dict[str, Any]:
     """The Frobenius norms [L] of the adapter's change of each module; JSON has no number above float32's largest."""
     most = np.finfo(np.float32).max
     norms = {name: np.minimum(np.asarray(own), most) for name, own in delta_norms(entry.adapter).items()}
-    return {"norms": {name: own.round(6).tolist() for name, own in norms.items()}}
+    return {"norms": {name: own.tolist() for name, own in norms.items()}}
 
 
 class Nearest:

@@ -146,7 +146,7 @@ class Registry:
         check_name(name)
         if name.startswith((PREFIX, MIXED)) or name in (self.model.config.base_name, self.model.config.base):
             raise UserError(
-                f"the name {name[:80]!r} is taken: choose one that starts neither with {PREFIX} nor {MIXED}"
+                f"the name {name[:80]!r} is taken: choose one that begins with neither {PREFIX} nor {MIXED}"
             )
         with self._changed:
             if name in self._named and not replace:
@@ -242,8 +242,15 @@ def to_gguf(entry: Entry, model: Model) -> bytes:
     family, base = load_family(str(model.base.path))
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "adapter.gguf")
-        names = {"name": entry.name, "base_name": model.config.base_name, "description": entry.description}
-        save_gguf_adapter(entry.adapter, file, family, base, **names)
+        save_gguf_adapter(
+            entry.adapter,
+            file,
+            family,
+            base,
+            name=entry.name,
+            base_name=model.config.base_name,
+            description=entry.description,
+        )
         return file.read_bytes()
 
 

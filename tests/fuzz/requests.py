@@ -11,7 +11,7 @@ WEIRD = [
     None, True, False, 0, -1, 1, 2**31, 2**63, 2**64, -(2**70), 0.5, 1e308, "", " ", "x", "t2l:", "t2l:Say two.", BASE,
     "../../etc/passwd", "/etc/passwd", "a\0b", "\U0001f600" * 50, "é", "x" * 5000, [], [[]], [[[]]], {}, {"a": {}},
     [None], [1, "a"], ["a"] * 200, [0] * 3000,
-    [{"role": "user"}], {"type": "json_object"}, "%s%n", "{{7*7}}", "\r\nX: y",
+    [{"role": "user"}], {"type": "json_object"}, "%s%n", "{{7*7}}", "\r\nX: y", "t2l:one\ntwo",
 ]  # fmt: skip
 GOOD = {
     "/v1/chat/completions": {
@@ -22,7 +22,7 @@ GOOD = {
         "model": BASE, "prompt": "say the", "max_tokens": 2, "temperature": 0, "echo": True, "logprobs": 1, "n": 1,
         "stream": False,
     },
-    "/v1/adapters": {"name": "new", "description": "Say two.", "mix": [{"name": "new", "weight": 1}], "replace": False},
+    "/v1/adapters": {"name": "new", "description": "Say two.", "mix": [{"name": "new", "weight": 1}]},
     "/v1/load_lora_adapter": {"lora_name": "x", "lora_path": "one", "load_inplace": True},
     "/v1/unload_lora_adapter": {"lora_name": "x"},
 }  # fmt: skip

@@ -8,9 +8,11 @@ import io
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import zipfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -34,27 +36,31 @@ SORTED = "blue, hammer, plum, tiger"
 FAR = "Diagnose the patient's illness from the symptoms."
 
 
-def start(*options):
-    """`t2l serve` as a process, and its address."""
+@contextmanager
+def served(*options):
+    """`t2l serve` as a process, and its address; it ends with the block."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "XLA_"))}
     command = [sys.executable, "-m", "t2l_jax", "serve", "--port", "0", "--context", "512", *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=kept, cwd=ROOT)
     line = process.stdout.readline()
-    assert line.startswith("serving "), line
-    return process, line.split()[-1]
+    try:
+        assert line.startswith("serving "), line
+        yield process, line.split()[-1]
+    finally:
+        process.terminate()
+        process.communicate(timeout=60)
 
 
-def stop(process):
-    process.terminate()
-    process.communicate(timeout=60)
-    return process.returncode
+def ready(page):
+    """Wait until all answers are there."""
+    page.locator("#send[aria-disabled=false]").wait_for()
 
 
 @pytest.fixture(scope="module")
 def address(smollm2, minilm):
-    process, url = start()
-    yield url
-    assert stop(process) == 0
+    with served() as (process, url):
+        yield url
+    assert process.returncode == 0
 
 
 @pytest.fixture(scope="module")
@@ -111,8 +117,8 @@ def describe(page, text, which=0):
 def ask(page, message):
     page.get_by_label("Message").fill(message)
     page.get_by_role("button", name="Send").click()
-    page.locator("#stop:enabled").wait_for()
-    page.locator("#send:enabled").wait_for()
+    page.locator("#stop[aria-disabled=false]").wait_for()
+    ready(page)
     return answers(page)
 
 
@@ -136,11 +142,11 @@ def audit(page):
     return [f"{one['id']}: {one['nodes'][0]['html']}" for one in found.response["violations"]]
 
 
-def test_an_example_from_a_click_to_an_answer_beside_the_base_models(page, tmp_path):
+def test_an_example_from_a_click_to_an_answer_beside_the_base_models(page):
     page.get_by_role("button", name=ANIMAL).click()
     page.get_by_role("button", name="Send").click()  # the adapter that is being written is waited for
     page.locator(".answer .text", has_text="TIGER").wait_for()
-    page.locator("#send:enabled").wait_for()
+    ready(page)
     page.locator(".strips svg").first.wait_for()
     assert re.fullmatch(
         r"Written in \d+\.\d+ s: 0\.46 million numbers, 1\.8 MB, rank 8\.", page.locator(".facts").inner_text()
@@ -155,7 +161,6 @@ def test_an_example_from_a_click_to_an_answer_beside_the_base_models(page, tmp_p
     found = answers(page)
     assert found["With the adapter"] == "TIGER"
     assert len(found["Base model"]) > 20
-    picture(page, "page", tmp_path)
 
 
 def test_answers_come_piece_by_piece_and_can_be_stopped(page):
@@ -169,7 +174,7 @@ def test_answers_come_piece_by_piece_and_can_be_stopped(page):
     page.wait_for_timeout(1500)
     assert page.locator(".answer").get_attribute("aria-busy") == "true"
     page.get_by_role("button", name="Stop").click()
-    page.locator("#send:enabled").wait_for()
+    ready(page)
     assert len(page.evaluate("[...window.seen]")) > 5
     text = answers(page)["Base model"]
     page.wait_for_timeout(500)
@@ -187,7 +192,7 @@ def test_two_descriptions_and_what_lies_between_them(page, tmp_path):
     for key, title, expected in (("Home", "Mixture, 0% of B", "TIGER"), ("End", "Mixture, 100% of B", SORTED)):
         slider.press(key)
         page.locator("h4", has_text=title).wait_for()
-        page.locator("#send:enabled").wait_for()
+        ready(page)
         page.locator(".mixture .text", has_text=expected).wait_for()
     picture(page, "page_two", tmp_path)
     page.get_by_role("button", name="Remove").click()
@@ -222,14 +227,20 @@ def test_what_is_far_from_training_gets_a_warning(page):
 
 
 def test_errors_are_sentences(open_page, smollm2, minilm):
-    process, url = start("--context", "64")
-    page = open_page(url, expected=("400", "ERR_CONNECTION_REFUSED"))
-    page.get_by_label("Message").fill("word " * 500)
-    page.get_by_role("button", name="Send").click()
-    problem = page.locator(".answer .problem")
-    problem.wait_for()
-    assert re.fullmatch(r"The prompt has .* together more than the 64 of this server.*\.", problem.inner_text())
-    stop(process)
+    with served("--context", "64") as (process, url):
+        page = open_page(url, expected=("400", "ERR_CONNECTION_REFUSED", "ERR_INCOMPLETE_CHUNKED_ENCODING"))
+        page.get_by_label("Message").fill("word " * 500)
+        page.get_by_role("button", name="Send").click()
+        problem = page.locator(".answer .problem")
+        problem.wait_for()
+        assert re.fullmatch(r"The prompt has .* together more than the 64 of this server.*\.", problem.inner_text())
+        page.locator("#said", has_text="together more than the 64").wait_for(state="attached")
+        process.send_signal(signal.SIGSTOP)  # it takes the request and goes on no more
+        page.get_by_label("Message").fill("Tell me a story.")
+        page.get_by_role("button", name="Send").click()
+        page.wait_for_timeout(300)
+        process.kill()
+        page.locator(".turn").first.locator(".problem", has_text="The server does not answer.").wait_for()
     page.locator(".task textarea").fill(ANIMAL)
     page.get_by_role("button", name="Write the adapter").click()
     alert = page.locator(".task [role=alert]")
@@ -237,21 +248,68 @@ def test_errors_are_sentences(open_page, smollm2, minilm):
     assert alert.inner_text() == "The server does not answer. Is it still running?"
 
 
+def test_an_answer_that_breaks_off_says_so(open_page, smollm2, minilm):
+    with served() as (process, url):
+        page = open_page(url, expected=("ERR_INCOMPLETE_CHUNKED_ENCODING",))
+        page.get_by_label("Message").fill("Tell me a long story about a dragon.")
+        page.get_by_role("button", name="Send").click()
+        page.locator(".answer .text", has_text=re.compile(r"\w+ \w+")).wait_for()
+        process.kill()
+        problem = page.locator(".answer .problem")
+        problem.wait_for()
+        assert problem.inner_text() == "The answer broke off: the server has stopped."
+
+
 def test_a_key_is_asked_for(open_page, smollm2, minilm):
-    process, url = start("--api-key", "secret")
-    page = open_page(url, expected=("401",))
-    page.get_by_label("This server asks for its key").fill("wrong")
-    page.get_by_role("button", name="Use it").click()
-    page.locator("#key-form .problem", has_text="Wrong key").wait_for()
-    page.get_by_label("This server asks for its key").fill("secret")
-    page.get_by_role("button", name="Use it").click()
+    asked = "This server asks for its key"
+    with served("--api-key", "secret") as (_, url):
+        page = open_page(url, expected=("401",))
+        page.get_by_label(asked).fill("wrong")
+        page.get_by_role("button", name="Use it").click()
+        page.locator("#key-form .problem", has_text="Wrong key").wait_for()
+        page.get_by_label(asked).fill("secret")
+        page.get_by_role("button", name="Use it").click()
+        page.get_by_role("button", name=ANIMAL).click()
+        page.locator(".strips svg").first.wait_for()
+        assert page.get_by_label(asked).is_hidden()
+        other = open_page(f"{url}/#key=secret")
+        other.get_by_role("button", name=ANIMAL).wait_for()
+        assert other.url == f"{url}/"
+        for key in ("", "wrong", "%C3%A9"):
+            third = open_page(f"{url}/#key={key}", expected=("401",))
+            third.get_by_label(asked).wait_for()
+            assert third.locator(".task").count() == 1
+
+
+def test_what_was_written_last_is_what_is_shown(page):
+    """Examples clicked one after the other, text that is changed, and a message that is sent twice."""
     page.get_by_role("button", name=ANIMAL).click()
+    page.get_by_role("button", name=SORT).click()
     page.locator(".strips svg").first.wait_for()
-    assert page.get_by_label("This server asks for its key").is_hidden()
-    other = open_page(f"{url}/#key=secret")
-    other.get_by_role("button", name=ANIMAL).wait_for()
-    assert other.url == f"{url}/"
-    stop(process)
+    page.get_by_label("Message").press("Enter")
+    page.get_by_label("Message").press("Enter")
+    page.locator(".answer .text", has_text=SORTED).wait_for()
+    ready(page)
+    assert page.locator(".turn").count() == 1
+    page.locator(".task textarea").fill("Something else.")
+    assert page.locator(".adapter").is_hidden()
+    page.locator(".task textarea").fill(SORT)
+    assert page.locator(".adapter").is_visible()
+
+
+def test_the_slider_asks_the_message_above_its_answer(page):
+    describe(page, ANIMAL)
+    page.get_by_role("button", name="Compare with another description").click()
+    describe(page, SORT, 1)
+    ask(page, INPUT)
+    page.get_by_role("button", name="Remove").click()
+    ask(page, "zebra, cat, onion")
+    page.get_by_role("button", name="Compare with another description").click()
+    describe(page, SORT, 1)
+    page.get_by_label("Share of description B").press("End")
+    page.wait_for_timeout(1000)
+    assert page.locator(".turn").first.locator("h4").all_inner_texts() == ["Base model", "With the adapter"]
+    assert page.locator(".turn").nth(1).locator(".mixture h4").inner_text() == "Mixture, 50% of B"
 
 
 def test_the_keyboard_is_enough(page):
@@ -260,10 +318,11 @@ def test_the_keyboard_is_enough(page):
     page.keyboard.press("Enter")  # the first example
     page.locator(".strips svg").first.wait_for()
     for _ in range(20):
-        if page.evaluate("document.activeElement.id") == "message":
+        if page.evaluate("document.activeElement.id") == "send":
             break
         page.keyboard.press("Tab")
     page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "send"  # the focus stays
     page.locator(".answer .text", has_text="TIGER").wait_for()
     page.locator("#said", has_text="With the adapter: TIGER").wait_for(state="attached")
 

@@ -3,6 +3,7 @@
 import io
 import zipfile
 from functools import partial
+from urllib.parse import quote
 
 import jax
 import numpy as np
@@ -61,17 +62,43 @@ def test_mixtures(client):
     error(client.post("/v1/adapters", json={"name": "x"}), 400, "description")
     error(client.post("/v1/adapters", json={"name": "x", "description": "y", "mix": half}), 400, "description")
     error(client.post("/v1/adapters", json={"name": "../x", "description": "y"}), 400, "name")
-    error(client.post("/v1/adapters", json={"mix": half}), 400, "name")
 
 
-def test_an_adapter_is_replaced_if_that_is_asked_for(client):
-    body = {"name": "same", "mix": [{"name": "t2l:Say two.", "weight": 1}]}
-    assert client.post("/v1/adapters", json=body).status_code == 201
-    error(client.post("/v1/adapters", json=body), 400, "name")
-    body["mix"][0]["name"] = "t2l:Say three."
-    assert client.post("/v1/adapters", json=body | {"replace": True}).status_code == 201
-    assert answer(client, "same") == answer(client, "t2l:Say three.") != answer(client, "t2l:Say two.")
-    assert len(client.get("/v1/adapters").json()["data"]) == 1
+def test_a_mixture_without_a_name_is_kept_while_there_is_room(serve):
+    client = serve(most=3)
+    body = {"mix": [{"name": "t2l:Say two.", "weight": 0.25}, {"name": "t2l:Say three.", "weight": 0.75}]}
+    made = client.post("/v1/adapters", json=body)
+    name = made.json()["id"]
+    assert (made.status_code, made.json()["origin"], name.startswith("mix:")) == (201, "mix", True)
+    assert client.get("/v1/adapters").json()["data"] == []
+    client.post("/v1/adapters", json=body | {"name": "same"})
+    assert answer(client, name) == answer(client, "same")
+    assert client.get(f"/v1/adapters/{name}/norms").json() == client.get("/v1/adapters/same/norms").json()
+    error(client.post("/v1/adapters", json=body | {"name": name}), 400, "name")
+    for text in ("Say four.", "Say five.", "Say six.", "Say seven."):
+        answer(client, f"t2l:{text}")
+    error(client.get(f"/v1/adapters/{name}"), 404, "name", "model_not_found")
+    error(client.post("/v1/chat/completions", json=CHAT | {"model": name}), 404, "model", "model_not_found")
+    assert client.get("/v1/adapters/same").status_code == 200
+
+
+def test_any_description_can_be_in_a_path(client):
+    for text in ("Say one\ntwo | three <b>.", "a/b\r\n/norms", "?#/../x"):
+        made = client.post("/v1/adapters", json={"description": text})
+        assert made.status_code == 201
+        path = f"/v1/adapters/{quote(made.json()['id'], safe='')}"
+        for part in ("", "/norms", "/nearest", "/peft.zip", "/adapter.gguf"):
+            assert client.get(path + part).status_code == 200, (text, part)
+
+
+def test_norms_of_a_huge_upload_are_numbers(client, model, tmp_path):
+    save_peft(jax.tree.map(lambda leaf: leaf * 0 + 1e15, model.generate(["x"])[0]), tmp_path / "huge", base_model=BASE)
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for path in (tmp_path / "huge").iterdir():
+            archive.write(path, path.name)
+    assert client.put("/v1/adapters/huge/peft.zip", content=buffer.getvalue()).status_code == 201
+    assert client.get("/v1/adapters/huge/norms").json()["norms"]["q_proj"][0] > 1e30
 
 
 def test_without_a_name_a_description_is_the_name(client):
