@@ -1,7 +1,7 @@
 """Does a server with an adapter for every client keep up?
 
 Command: T2L_CACHE=... python -m experiments.benchmarks.serving                       (8 minutes on 2 cores)
-Answer:  all complete, six times as many tokens a second as one by one, and the first one later (results/serving)
+Answer:  all complete, five times as many tokens a second as one by one, and the first one later (results/serving)
 
 Starts `t2l serve` with the packaged model. Each of so many clients has a description of its own, whose adapter is
 written for it, and streams an answer of a fixed length; they come all at once, or one after the other. The adapters are
