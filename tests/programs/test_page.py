@@ -145,7 +145,7 @@ def audit(page):
 def test_an_example_from_a_click_to_an_answer_beside_the_base_models(page):
     page.get_by_role("button", name=ANIMAL).click()
     page.get_by_role("button", name="Send").click()  # the adapter that is being written is waited for
-    page.locator(".answer .text", has_text="TIGER").wait_for()
+    page.get_by_text("TIGER", exact=True).wait_for()
     ready(page)
     page.locator(".strips svg").first.wait_for()
     assert re.fullmatch(
@@ -288,7 +288,7 @@ def test_what_was_written_last_is_what_is_shown(page):
     page.locator(".strips svg").first.wait_for()
     page.get_by_label("Message").press("Enter")
     page.get_by_label("Message").press("Enter")
-    page.locator(".answer .text", has_text=SORTED).wait_for()
+    page.get_by_text(SORTED, exact=True).wait_for()
     ready(page)
     assert page.locator(".turn").count() == 1
     page.locator(".task textarea").fill("Something else.")
@@ -323,7 +323,7 @@ def test_the_keyboard_is_enough(page):
         page.keyboard.press("Tab")
     page.keyboard.press("Enter")
     assert page.evaluate("document.activeElement.id") == "send"  # the focus stays
-    page.locator(".answer .text", has_text="TIGER").wait_for()
+    page.get_by_text("TIGER", exact=True).wait_for()
     page.locator("#said", has_text="With the adapter: TIGER").wait_for(state="attached")
 
 
