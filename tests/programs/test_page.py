@@ -228,7 +228,7 @@ def test_what_is_far_from_training_gets_a_warning(page):
 
 def test_errors_are_sentences(open_page, smollm2, minilm):
     with served("--context", "64") as (process, url):
-        page = open_page(url, expected=("400", "ERR_CONNECTION_REFUSED", "ERR_INCOMPLETE_CHUNKED_ENCODING"))
+        page = open_page(url, expected=("400", "net::ERR_"))
         page.get_by_label("Message").fill("word " * 500)
         page.get_by_role("button", name="Send").click()
         problem = page.locator(".answer .problem")
@@ -250,7 +250,7 @@ def test_errors_are_sentences(open_page, smollm2, minilm):
 
 def test_an_answer_that_breaks_off_says_so(open_page, smollm2, minilm):
     with served() as (process, url):
-        page = open_page(url, expected=("ERR_INCOMPLETE_CHUNKED_ENCODING",))
+        page = open_page(url, expected=("net::ERR_",))
         page.get_by_label("Message").fill("Tell me a long story about a dragon.")
         page.get_by_role("button", name="Send").click()
         page.locator(".answer .text", has_text=re.compile(r"\w+ \w+")).wait_for()
