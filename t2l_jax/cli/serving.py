@@ -26,6 +26,8 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 class Serve:
     """Serve the base model and its adapters to OpenAI's clients: chat and text completions, streamed or whole.
 
+    The same address, opened in a browser, is a page to describe tasks, see their adapters and ask them.
+
     The name of the model in a request is the base model's, that of an adapter, or `t2l:` and a sentence that describes
     a task: its adapter is generated when it is first asked for. Requests with different adapters are decoded together.
     POST /v1/adapters {"name", "description"} gives an adapter a name. SIGTERM stops the server when the requests that

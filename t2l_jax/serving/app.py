@@ -129,9 +129,8 @@ class Server:
         return _file(data, f"{_stem(entry)}.gguf", "application/octet-stream")
 
     async def examples(self, request: Request) -> Response:
-        known = self.registry.model.descriptions
-        examples = [example.model_dump() for example in known.examples]
-        return JSONResponse({"base": self.name, "trained": len(known.trained), "examples": examples})
+        examples = [example.model_dump() for example in self.registry.model.descriptions.examples]
+        return JSONResponse({"base": self.name, "examples": examples})
 
     async def upload(self, request: Request) -> Response:
         name, registry = request.path_params["name"], self.registry
